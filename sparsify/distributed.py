@@ -14,7 +14,7 @@ _INSIDE = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", 
 _WRAPPED_OPTIMIZERS = ("AcceleratedOptimizer", "LightningOptimizer", "_FabricOptimizer")
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrap_model(model: nn.Module) -> nn.Module:
     """The module inside the wrappers of torch.compile and DDP. Raises ModelError for FSDP 1."""
     while type(model).__name__ in _INSIDE:
         model = getattr(model, _INSIDE[type(model).__name__])
@@ -26,7 +26,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def sharing(model: nn.Module) -> Any:
+def find_processes(model: nn.Module) -> Any:
     """The process group that trains this model, each process on its part of a batch.
 
     None for a single process.
@@ -41,7 +41,7 @@ def sharing(model: nn.Module) -> Any:
     return processes if torch.distributed.get_world_size(processes) > 1 else None
 
 
-def bare(optimizer: Any) -> torch.optim.Optimizer:
+def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     """The torch optimizer inside a wrapper of Accelerate, Lightning or Fabric, which take no step hooks."""
     while type(optimizer).__name__ in _WRAPPED_OPTIMIZERS:
         optimizer = optimizer.optimizer
@@ -63,7 +63,7 @@ class Extent:
     """A torch.distributed process group, over which sums are taken."""
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """This process's part of a sharded tensor (DTensor), in the same memory; another tensor as it is."""
     if not is_sharded(tensor):
         return tensor
@@ -71,7 +71,7 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather_tensor(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered, partial sums completed. All of its processes must call this."""
     if not is_sharded(tensor):
         return tensor
@@ -79,7 +79,7 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
-def alike(part: Tensor, parameter: Tensor) -> Tensor:
+def shard_like(part: Tensor, parameter: Tensor) -> Tensor:
     """This process's part of a tensor, as a DTensor that is sharded like the parameter."""
     if not is_sharded(parameter):
         return part
@@ -95,12 +95,12 @@ def alike(part: Tensor, parameter: Tensor) -> Tensor:
     return sharded
 
 
-def part_of(whole: Tensor, own: Extent | None) -> Tensor:
+def take_part(whole: Tensor, own: Extent | None) -> Tensor:
     """This process's part of a tensor that every process has."""
     return whole if own is None else whole.narrow(own.dim, own.start, own.length)
 
 
-def added(value: Tensor, processes: Any) -> Tensor:
+def add_over_processes(value: Tensor, processes: Any) -> Tensor:
     """Sum a value over processes in place; without processes it stays. All of them must call this."""
     if processes is not None:
         torch.distributed.all_reduce(value, group=processes)
@@ -123,7 +123,7 @@ def counts_of(number: int, processes: Any) -> list[int]:
     return found
 
 
-def before_this(number: int, processes: Any) -> tuple[int, int]:
+def sum_before(number: int, processes: Any) -> tuple[int, int]:
     """(sum of the numbers of the processes before this one, sum of all). All of them must call this."""
     if processes is None:
         return 0, number
@@ -131,7 +131,7 @@ def before_this(number: int, processes: Any) -> tuple[int, int]:
     return sum(found[: torch.distributed.get_rank(processes)]), sum(found)
 
 
-def extent(name: str, tensor: Any) -> Extent | None:
+def find_extent(name: str, tensor: Any) -> Extent | None:
     """The part of a sharded tensor in this process; None for a whole tensor.
 
     Raises ModelError where it is sharded over several dimensions.

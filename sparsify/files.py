@@ -16,7 +16,7 @@ LARGEST = 2**29
 """Bytes of a file that is read as text."""
 
 
-def read(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """Read a whole file. Raises RunError when it is missing, not a regular file, or far too large."""
     try:
         if not path.exists():
@@ -35,7 +35,7 @@ def as_json(value: Any) -> bytes:
 
 
 @contextmanager
-def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
+def replace_file(path: Path, shared: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write to; it becomes `path` when the block succeeds: fsync, rename, fsync.
 
     shared: other processes may write the same file at the same time, so the temporary name is unique.
@@ -59,7 +59,7 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
+def replace_folder(path: Path) -> Iterator[Path]:
     """The same for a folder. An existing folder is removed only after the new one is complete."""
     temporary, before = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     try:
@@ -81,9 +81,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def write(path: Path, data: bytes, shared: bool = False) -> None:
-    """Write a whole file or nothing; shared: as in `replacing`. Raises RunError."""
-    with replacing(path, shared) as temporary:
+def write_bytes(path: Path, data: bytes, shared: bool = False) -> None:
+    """Write a whole file or nothing; shared: as in `replace_file`. Raises RunError."""
+    with replace_file(path, shared) as temporary:
         temporary.write_bytes(data)
 
 

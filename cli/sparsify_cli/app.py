@@ -91,7 +91,7 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-def _root(
+def print_version(
     show_version: Annotated[
         bool,
         typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
@@ -100,7 +100,7 @@ def _root(
     """Recipes for structured sparsity: train, cut, verify and measure smaller PyTorch models."""
 
 
-def _commands() -> Any:
+def _load_commands() -> Any:
     app = typer.Typer(
         name="sparsify",
         cls=Commands,
@@ -109,7 +109,7 @@ def _commands() -> Any:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_root)
+    app.callback()(print_version)
     return typer.main.get_command(app)
 
 
@@ -147,7 +147,7 @@ def exit_code(arguments: Sequence[str] | None = None) -> int:
 
 def _run_command(arguments: Sequence[str] | None) -> int:
     try:
-        _commands()(args=arguments, prog_name="sparsify")
+        _load_commands()(args=arguments, prog_name="sparsify")
     except SystemExit as stop:
         sys.stdout.flush()
         return stop.code if isinstance(stop.code, int) else 0

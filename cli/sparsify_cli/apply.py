@@ -75,9 +75,9 @@ def command(
     folder = [resume] if resume is not None else []
     try:
         from sparsify.runs.apply import apply
-        from sparsify_cli.progress import narration
+        from sparsify_cli.progress import narrate
 
-        with raise_on_sigterm(), narration(quiet or _rank() > 0) as listener:
+        with raise_on_sigterm(), narrate(quiet or _read_rank() > 0) as listener:
             run = apply(
                 recipe,
                 model,
@@ -94,7 +94,7 @@ def command(
         message, code = describe_stop(stop, folder[-1] if folder else None, is_distributed)
         say(message)
         raise typer.Exit(code) from None
-    _finish(run, as_json)
+    _show_report(run, as_json)
 
 
 def _report_folder(remember: Callable[[Path], None], listener: Listener) -> Listener:
@@ -108,16 +108,16 @@ def _report_folder(remember: Callable[[Path], None], listener: Listener) -> List
     return tell
 
 
-def _rank() -> int:
+def _read_rank() -> int:
     """The rank of this process among those that torchrun or `accelerate launch` started."""
     return int(os.environ.get("RANK", "0"))
 
 
-def _finish(run: Path, as_json: bool) -> None:
+def _show_report(run: Path, as_json: bool) -> None:
     from sparsify_cli.report import show_report
 
     found = read_report(run)
-    if _rank():
+    if _read_rank():
         return  # only the first process prints
     if as_json:
         show_json(found.model_dump(mode="json"))

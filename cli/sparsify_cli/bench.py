@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sparsify.errors import SparsifyError
-from sparsify.recipe import presets
+from sparsify.recipe import list_presets
 from sparsify.reporting.benchmark_table import benchmark_table
 from sparsify_cli.render import say, show, show_json
 from sparsify_schemas.target import Target
@@ -49,7 +49,7 @@ def command(
     difference.
     """
     from sparsify.cost.measure import describe_environment
-    from sparsify.runs.benchmark import compare, read_candidates
+    from sparsify.runs.benchmark import read_candidates, time_pair
 
     found = read_candidates(artefacts)
     wanted = _choose_targets(found[0].targets, target, any(isinstance(c.model, bytes) for c in found))
@@ -58,7 +58,7 @@ def command(
         timed = []
         for name, spec in wanted.items():
             say(f"timing {found[0].name} against {other.name} on {name} for {seconds:g} s")
-            timed.append(compare(found[0], other, name, spec, seconds))
+            timed.append(time_pair(found[0], other, name, spec, seconds))
         pairs.append(tuple(timed))
     if as_json:
         show_json([{**asdict(c), "differs": c.differs} for timed in pairs for c in timed])
@@ -71,11 +71,11 @@ def command(
 def _choose_targets(known: Mapping[str, Target], name: str | None, onnx: bool) -> Mapping[str, Target]:
     """The target that was asked for, else those of the first model, or onnxruntime for an ONNX file."""
     if name is None:
-        return {"onnxruntime": presets()["onnxruntime"]} if onnx else known
-    if name not in known and name in presets():
-        return {name: presets()[name]}
+        return {"onnxruntime": list_presets()["onnxruntime"]} if onnx else known
+    if name not in known and name in list_presets():
+        return {name: list_presets()[name]}
     if name not in known:
-        near = get_close_matches(name, [*known, *presets()], 1)
+        near = get_close_matches(name, [*known, *list_presets()], 1)
         hint = f"the run has {', '.join(known)}, and `sparsify targets` lists the presets"
         if near:
             hint = f"did you mean '{near[0]}'?"

@@ -9,9 +9,9 @@ import typer
 from sparsify.errors import RunError, SparsifyError
 from sparsify.formatting.table import as_markdown as markdown
 from sparsify.recipe import load
-from sparsify.reporting.diff import Change, diff_recipes, diff_runs, resolved
+from sparsify.reporting.diff import Change, diff_recipes, diff_runs, resolve_recipe
 from sparsify.reporting.report_file import read_report
-from sparsify_cli.changes import tables
+from sparsify_cli.changes import list_tables
 from sparsify_cli.render import show, show_json
 
 
@@ -35,16 +35,20 @@ def command(
             f"{run} is a run and {recipe} a recipe; "
             f"compare two runs, or {run / 'recipe.yaml'} with the recipe"
         )
-    changes = _runs(a, b, unchanged) if runs[0] else diff_recipes(_recipe(a), _recipe(b), unchanged=unchanged)
+    changes = (
+        _diff_runs(a, b, unchanged)
+        if runs[0]
+        else diff_recipes(_read_recipe(a), _read_recipe(b), unchanged=unchanged)
+    )
     if as_json:
         rows = [asdict(c) for c in changes]
         if unchanged:
             rows = [{"changed": not c.same, **row} for c, row in zip(changes, rows, strict=True)]
         show_json(rows)
     elif as_markdown:
-        typer.echo(markdown(tables(changes)) or _same(runs[0]))
+        typer.echo(markdown(list_tables(changes)) or _say_same(runs[0]))
     else:
-        show(*(tables(changes) or (_same(runs[0]),)))
+        show(*(list_tables(changes) or (_say_same(runs[0]),)))
 
 
 def _is_run(path: Path) -> bool:
@@ -56,19 +60,21 @@ def _is_run(path: Path) -> bool:
     return path.is_dir()
 
 
-def _recipe(path: Path) -> dict[str, object]:
-    return resolved(load(path).recipe)
+def _read_recipe(path: Path) -> dict[str, object]:
+    return resolve_recipe(load(path).recipe)
 
 
-def _runs(a: Path, b: Path, unchanged: bool) -> tuple[Change, ...]:
+def _diff_runs(a: Path, b: Path, unchanged: bool) -> tuple[Change, ...]:
     found = read_report(a), read_report(b)
     for run in (a, b):
         if not (run / "recipe.yaml").is_file():
             raise RunError(f"{run / 'recipe.yaml'} is missing; the run is no longer complete")
-    return diff_runs(*found, _recipe(a / "recipe.yaml"), _recipe(b / "recipe.yaml"), unchanged=unchanged)
+    return diff_runs(
+        *found, _read_recipe(a / "recipe.yaml"), _read_recipe(b / "recipe.yaml"), unchanged=unchanged
+    )
 
 
-def _same(runs: bool) -> str:
+def _say_same(runs: bool) -> str:
     if runs:
         return "The two runs have the same recipe, figures and widths."
     return "The two recipes mean the same."

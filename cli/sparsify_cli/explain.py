@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from sparsify_cli.app import COMMANDS
-from sparsify_cli.flow import flow
-from sparsify_cli.render import show_json, width
-from sparsify_cli.topics import FAMILIES, WITHOUT_ENTRY, Key, Topic, all_topics, find
-from sparsify_schemas.lookup import fields
+from sparsify_cli.flow import to_flow
+from sparsify_cli.render import find_width, show_json
+from sparsify_cli.topics import FAMILIES, WITHOUT_ENTRY, Key, Topic, all_topics, find_topic
+from sparsify_schemas.lookup import list_fields
 from sparsify_schemas.recipe import Recipe
 
 MARGIN = 100
@@ -32,51 +32,51 @@ def command(
 ) -> None:
     """Explain a word of the recipe language (formula, keys, defaults, sources) or a command."""
     if what is None:
-        _list(as_json)
+        _list_topics(as_json)
     elif as_json:
-        show_json(asdict(find(what)))
+        show_json(asdict(find_topic(what)))
     else:
-        typer.echo("\n".join(_page(find(what))))
+        typer.echo("\n".join(_write_page(find_topic(what))))
 
 
-def _list(as_json: bool) -> None:
+def _list_topics(as_json: bool) -> None:
     topics = all_topics()
     if as_json:
         show_json({name: topic.summary for name, topic in topics.items()})
         return
     typer.echo("Keys of a recipe")
-    for name in [*(field.name for field in fields(Recipe)), *WITHOUT_ENTRY]:
-        typer.echo("\n".join(_entry(name, topics[name].summary, 12)))
+    for name in [*(field.name for field in list_fields(Recipe)), *WITHOUT_ENTRY]:
+        typer.echo("\n".join(_write_entry(name, topics[name].summary, 12)))
     typer.echo("\nKinds to choose from")
     for name in ("group", *FAMILIES):
-        typer.echo("\n".join(_entry(name, ", ".join(member for member, _ in topics[name].members), 12)))
+        typer.echo("\n".join(_write_entry(name, ", ".join(member for member, _ in topics[name].members), 12)))
     typer.echo(f"\nCommands\n  {', '.join(COMMANDS)}")
     typer.echo("\nExamples: `sparsify explain recipe`, `sparsify explain penalty`,")
     typer.echo("`sparsify explain group_lasso.scope`, `sparsify explain units`.")
 
 
-def _page(topic: Topic) -> Iterator[str]:
+def _write_page(topic: Topic) -> Iterator[str]:
     yield topic.name
     yield ""
     for line in _join_lines(topic.text):
-        yield from _wrap(line, _indent(line))
+        yield from _wrap(line, _find_indent(line))
     if topic.key is not None:
         yield ""
-        yield from _wrap(f"Takes: {_takes(topic.key)}", 7)
+        yield from _wrap(f"Takes: {_describe_values(topic.key)}", 7)
     if topic.keys:
         yield "\nKeys"
         broad = max(len(key.name) for key in topic.keys)
         for key in topic.keys:
-            yield from _entry(key.name, " ".join(key.meaning.split()), broad)
-            yield from _entry("", _takes(key), broad)
+            yield from _write_entry(key.name, " ".join(key.meaning.split()), broad)
+            yield from _write_entry("", _describe_values(key), broad)
     if topic.members:
         yield "\nKinds"
         broad = max(len(name) for name, _ in topic.members)
         for name, summary in topic.members:
-            yield from _entry(name, summary, broad)
+            yield from _write_entry(name, summary, broad)
 
 
-def _entry(name: str, said: str, broad: int) -> list[str]:
+def _write_entry(name: str, said: str, broad: int) -> list[str]:
     """A name and its text, with a hanging indent."""
     return _wrap(f"  {name:<{broad}}  {said}".rstrip(), broad + 4)
 
@@ -85,7 +85,7 @@ def _wrap(line: str, indent: int) -> list[str]:
     """Wrap a line to the width of the terminal. Spaces inside a formula are kept."""
     return wrap(
         line,
-        width(sys.stdout),
+        find_width(sys.stdout),
         subsequent_indent=" " * indent,
         break_long_words=False,
         break_on_hyphens=False,
@@ -100,7 +100,7 @@ def _join_lines(text: str) -> list[str]:
     lines: list[str] = []
     broken = False
     for line in text.splitlines():
-        if broken and line and not _indent(line):
+        if broken and line and not _find_indent(line):
             lines[-1] += f" {line}"
         else:
             lines.append(line)
@@ -108,13 +108,13 @@ def _join_lines(text: str) -> list[str]:
     return lines
 
 
-def _indent(line: str) -> int:
+def _find_indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
-def _takes(key: Key) -> str:
+def _describe_values(key: Key) -> str:
     if key.required:
         return f"{key.takes}; required"
     if key.default in (None, {}, []):
         return key.takes
-    return f"{key.takes}; default {flow(key.default)}"
+    return f"{key.takes}; default {to_flow(key.default)}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sparsify.formatting.numbers import accuracy, plural, size, tiny
+from sparsify.formatting.numbers import count_noun, format_accuracy, format_size, format_tiny
 from sparsify_cli.render import say, show, show_json
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ def command(
     if as_json:
         show_json({**asdict(made), "path": str(made.path)})
     else:
-        show("\n".join([f"{made.path}: {size(made.bytes)}", _verdict(made), *made.notes]))
+        show("\n".join([f"{made.path}: {format_size(made.bytes)}", _describe_export(made), *made.notes]))
 
 
-def _verdict(made: "Exported") -> str:
+def _describe_export(made: "Exported") -> str:
     if made.difference is None:
         return (
             f"Checked by {made.checked_by} only, as onnxruntime is not installed: the file is well-formed, "
@@ -66,7 +66,7 @@ def _verdict(made: "Exported") -> str:
     inputs = "on inputs of the plan's shapes"
     if made.batches:
         inputs = f"at batch {' and '.join(map(str, made.batches))}"
-    difference = f"largest difference {tiny(made.difference)} of the largest output"
+    difference = f"largest difference {format_tiny(made.difference)} of the largest output"
     compared = f"Reloaded ({made.checked_by}) and compared {inputs}: {difference}."
     own = made.quantised
     if own is None:
@@ -76,8 +76,8 @@ def _verdict(made: "Exported") -> str:
             "Calibrated on random inputs, as the recipe has no data: use the file for timing only. "
             + compared
         )
-    examples = plural(own.judged, f"{own.judged_on} example")
+    examples = count_noun(own.judged, f"{own.judged_on} example")
     return (
-        f"Calibrated on {plural(own.examples, 'training example')}. Reloaded ({made.checked_by}): "
-        f"it predicts the same class as the float32 model on {accuracy(own.agreement)} of {examples}."
+        f"Calibrated on {count_noun(own.examples, 'training example')}. Reloaded ({made.checked_by}): "
+        f"it predicts the same class as the float32 model on {format_accuracy(own.agreement)} of {examples}."
     )

@@ -3,21 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sparsify.formatting.numbers import MISSING, plain
+from sparsify.formatting.numbers import MISSING, format_plain
 
 
-def flow(value: Any) -> str:
+def to_flow(value: Any) -> str:
     """`{kind: magnitude, norm: 2}`; null values are left out of mappings."""
     if value is None:
         return MISSING
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
-        return plain(value) if isinstance(value, float) else str(value)
+        return format_plain(value) if isinstance(value, float) else str(value)
     if isinstance(value, Mapping):
         kind_first = sorted(value.items(), key=lambda item: item[0] != "kind")
-        pairs = [f"{key}: {flow(entry)}" for key, entry in kind_first if entry is not None]
+        pairs = [f"{key}: {to_flow(entry)}" for key, entry in kind_first if entry is not None]
         return f"{{{', '.join(pairs)}}}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(flow, value)) + "]"
+        return "[" + ", ".join(map(to_flow, value)) + "]"
     return str(value)

@@ -86,23 +86,23 @@ def command(
 ) -> None:
     """Write a commented recipe to start from, or copy one that ships with the package; never overwrites a
     file."""
-    copy = _sample(file or DEFAULT) if name is None else copy_recipe(name, file or Path(f"{name}.yaml"))
-    new = {path: text for path, text in copy.texts.items() if not _holds(path, text)}
+    copy = _make_sample(file or DEFAULT) if name is None else copy_recipe(name, file or Path(f"{name}.yaml"))
+    new = {path: text for path, text in copy.texts.items() if not _has_text(path, text)}
     for path in (copy.recipe, *new):
         if path.exists() or path.is_symlink():
-            raise _exists(path)
+            raise _make_error(path)
     for path, text in new.items():
         _write_new(path, text)
         typer.echo(str(path))
     say(f"next: sparsify validate {copy.recipe}, then {copy.command}")
 
 
-def _sample(file: Path) -> RecipeCopy:
+def _make_sample(file: Path) -> RecipeCopy:
     command = f"sparsify apply {file} --from-scratch"
     return RecipeCopy(file, {file: SAMPLE.format(name=file)}, command)
 
 
-def _holds(path: Path, text: str) -> bool:
+def _has_text(path: Path, text: str) -> bool:
     """Whether a file is there with this text: two recipes may share a Python file."""
     try:
         return path.read_text(encoding="utf-8") == text
@@ -115,10 +115,10 @@ def _write_new(path: Path, text: str) -> None:
         with path.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except FileExistsError:
-        raise _exists(path) from None
+        raise _make_error(path) from None
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def _exists(path: Path) -> RunError:
+def _make_error(path: Path) -> RunError:
     return RunError(f"{path}: exists already; name another file, or remove it first")

@@ -56,9 +56,9 @@ def command(
     """
     from sparsify.reporting import plan_tables
     from sparsify.runs.apply import preview
-    from sparsify_cli.progress import narration
+    from sparsify_cli.progress import narrate
 
-    with narration(False) as listener:  # a latency budget may have to time layers first
+    with narrate(False) as listener:  # a latency budget may have to time layers first
         plan = preview(
             recipe,
             model,
@@ -71,4 +71,4 @@ def command(
     if as_json:
         show_json(plan.to_json())
     else:
-        show(plan_tables.summary(plan), *plan_tables.tables(plan))
+        show(plan_tables.summarize(plan), *plan_tables.list_tables(plan))

@@ -18,7 +18,15 @@ from sparsify.events import (
     StepDone,
     silence,
 )
-from sparsify.formatting.numbers import count, metric, plain, plural, seconds, share, tiny
+from sparsify.formatting.numbers import (
+    count_noun,
+    format_count,
+    format_plain,
+    format_seconds,
+    format_share,
+    format_tiny,
+    metric,
+)
 from sparsify.formatting.verdict_text import LABELS
 from sparsify_cli.render import say
 from sparsify_schemas.task import Facts
@@ -31,12 +39,12 @@ _REDRAW = 0.1
 
 
 @contextmanager
-def narration(quiet: bool) -> Iterator[Listener]:
+def narrate(quiet: bool) -> Iterator[Listener]:
     """A listener for `apply`, closed when the block ends."""
     if quiet:
         yield silence
     elif sys.stderr.isatty():
-        with _bars() as listener:
+        with _draw_bars() as listener:
             yield listener
     else:
         yield _log
@@ -44,23 +52,23 @@ def narration(quiet: bool) -> Iterator[Listener]:
 
 def _log(event: Event) -> None:
     """Print one line for each event, except single steps."""
-    text = _sentence(event)
+    text = _describe_event(event)
     if text:
         say(text)
 
 
-def _sentence(event: Event) -> str:
+def _describe_event(event: Event) -> str:
     match event:
         case RunStarted():
             return f"{'continuing' if event.resumed else 'run'} {event.folder}"
         case StageStarted():
-            return _started(event)
+            return _describe_start(event)
         case StepDone():
             return ""
         case EpochDone():
-            return f"{event.stage}, epoch {event.epoch}: {_figures(event)}, {seconds(event.seconds)}"
+            return f"{event.stage}, epoch {event.epoch}: {_describe_figures(event)}, {format_seconds(event.seconds)}"
         case CutDone():
-            return _cut(event)
+            return _describe_cut(event)
         case Measuring():
             return f"{event.what}: {event.done} of {event.total}" if event.done in (0, event.total) else ""
         case Note():
@@ -69,19 +77,19 @@ def _sentence(event: Event) -> str:
             assert_never(event)
 
 
-def _started(event: StageStarted) -> str:
+def _describe_start(event: StageStarted) -> str:
     if event.kind in ("cut", "repair") or event.done == event.epochs:
         return ""
     if event.done:
         return f"{event.name}: continuing at epoch {event.done + 1} of {event.epochs}"
-    return f"{event.name}: {plural(event.epochs, 'epoch')} of {plural(event.steps_per_epoch, 'step')}"
+    return f"{event.name}: {count_noun(event.epochs, 'epoch')} of {count_noun(event.steps_per_epoch, 'step')}"
 
 
-def _figures(event: EpochDone) -> str:
-    parts = [f"loss {_loss(event.loss)}"]
+def _describe_figures(event: EpochDone) -> str:
+    parts = [f"loss {_format_loss(event.loss)}"]
     parts += _describe_metric(event)
-    parts.append(f"zero {share(event.sparsity)}")
-    parts += [f"{LABELS.get(what, what)} {share(left)}" for what, left in event.remaining]
+    parts.append(f"zero {format_share(event.sparsity)}")
+    parts += [f"{LABELS.get(what, what)} {format_share(left)}" for what, left in event.remaining]
     return ", ".join(parts)
 
 
@@ -98,23 +106,23 @@ def _format_metric(figure: float, judged_by: Facts) -> str:
     return text if judged_by == Facts() else f"{judged_by.name} {text}"
 
 
-def _cut(event: CutDone) -> str:
+def _describe_cut(event: CutDone) -> str:
     outcome = event.outcome
     if outcome == "equal":
-        outcome = f"equal (difference {tiny(event.difference)})"
-    macs, params = (" -> ".join(map(count, figures)) for figures in (event.macs, event.params))
+        outcome = f"equal (difference {format_tiny(event.difference)})"
+    macs, params = (" -> ".join(map(format_count, figures)) for figures in (event.macs, event.params))
     text = f"cut: {outcome}; MACs {macs}, parameters {params}"
     if event.validation_metric is not None:
         text += f", val {_format_metric(event.validation_metric, event.judged_by)}"
     return text
 
 
-def _loss(value: float) -> str:
-    return plain(float(f"{value:.3g}"))
+def _format_loss(value: float) -> str:
+    return format_plain(float(f"{value:.3g}"))
 
 
 @contextmanager
-def _bars() -> Iterator[Listener]:
+def _draw_bars() -> Iterator[Listener]:
     """A bar for the current stage; a finished stage leaves one line."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -148,7 +156,7 @@ def draw_events(progress: "Progress", write: Callable[[str], None]) -> Listener:
         if task:
             progress.remove_task(task.pop())
         if last:
-            write(f"{last[-1].stage}: {plural(last[-1].epoch, 'epoch')}, {_figures(last[-1])}")
+            write(f"{last[-1].stage}: {count_noun(last[-1].epoch, 'epoch')}, {_describe_figures(last[-1])}")
         last.clear()
 
     def meter(event: Measuring) -> None:
@@ -167,9 +175,9 @@ def draw_events(progress: "Progress", write: Callable[[str], None]) -> Listener:
 
     def draw(epoch: int, step: int, loss: float) -> None:
         started = stage[-1]
-        left = [f"{LABELS.get(w, w)} {share(v)}" for w, v in last[-1].remaining] if last else []
+        left = [f"{LABELS.get(w, w)} {format_share(v)}" for w, v in last[-1].remaining] if last else []
         seen = [_figures_short(last[-1])] if last else []
-        shown = [f"{min(epoch, started.epochs)}/{started.epochs}", f"loss {_loss(loss)}", *seen, *left]
+        shown = [f"{min(epoch, started.epochs)}/{started.epochs}", f"loss {_format_loss(loss)}", *seen, *left]
         progress.update(
             task[-1], completed=(epoch - 1) * started.steps_per_epoch + step, figures="  ".join(shown)
         )
@@ -195,7 +203,7 @@ def draw_events(progress: "Progress", write: Callable[[str], None]) -> Listener:
             case RunStarted() | CutDone() | Note():
                 if isinstance(event, CutDone):
                     close()
-                write(_sentence(event))
+                write(_describe_event(event))
             case _:
                 assert_never(event)
 
@@ -206,4 +214,4 @@ def _figures_short(event: EpochDone) -> str:
     measured = event.train_metric if event.validation_metric is None else event.validation_metric
     name = "acc" if event.judged_by == Facts() else event.judged_by.name
     shown = "" if measured is None else f"{name} {metric(measured, event.judged_by.percent)}  "
-    return f"{shown}zero {share(event.sparsity)}"
+    return f"{shown}zero {format_share(event.sparsity)}"

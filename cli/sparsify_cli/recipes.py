@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sparsify.formatting.table import Table, columns
+from sparsify.formatting.table import Table, make_columns
 from sparsify.recipe import load
 from sparsify_cli.render import show, show_json
 from sparsify_cli.shipped import SCHEMA_LINE, find_recipe, modules_beside, recipe_names
@@ -49,7 +49,7 @@ def command(
     for recipe in recipes:
         rows.append((recipe.name, recipe.data or "-", recipe.title))
         rows.append(("", "", recipe.about))
-    show(Table("Recipes", columns("name", "data", "title and purpose"), tuple(rows), _NOTES))
+    show(Table("Recipes", make_columns("name", "data", "title and purpose"), tuple(rows), _NOTES))
 
 
 def _describe(name: str) -> ShippedRecipe:

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import typer
 
-from sparsify.formatting.table import Line, Table, clean, lay_out
+from sparsify.formatting.table import Line, Table, escape_controls, lay_out
 
 NARROWEST, WIDEST, PIPE = 40, 120, 100
 _STYLES = {"title": "bold", "head": "dim", "rule": "dim", "row": "", "note": "", "blank": ""}
@@ -24,7 +24,7 @@ _WORDS = {
 
 def show(*parts: str | Table) -> None:
     """Print sentences and tables on stdout, with empty lines between them and without empty tables."""
-    lines = list(_lines(parts, width(sys.stdout)))
+    lines = list(_list_lines(parts, find_width(sys.stdout)))
     if sys.stdout.isatty():
         _print_styled(lines)
     else:
@@ -33,22 +33,22 @@ def show(*parts: str | Table) -> None:
 
 def show_json(value: Any) -> None:
     """Print JSON on stdout. Numbers that are not finite become null."""
-    typer.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(_replace_infinite(value), indent=2, ensure_ascii=False))
 
 
 def say(text: str) -> None:
     """Print a line on stderr."""
-    typer.echo(clean(text), err=True)
+    typer.echo(escape_controls(text), err=True)
 
 
-def width(stream: TextIO) -> int:
+def find_width(stream: TextIO) -> int:
     """Columns of a line: those of the terminal up to 120, $COLUMNS, or 100 in a pipe."""
     if "COLUMNS" not in os.environ and not stream.isatty():
         return PIPE
     return min(WIDEST, max(NARROWEST, shutil.get_terminal_size((PIPE, 24)).columns))
 
 
-def _lines(parts: tuple[str | Table, ...], cells: int) -> Iterator[Line]:
+def _list_lines(parts: tuple[str | Table, ...], cells: int) -> Iterator[Line]:
     first = True
     for part in parts:
         if isinstance(part, Table) and not (part.rows or part.notes):
@@ -74,9 +74,9 @@ def _print_styled(lines: list[Line]) -> None:
         console.print(text)
 
 
-def _finite(value: Any) -> Any:
+def _replace_infinite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+        return {k: _replace_infinite(v) for k, v in value.items()}
+    return [_replace_infinite(v) for v in value] if isinstance(value, list | tuple) else value

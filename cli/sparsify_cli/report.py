@@ -8,10 +8,10 @@ import typer
 
 from sparsify import files
 from sparsify.errors import RunError
-from sparsify.files import read as read_file
+from sparsify.files import read_bytes as read_file
 from sparsify.formatting.table import Table
 from sparsify.reporting import report_tables
-from sparsify.reporting.headline import headline
+from sparsify.reporting.headline import write_headline
 from sparsify.reporting.html import to_html
 from sparsify.reporting.provenance_table import provenance_table
 from sparsify.reporting.report_file import read_report
@@ -44,9 +44,9 @@ def command(
     elif as_markdown:
         typer.echo(report_tables.to_markdown(found), nl=False)
     elif as_html:
-        typer.echo(_page(run, found), nl=False)
+        typer.echo(_make_page(run, found), nl=False)
     elif in_browser:
-        _open(run, found)
+        _open_page(run, found)
     else:
         show_report(found, history=history)
 
@@ -55,29 +55,29 @@ def show_report(found: Report, *, history: bool = False) -> None:
     """Print the report: title, headline, tables."""
     epochs = (history_table(found),) if history and found.history else ()
     show(
-        Table(found.title, (), (), (headline(found),)),
-        *report_tables.tables(found, every_layer=False),
+        Table(found.title, (), (), (write_headline(found),)),
+        *report_tables.list_tables(found, every_layer=False),
         *epochs,
         provenance_table(found),
     )
 
 
-def _page(run: Path, found: Report) -> str:
+def _make_page(run: Path, found: Report) -> str:
     """The HTML page, with the recipe if it lies beside the report."""
-    recipe = _folder(run) / run_folder.RECIPE
+    recipe = _find_folder(run) / run_folder.RECIPE
     text = read_file(recipe).decode(errors="replace") if recipe.is_file() else None
     return to_html(found, text)
 
 
-def _open(run: Path, found: Report) -> None:
+def _open_page(run: Path, found: Report) -> None:
     """Open the run's page. It is made again where it is missing (runs of earlier versions) or was changed."""
-    page = _folder(run) / run_folder.HTML
-    if not page.exists() or run_folder.sha256(page) != found.files.get(run_folder.HTML):
-        files.write(page, _page(run, found).encode())
+    page = _find_folder(run) / run_folder.HTML
+    if not page.exists() or run_folder.hash_file(page) != found.files.get(run_folder.HTML):
+        files.write_bytes(page, _make_page(run, found).encode())
     typer.echo(str(page))
     if not webbrowser.open(page.resolve().as_uri()):
         raise RunError(f"no browser could be started; open {page} in a browser")
 
 
-def _folder(run: Path) -> Path:
+def _find_folder(run: Path) -> Path:
     return run if run.is_dir() else run.parent

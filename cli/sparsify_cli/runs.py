@@ -10,8 +10,16 @@ from typing import Annotated
 import typer
 
 from sparsify.errors import RunError
-from sparsify.formatting.numbers import MISSING, few, metric, metric_change, plural, share, times
-from sparsify.formatting.table import Table, columns
+from sparsify.formatting.numbers import (
+    MISSING,
+    count_noun,
+    format_share,
+    format_times,
+    list_few,
+    metric,
+    metric_change,
+)
+from sparsify.formatting.table import Table, make_columns
 from sparsify.reporting.provenance_table import format_minute
 from sparsify.runs.listing import RunRow, list_runs
 from sparsify.runs.seed_statistics import SeedSummary, Spread, summarize_seeds
@@ -42,10 +50,10 @@ def command(
     elif not rows:
         show(f"No runs in {folder}.")
     else:
-        show(_table(folder, rows))
+        show(_make_table(folder, rows))
 
 
-def _table(folder: Path, rows: tuple[RunRow, ...]) -> Table:
+def _make_table(folder: Path, rows: tuple[RunRow, ...]) -> Table:
     names = {row.judged_by for row in rows if row.judged_by is not None}
     heading = names.pop() if len(names) == 1 else "metric"
     shown = tuple(
@@ -53,16 +61,18 @@ def _table(folder: Path, rows: tuple[RunRow, ...]) -> Table:
             row.name,
             row.state,
             format_minute(row.created).removesuffix(" UTC") if row.created else MISSING,
-            share(row.macs),
-            share(row.params),
+            format_share(row.macs),
+            format_share(row.params),
             _format_metric(row, heading),
-            _speed(row),
+            _format_speed(row),
             row.title or MISSING,
         )
         for row in rows
     )
-    heads = columns("run", "state", "created (UTC)", ">MACs", ">params", f">{heading}", ">speed", "title")
-    return Table("", heads, shown, tuple(_notes(folder, rows)))
+    heads = make_columns(
+        "run", "state", "created (UTC)", ">MACs", ">params", f">{heading}", ">speed", "title"
+    )
+    return Table("", heads, shown, tuple(_write_notes(folder, rows)))
 
 
 def _format_metric(row: RunRow, heading: str) -> str:
@@ -71,7 +81,7 @@ def _format_metric(row: RunRow, heading: str) -> str:
     return text if row.metric is None or row.judged_by == heading else f"{row.judged_by} {text}"
 
 
-def _notes(folder: Path, rows: tuple[RunRow, ...]) -> Iterator[str]:
+def _write_notes(folder: Path, rows: tuple[RunRow, ...]) -> Iterator[str]:
     for row in rows:
         if row.problem:
             state = "failed" if row.state == "failed" else "is damaged"
@@ -106,19 +116,21 @@ def _seeds_table(found: tuple[SeedSummary, ...]) -> Table:
     figure, change = partial(metric, percent=percent), partial(metric_change, percent=percent)
     shown = tuple(
         (
-            row.model if row.runs == whole.runs else f"{row.model} ({plural(len(row.runs), 'run')})",
-            give_or_take(share, row.macs),
-            give_or_take(share, row.params),
-            give_or_take(share, row.time),
+            row.model if row.runs == whole.runs else f"{row.model} ({count_noun(len(row.runs), 'run')})",
+            give_or_take(format_share, row.macs),
+            give_or_take(format_share, row.params),
+            give_or_take(format_share, row.time),
             give_or_take(figure, row.metric),
             MISSING if row.model == "cut" else give_or_take(change, row.behind),
         )
         for row in found
     )
-    heads = columns("model", ">MACs", ">params", ">time", f">{name}", ">cut is ahead by")
-    seeds = few(tuple(map(str, whole.seeds)), 8)
+    heads = make_columns("model", ">MACs", ">params", ">time", f">{name}", ">cut is ahead by")
+    seeds = list_few(tuple(map(str, whole.seeds)), 8)
     return Table(
-        f"{whole.title}: {plural(len(whole.runs), 'run')} ({few(whole.runs)}), seed {seeds}", heads, shown
+        f"{whole.title}: {count_noun(len(whole.runs), 'run')} ({list_few(whole.runs)}), seed {seeds}",
+        heads,
+        shown,
     )
 
 
@@ -149,9 +161,9 @@ def give_or_take(shown: Callable[[float | None], str], figure: Spread | None) ->
     return text if figure.deviation is None else f"{text} ± {100 * figure.deviation:.2f}"
 
 
-def _speed(row: RunRow) -> str:
+def _format_speed(row: RunRow) -> str:
     """As in the report: an interval that contains 1 is no difference."""
     low, high = row.speedup_low, row.speedup_high
     if low is not None and high is not None and low <= 1 <= high:
         return "no difference"
-    return times(row.speedup)
+    return format_times(row.speedup)

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from sparsify.formatting.numbers import MISSING, digits, known, plural, share
-from sparsify.formatting.table import Table, columns
+from sparsify.formatting.numbers import MISSING, count_noun, format_digits, format_share, is_known
+from sparsify.formatting.table import Table, make_columns
 from sparsify.reporting.html.sensitivity_page import describe_metric
 from sparsify_cli.render import say, show, show_json
-from sparsify_schemas.profile import By, Curve, Profile, Tolerance, tolerance
+from sparsify_schemas.profile import By, Curve, Profile, Tolerance, read_tolerance
 
 _TITLES: dict[By, str] = {
     "ablation": "validation accuracy with this fraction of a layer's units removed",
@@ -103,14 +103,14 @@ def command(
 
     A recipe uses the limits by `keep: {limits: sensitivity.json}` in its rules.
     """
-    allowed = _tolerance(by, limits)
+    allowed = _read_tolerance(by, limits)
     try:
         from sparsify import files
         from sparsify.reporting.html import profile_html
         from sparsify.runs.sensitivity import profile_layers
-        from sparsify_cli.progress import narration
+        from sparsify_cli.progress import narrate
 
-        with narration(quiet) as listener:
+        with narrate(quiet) as listener:
             found = profile_layers(
                 recipe,
                 model,
@@ -130,29 +130,29 @@ def command(
         )
         raise typer.Exit(130) from None
     if plot is not None:
-        files.write(plot, profile_html(found).encode())
+        files.write_bytes(plot, profile_html(found).encode())
     if as_json:
         show_json(found.model_dump(mode="json"))
     else:
-        show(*_tables(found))
+        show(*_make_tables(found))
     say(f"saved in {out}{'' if plot is None else f' and {plot}'}")
 
 
-def _tolerance(by: By, text: str | None) -> Tolerance | None:
+def _read_tolerance(by: By, text: str | None) -> Tolerance | None:
     try:
-        return None if text is None else tolerance(by, text)
+        return None if text is None else read_tolerance(by, text)
     except ValueError as error:
         raise typer.BadParameter(f"--limits: {error}") from None
 
 
-def _tables(found: Profile) -> tuple[str, Table]:
+def _make_tables(found: Profile) -> tuple[str, Table]:
     shares = sorted({point.share for curve in found.curves for point in curve.points})
-    rows = tuple(_row(found, curve, shares) for curve in found.curves)
-    heads = columns(
+    rows = tuple(_make_row(found, curve, shares) for curve in found.curves)
+    heads = make_columns(
         "layers", ">units", *(f">{100 * s:.0f} %" for s in shares), *([">limit"] if found.limits else [])
     )
-    examples = plural(found.examples, "validation example")
-    whole = f"Whole model: {describe_metric(found)}, loss {digits(found.loss)} on {examples}."
+    examples = count_noun(found.examples, "validation example")
+    whole = f"Whole model: {describe_metric(found)}, loss {format_digits(found.loss)} on {examples}."
     notes = []
     if found.limits:
         meaning = f"largest fraction within {found.tolerance}"
@@ -162,10 +162,12 @@ def _tables(found: Profile) -> tuple[str, Table]:
     return whole, Table(f"Sensitivity by {found.by}: {_TITLES[found.by]}", heads, rows, tuple(notes))
 
 
-def _row(found: Profile, curve: Curve, shares: list[float]) -> tuple[str, ...]:
+def _make_row(found: Profile, curve: Curve, shares: list[float]) -> tuple[str, ...]:
     known = {point.share: point for point in curve.points}
     cells = (
-        _cell(found, curve, known[s].removed, known[s].loss, known[s].metric) if s in known else MISSING
+        _format_cell(found, curve, known[s].removed, known[s].loss, known[s].metric)
+        if s in known
+        else MISSING
         for s in shares
     )
     more = f" and {len(curve.layers) - 1} more" if curve.layers[1:] else ""
@@ -174,13 +176,13 @@ def _row(found: Profile, curve: Curve, shares: list[float]) -> tuple[str, ...]:
         f"{curve.layers[0]}{more}",
         str(curve.width),
         *cells,
-        *([MISSING if limit is None else share(limit.fraction)] if found.limits else []),
+        *([MISSING if limit is None else format_share(limit.fraction)] if found.limits else []),
     )
 
 
-def _cell(found: Profile, curve: Curve, removed: int, loss: float | None, figure: float | None) -> str:
+def _format_cell(found: Profile, curve: Curve, removed: int, loss: float | None, figure: float | None) -> str:
     if found.by == "gsm":
-        return share(removed / curve.width)
-    if figure is not None and known(figure):
-        return f"{100 * figure:.1f}" if found.judged_by.percent else digits(figure)
-    return MISSING if loss is None else digits(loss)
+        return format_share(removed / curve.width)
+    if figure is not None and is_known(figure):
+        return f"{100 * figure:.1f}" if found.judged_by.percent else format_digits(figure)
+    return MISSING if loss is None else format_digits(loss)

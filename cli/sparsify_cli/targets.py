@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sparsify.errors import SparsifyError, TargetError
-from sparsify.formatting.numbers import MISSING, milliseconds, plural
-from sparsify.formatting.table import Table, columns
-from sparsify.recipe import presets
+from sparsify.formatting.numbers import MISSING, count_noun, format_milliseconds
+from sparsify.formatting.table import Table, make_columns
+from sparsify.recipe import list_presets
 from sparsify_cli.render import say, show, show_json
 from sparsify_schemas.target import Cpu, Target
 
@@ -55,19 +55,19 @@ def command(
     Add your own targets to ~/.config/sparsify/targets.yaml, or to the file that $SPARSIFY_TARGETS names.
     """
     if what == "list":
-        _list(as_json)
+        _list_targets(as_json)
         return
     if name is None:
         raise typer.BadParameter("say which target to measure; `sparsify targets` lists them")
-    _measure(name, recipe, model, out, as_json)
+    _measure_target(name, recipe, model, out, as_json)
 
 
-def _list(as_json: bool) -> None:
+def _list_targets(as_json: bool) -> None:
     from sparsify.cost.latency import tables
     from sparsify.cost.measure.availability import describe_state
 
     rows = []
-    for name, target in presets().items():
+    for name, target in list_presets().items():
         here = describe_state(target)
         steps = tables.width_steps(tables.read_table(name, target)) if here == "here" else None
         rows.append(
@@ -94,7 +94,7 @@ def _list(as_json: bool) -> None:
             str(t.threads) if isinstance(t, Cpu) else MISSING,
             str(t.batch),
             t.dtype,
-            _steps(w, m),
+            _format_steps(w, m),
             "here" if s == "here" else "no",
         )
         for n, t, s, w, m in rows
@@ -112,32 +112,34 @@ def _list(as_json: bool) -> None:
     show(
         Table(
             "Targets",
-            columns("name", "runtime", ">threads", ">batch", "dtype", ">step", "here"),
+            make_columns("name", "runtime", ">threads", ">batch", "dtype", ">step", "here"),
             shown,
             tuple(notes),
         )
     )
 
 
-def _steps(steps: object, measured: bool) -> str:
+def _format_steps(steps: object, measured: bool) -> str:
     return MISSING if steps is None else f"{'' if measured else '~'}{getattr(steps, 'convolution', MISSING)}"
 
 
-def _measure(name: str, recipe: Path | None, model: Path | None, out: Path | None, as_json: bool) -> None:
+def _measure_target(
+    name: str, recipe: Path | None, model: Path | None, out: Path | None, as_json: bool
+) -> None:
     from sparsify.cost.latency import tables
     from sparsify.cost.latency.width_steps import measure_steps
     from sparsify.cost.measure import check_target
     from sparsify.runs.apply import measure_layers
-    from sparsify_cli.progress import narration
+    from sparsify_cli.progress import narrate
 
-    target = _target(name, recipe)
+    target = _find_target(name, recipe)
     if target.table is not None:
         raise TargetError(
             f"target '{name}' is described by {target.table}; measure it on the machine that it is for"
         )
     check_target(name, target)
     table = tables.read_table(name, target)
-    with narration(False) as listener:
+    with narrate(False) as listener:
         table = table.model_copy(update={"steps": measure_steps(target, listener)})
         tables.write_table(table, tables.table_path(target))
         if recipe is not None:
@@ -145,13 +147,16 @@ def _measure(name: str, recipe: Path | None, model: Path | None, out: Path | Non
     table = tables.read_table(name, target)
     if out is not None:
         tables.write_table(table, out)
-    _show(name, table, out or tables.table_path(target), as_json)
+    _show_table(name, table, out or tables.table_path(target), as_json)
 
 
-def _target(name: str, recipe: Path | None) -> Target:
+def _find_target(name: str, recipe: Path | None) -> Target:
     from sparsify.recipe import load
 
-    known: dict[str, Target] = {**presets(), **(load(recipe).recipe.targets if recipe is not None else {})}
+    known: dict[str, Target] = {
+        **list_presets(),
+        **(load(recipe).recipe.targets if recipe is not None else {}),
+    }
     if name not in known:
         near = get_close_matches(name, known, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
@@ -159,7 +164,7 @@ def _target(name: str, recipe: Path | None) -> Target:
     return known[name]
 
 
-def _show(name: str, table: "Latencies", path: Path, as_json: bool) -> None:
+def _show_table(name: str, table: "Latencies", path: Path, as_json: bool) -> None:
     if as_json:
         show_json(table.model_dump(mode="json"))
         return
@@ -170,7 +175,7 @@ def _show(name: str, table: "Latencies", path: Path, as_json: bool) -> None:
     show(
         f"{name}: fast widths are multiples of {steps.convolution} for convolutions, of {steps.linear} for "
         f"linear layers ({machine.processor}, {machine.vectors}, {machine.runtime}).\n"
-        f"The table has {plural(len(table.layers), 'layer')} at {plural(points, 'width')} "
-        f"({milliseconds(total)} in all)."
+        f"The table has {count_noun(len(table.layers), 'layer')} at {count_noun(points, 'width')} "
+        f"({format_milliseconds(total)} in all)."
     )
     say(f"saved in {path}")

@@ -16,9 +16,17 @@ from typing import Any, Final
 from sparsify.errors import SparsifyError
 from sparsify_cli.app import COMMANDS
 from sparsify_schemas import criterion, group, penalty, schedule, selector, stage, target, units
-from sparsify_schemas.lookup import Field, Model, arms, family, fields, in_words, models
+from sparsify_schemas.lookup import (
+    Field,
+    Model,
+    in_words,
+    list_alternatives,
+    list_family,
+    list_fields,
+    list_models,
+)
 from sparsify_schemas.recipe import Recipe
-from sparsify_schemas.written import written
+from sparsify_schemas.written import to_written
 
 FAMILIES: Final[dict[str, tuple[ModuleType | str, Any]]] = {
     "penalty": (penalty, penalty.Penalty),
@@ -81,45 +89,49 @@ class Topic:
 
 def all_topics() -> dict[str, Topic]:
     """Every topic by its full name, such as `penalty.group_lasso.scope`."""
-    return _language() | {f"command.{name}": _command(name) for name in COMMANDS}
+    return _list_language() | {f"command.{name}": _read_command(name) for name in COMMANDS}
 
 
 @cache
-def _language() -> dict[str, Topic]:
+def _list_language() -> dict[str, Topic]:
     """Everything that a recipe may contain."""
     extra = " and ".join(WITHOUT_ENTRY)
-    whole = f"{_doc(Recipe)}\n\nBesides these keys a file may have {extra}, which are resolved first."
+    whole = (
+        f"{_read_docstring(Recipe)}\n\nBesides these keys a file may have {extra}, which are resolved first."
+    )
     topics = [
-        Topic("recipe", whole, keys=_keys(Recipe)),
+        Topic("recipe", whole, keys=_list_keys(Recipe)),
         *_of_entry("", Recipe),
         *_of_groups(),
-        *(_static(name, text) for name, text in WITHOUT_ENTRY.items()),
+        *(_make_topic(name, text) for name, text in WITHOUT_ENTRY.items()),
     ]
-    topics.append(_static("units", inspect.getdoc(units) or ""))
+    topics.append(_make_topic("units", inspect.getdoc(units) or ""))
     for name, (about, annotation) in FAMILIES.items():
-        members = family(annotation)
+        members = list_family(annotation)
         text = about if isinstance(about, str) else inspect.getdoc(about) or ""
         topics.append(
             Topic(
                 name,
                 text,
-                members=tuple((kind, _doc(model).partition("\n")[0]) for kind, model in members.items()),
+                members=tuple(
+                    (kind, _read_docstring(model).partition("\n")[0]) for kind, model in members.items()
+                ),
             )
         )
         for kind, model in members.items():
             full = f"{name}.{kind}"
-            topics += [Topic(full, _doc(model), keys=_keys(model)), *_of_entry(full, model)]
+            topics += [Topic(full, _read_docstring(model), keys=_list_keys(model)), *_of_entry(full, model)]
     return {topic.name: topic for topic in topics}
 
 
-def find(word: str) -> Topic:
+def find_topic(word: str) -> Topic:
     """The topic of a word, a dotted path or the end of one. Raises SparsifyError with a suggestion."""
-    topics = _language() | {
+    topics = _list_language() | {
         f"command.{name}": Topic(f"command.{name}", line) for name, (_, line) in COMMANDS.items()
     }
     found = _find_among(word, topics)
     kind, _, name = found.name.partition(".")
-    return _command(name) if kind == "command" else found
+    return _read_command(name) if kind == "command" else found
 
 
 def _find_among(word: str, topics: dict[str, Topic]) -> Topic:
@@ -149,12 +161,12 @@ def _normalize(word: str) -> str:
     parts[:1] = [PLURALS.get(part, part) for part in parts[:1]]
     if parts[:1] == ["recipe"]:
         parts = parts[1:]
-    parts = [_group(part) for part in parts]
+    parts = [_name_group(part) for part in parts]
     starts = [i for i, part in enumerate(parts[:-1]) if part in FAMILIES or part == "group"]
     return ".".join(parts[starts[-1] :] if starts else parts)
 
 
-def _group(part: str) -> str:
+def _name_group(part: str) -> str:
     """`2:4` -> `n:m`, `4x1` -> `block`, and the aliases of a group."""
     if re.fullmatch(group.Pattern.PATTERN, part):
         return "n:m"
@@ -162,38 +174,42 @@ def _group(part: str) -> str:
 
 
 def _of_entry(prefix: str, model: Model) -> Iterator[Topic]:
-    for field in fields(model):
+    for field in list_fields(model):
         if field.name == "kind" and field.required:
             continue
         name = f"{prefix}.{field.name}" if prefix else field.name
-        kinds = _kinds(field.annotation)
-        entries = [] if kinds else list(dict.fromkeys(_entries(field.annotation)))
-        text = "\n\n".join([field.meaning, *_more(field), *(_doc(entry) for entry in entries)])
-        yield Topic(name, text, _key(field), tuple(key for entry in entries for key in _keys(entry)), kinds)
+        kinds = _list_kinds(field.annotation)
+        entries = [] if kinds else list(dict.fromkeys(_list_entries(field.annotation)))
+        text = "\n\n".join(
+            [field.meaning, *_describe_more(field), *(_read_docstring(entry) for entry in entries)]
+        )
+        yield Topic(
+            name, text, _make_key(field), tuple(key for entry in entries for key in _list_keys(entry)), kinds
+        )
         for entry in entries:
             yield from _of_entry(name, entry)
 
 
-def _entries(annotation: Any) -> Iterator[Model]:
+def _list_entries(annotation: Any) -> Iterator[Model]:
     """The entries that a key holds, in a list or a mapping as well."""
-    yield from models(annotation)
-    for arm in arms(annotation):
-        yield from (model for part in getattr(arm, "__args__", ()) for model in models(part))
+    yield from list_models(annotation)
+    for arm in list_alternatives(annotation):
+        yield from (model for part in getattr(arm, "__args__", ()) for model in list_models(part))
 
 
-def _kinds(annotation: Any) -> tuple[tuple[str, str], ...]:
-    entries = dict.fromkeys(_entries(annotation))
+def _list_kinds(annotation: Any) -> tuple[tuple[str, str], ...]:
+    entries = dict.fromkeys(_list_entries(annotation))
     # an entry whose kind may be left out, as that of a task, is one class and no family of them
     families = [entry for entry in entries if "kind" in entry.model_fields and _must_say_kind(entry)]
-    members = {kind: model for entry in families for kind, model in family(entry).items()}
-    return tuple((kind, _doc(model).partition("\n")[0]) for kind, model in members.items())
+    members = {kind: model for entry in families for kind, model in list_family(entry).items()}
+    return tuple((kind, _read_docstring(model).partition("\n")[0]) for kind, model in members.items())
 
 
 def _must_say_kind(entry: Model) -> bool:
     return entry.model_fields["kind"].is_required()
 
 
-def _more(field: Field) -> list[str]:
+def _describe_more(field: Field) -> list[str]:
     return [inspect.getdoc(selector) or ""] if field.name == "layers" else []
 
 
@@ -205,28 +221,30 @@ def _of_groups() -> Iterator[Topic]:
     )
     for kind, meaning in group.MEANING.items():
         also = [alias for alias, of in group.ALIASES.items() if of == kind]
-        yield _static(f"group.{kind}", f"{meaning}\n\nAlso written {', '.join(also)}." if also else meaning)
+        yield _make_topic(
+            f"group.{kind}", f"{meaning}\n\nAlso written {', '.join(also)}." if also else meaning
+        )
 
 
-def _command(name: str) -> Topic:
+def _read_command(name: str) -> Topic:
     """The docstring of a command, which is imported for it. `--help` lists its options."""
     said = inspect.getdoc(import_module(COMMANDS[name][0]).command) or ""
-    return _static(f"command.{name}", f"{said}\n\n`sparsify {name} --help` lists its options.")
+    return _make_topic(f"command.{name}", f"{said}\n\n`sparsify {name} --help` lists its options.")
 
 
-def _static(name: str, text: str) -> Topic:
+def _make_topic(name: str, text: str) -> Topic:
     return Topic(name, text)
 
 
-def _doc(model: Model) -> str:
+def _read_docstring(model: Model) -> str:
     return inspect.getdoc(model) or ""
 
 
-def _keys(model: Model) -> tuple[Key, ...]:
-    ordered = sorted(fields(model), key=lambda field: field.name != "kind")
-    return tuple(map(_key, ordered))
+def _list_keys(model: Model) -> tuple[Key, ...]:
+    ordered = sorted(list_fields(model), key=lambda field: field.name != "kind")
+    return tuple(map(_make_key, ordered))
 
 
-def _key(field: Field) -> Key:
+def _make_key(field: Field) -> Key:
     meaning = field.meaning or ("names the kind" if field.name == "kind" else "")
-    return Key(field.name, in_words(field.annotation), field.required, written(field.default), meaning)
+    return Key(field.name, in_words(field.annotation), field.required, to_written(field.default), meaning)

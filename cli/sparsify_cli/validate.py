@@ -13,7 +13,7 @@ from sparsify_cli.render import show_json
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.rule import Rule
 from sparsify_schemas.stage import Stage, Train
-from sparsify_schemas.written import written
+from sparsify_schemas.written import to_written
 
 Set = Annotated[
     list[str] | None,
@@ -39,13 +39,13 @@ def command(
     ] = False,
 ) -> None:
     """Check recipes, without a model: every problem at once, each with line and column."""
-    checked = [_check(recipe, overrides or ()) for recipe in recipes]
+    checked = [_check_file(recipe, overrides or ()) for recipe in recipes]
     if as_json:
-        entries = [_entry(one) for one in checked]
+        entries = [_make_entry(one) for one in checked]
         show_json(entries[0] if len(entries) == 1 else entries)
     else:
         valid = [one for one in checked if one.recipe is not None]
-        lines = [line for one in valid for line in _lines(one, short=len(recipes) > 1)]
+        lines = [line for one in valid for line in _write_lines(one, short=len(recipes) > 1)]
         if lines:
             typer.echo("\n".join(lines))
     problems = [problem for one in checked for problem in one.problems]
@@ -62,28 +62,28 @@ class Checked:
     problems: tuple[Problem, ...] = ()
 
 
-def _check(file: Path, overrides: Sequence[str]) -> Checked:
+def _check_file(file: Path, overrides: Sequence[str]) -> Checked:
     try:
         return Checked(file, load(file, overrides).recipe)
     except RecipeError as error:
         return Checked(file, None, error.problems)
 
 
-def _entry(checked: Checked) -> dict[str, object]:
+def _make_entry(checked: Checked) -> dict[str, object]:
     problems = [asdict(problem) for problem in checked.problems]
-    resolved = None if checked.recipe is None else written(checked.recipe)
+    resolved = None if checked.recipe is None else to_written(checked.recipe)
     return {"file": str(checked.file), "valid": not problems, "problems": problems, "recipe": resolved}
 
 
-def _lines(checked: Checked, *, short: bool) -> list[str]:
+def _write_lines(checked: Checked, *, short: bool) -> list[str]:
     """What is printed for a valid recipe; short: without the summary, where there are several recipes."""
     verdict = f"{checked.file}: valid"
     if short or checked.recipe is None:
         return [verdict]
-    return [verdict, *_summary(checked.recipe)]
+    return [verdict, *_summarize(checked.recipe)]
 
 
-def _summary(recipe: Recipe) -> list[str]:
+def _summarize(recipe: Recipe) -> list[str]:
     rows = [("title", recipe.title)]
     if recipe.model is not None:
         rows.append(("model", recipe.model.build))
@@ -92,18 +92,18 @@ def _summary(recipe: Recipe) -> list[str]:
     for name, target in recipe.targets.items():
         dtype = "" if target.dtype == "float32" else f", {target.dtype}"
         rows.append(("target", f"{name}: {target.kind}, {target.runtime}, batch {target.batch}{dtype}"))
-    limits = ", ".join(_limits(recipe))
+    limits = ", ".join(_list_limits(recipe))
     rows.append(("budget", limits or "none: only groups that are zero are removed"))
-    rows += [(f"rule {number}", _rule(rule)) for number, rule in enumerate(recipe.rules)]
-    rows.append(("stages", ", ".join(map(_stage, recipe.stages))))
+    rows += [(f"rule {number}", _describe_rule(rule)) for number, rule in enumerate(recipe.rules)]
+    rows.append(("stages", ", ".join(map(_describe_stage, recipe.stages))))
     if recipe.baselines:
         rows.append(("baselines", ", ".join(recipe.baselines)))
     wide = max(8, *(len(label) for label, _ in rows))
     return [f"  {label:<{wide}} {text}" for label, text in rows]
 
 
-def _limits(recipe: Recipe) -> Iterator[str]:
-    for name, limit in written(recipe.budget).items():
+def _list_limits(recipe: Recipe) -> Iterator[str]:
+    for name, limit in to_written(recipe.budget).items():
         if name not in ("latency", "accuracy_drop"):
             yield f"{name} {limit}"
     for name, limit in recipe.budget.latency.items():
@@ -113,7 +113,7 @@ def _limits(recipe: Recipe) -> Iterator[str]:
         yield f"accuracy_drop {recipe.budget.accuracy_drop.at_most}"
 
 
-def _rule(rule: Rule) -> str:
+def _describe_rule(rule: Rule) -> str:
     layers = ", ".join(rule.layers)
     if rule.protect:
         return f"{layers}: protected"
@@ -122,7 +122,7 @@ def _rule(rule: Rule) -> str:
     return f"{layers}: {rule.group}{penalty}{removed}, pruned by {rule.criterion.kind}"
 
 
-def _stage(stage: Stage) -> str:
+def _describe_stage(stage: Stage) -> str:
     if not isinstance(stage, Train):
         return stage.name
     cutting = ", with cuts" if stage.cuts else ""

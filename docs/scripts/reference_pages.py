@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from typer.models import ArgumentInfo, OptionInfo
 
 from sparsify_cli.app import COMMANDS
-from sparsify_cli.flow import flow
+from sparsify_cli.flow import to_flow
 from sparsify_cli.topics import WITHOUT_ENTRY, Key, Topic, all_topics
 
 FOLDER = Path(__file__).parents[1] / "reference"
@@ -168,7 +168,7 @@ def _left_out(key: Key) -> str:
         return "required"
     if key.default in (None, {}, []):
         return ""
-    return "`" + flow(key.default).replace("|", "\\|") + "`"
+    return "`" + to_flow(key.default).replace("|", "\\|") + "`"
 
 
 def _escaped(text: str) -> str:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from sparsify.formatting.table import Line, Table, lay_out
 from sparsify.reporting import report_tables, table_titles
-from sparsify.reporting.headline import headline
+from sparsify.reporting.headline import write_headline
 from sparsify.reporting.report_file import read_report
 
 IMAGES = Path(__file__).parents[1] / "images"
@@ -39,8 +39,8 @@ _STYLES = {"title": "bold", "head": "dim", "rule": "dim"}
 def drawn(report: Path) -> str:
     """The report as a picture: title, summary and the tables in SHOWN."""
     found = read_report(report)
-    summary = Table(found.title, (), (), (headline(found),))
-    chosen = [table for table in report_tables.tables(found, every_layer=False) if table.title in SHOWN]
+    summary = Table(found.title, (), (), (write_headline(found),))
+    chosen = [table for table in report_tables.list_tables(found, every_layer=False) if table.title in SHOWN]
     console = Console(record=True, width=WIDTH, file=io.StringIO(), highlight=False)
     console.print(Text("$ sparsify report runs/digits-cnn-1", style="bold green"))
     for table in (summary, *chosen):

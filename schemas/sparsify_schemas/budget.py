@@ -9,7 +9,7 @@ from sparsify_schemas.base import Positive, Spec, Text
 from sparsify_schemas.units import Amount, Points, Quantity, Share, Size, Time, first_of
 
 
-def _some(*kinds: type[Quantity]) -> Callable[[Any], Quantity]:
+def _make_parser(*kinds: type[Quantity]) -> Callable[[Any], Quantity]:
     """A parser of what may remain, which cannot be nothing."""
     read, expected = first_of(*kinds), " or ".join(kind.EXPECTS for kind in kinds)
 
@@ -23,10 +23,14 @@ def _some(*kinds: type[Quantity]) -> Callable[[Any], Quantity]:
 
 
 CountLimit = Annotated[
-    Share | Amount, BeforeValidator(_some(Share, Amount), json_schema_input_type=Share | Amount)
+    Share | Amount, BeforeValidator(_make_parser(Share, Amount), json_schema_input_type=Share | Amount)
 ]
-SizeLimit = Annotated[Share | Size, BeforeValidator(_some(Share, Size), json_schema_input_type=Share | Size)]
-TimeLimit = Annotated[Share | Time, BeforeValidator(_some(Share, Time), json_schema_input_type=Share | Time)]
+SizeLimit = Annotated[
+    Share | Size, BeforeValidator(_make_parser(Share, Size), json_schema_input_type=Share | Size)
+]
+TimeLimit = Annotated[
+    Share | Time, BeforeValidator(_make_parser(Share, Time), json_schema_input_type=Share | Time)
+]
 
 
 def _parse_drop(value: Any) -> Points | Share | float:

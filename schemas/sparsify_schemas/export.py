@@ -15,7 +15,7 @@ from sparsify_schemas.profile import Profile
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Report
 from sparsify_schemas.table import Table
-from sparsify_schemas.written import written
+from sparsify_schemas.written import to_written
 
 Json = dict[str, Any]
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -38,12 +38,12 @@ VARS: Final[Json] = {
 def recipe_schema() -> Json:
     """What a recipe file may hold: an expression wherever a value may stand, and only some keys where it
     extends another."""
-    full = _schema(Recipe, "sparsify recipe")
+    full = _make_schema(Recipe, "sparsify recipe")
     for definition in full["$defs"].values():
         _take_expressions(definition)
     strict = {name: _or_expression(name, entry) for name, entry in full["properties"].items()}
     parts: Json = {}
-    loose = {name: _loose(entry, full["$defs"], parts) for name, entry in strict.items()}
+    loose = {name: _loosen(entry, full["$defs"], parts) for name, entry in strict.items()}
     narrowed = {
         name: {"$ref": entry["$ref"]} if "$ref" in entry else entry
         for name, entry in strict.items()
@@ -60,22 +60,22 @@ def recipe_schema() -> Json:
 
 def cuts_schema() -> Json:
     """The cut log, cuts.json in a run folder."""
-    return _schema(Log, "sparsify cuts")
+    return _make_schema(Log, "sparsify cuts")
 
 
 def report_schema() -> Json:
     """The report, report.json in a run folder."""
-    return _schema(Report, "sparsify report")
+    return _make_schema(Report, "sparsify report")
 
 
 def table_schema() -> Json:
     """A table of latencies, as `sparsify targets measure --out` writes it."""
-    return _schema(Table, "sparsify table")
+    return _make_schema(Table, "sparsify table")
 
 
 def profile_schema() -> Json:
     """What each layer bears to lose, as `sparsify sensitivity` writes it."""
-    return _schema(Profile, "sparsify profile")
+    return _make_schema(Profile, "sparsify profile")
 
 
 SCHEMAS: Final[Mapping[str, Callable[[], Json]]] = {
@@ -106,30 +106,30 @@ class _Generator(GenerateJsonSchema):
     """Defaults as one would write them."""
 
     def encode_default(self, dft: Any) -> Any:
-        return super().encode_default(written(dft))
+        return super().encode_default(to_written(dft))
 
 
-def _schema(entry: Any, title: str) -> Json:
+def _make_schema(entry: Any, title: str) -> Json:
     made = TypeAdapter(entry).json_schema(by_alias=True, schema_generator=_Generator)
-    return {"$schema": DIALECT, **_tidy(made), "title": title}
+    return {"$schema": DIALECT, **_tidy_node(made), "title": title}
 
 
-def _tidy(node: Any) -> Any:
+def _tidy_node(node: Any) -> Any:
     """Without what helps no reader: titles that repeat the key, OpenAPI's discriminators, the largest number
     of all."""
     if isinstance(node, list):
-        return [_tidy(item) for item in node]
+        return [_tidy_node(item) for item in node]
     if not isinstance(node, dict):
         return node
     names = {
-        key: {name: _tidy(entry) for name, entry in node[key].items()}
+        key: {name: _tidy_node(entry) for name, entry in node[key].items()}
         for key in ("properties", "$defs")
         if key in node
     }
     gone = {"title", "discriminator", "default", *names} | (
         {"maximum"} if node.get("maximum") == LARGEST else set()
     )
-    kept = {key: _tidy(value) for key, value in node.items() if key not in gone}
+    kept = {key: _tidy_node(value) for key, value in node.items() if key not in gone}
     return {**kept, **({"default": node["default"]} if node.get("default") is not None else {}), **names}
 
 
@@ -169,7 +169,7 @@ def _is_leaf(node: Json) -> bool:
     )
 
 
-def _loose(node: Json, definitions: Json, parts: Json) -> Json:
+def _loosen(node: Json, definitions: Json, parts: Json) -> Json:
     """The schema of an entry that a parent file completes: nothing is required. Lists are not merged, so they
     stay strict."""
     if "$ref" in node:
@@ -177,13 +177,13 @@ def _loose(node: Json, definitions: Json, parts: Json) -> Json:
     changed = {key: value for key, value in node.items() if key not in ("required", "oneOf")}
     if "properties" in node:
         changed["properties"] = {
-            name: _loose(entry, definitions, parts) for name, entry in node["properties"].items()
+            name: _loosen(entry, definitions, parts) for name, entry in node["properties"].items()
         }
     if isinstance(node.get("additionalProperties"), dict):
-        changed["additionalProperties"] = _loose(node["additionalProperties"], definitions, parts)
+        changed["additionalProperties"] = _loosen(node["additionalProperties"], definitions, parts)
     arms = node.get("anyOf", node.get("oneOf"))
     if arms is not None:
-        changed["anyOf"] = [_loose(arm, definitions, parts) for arm in arms]
+        changed["anyOf"] = [_loosen(arm, definitions, parts) for arm in arms]
     return changed
 
 
@@ -193,7 +193,7 @@ def _loose_reference(node: Json, definitions: Json, parts: Json) -> Json:
     if definition is None:
         return node
     if f"{name}Part" not in parts:
-        loosened = _loose(definition, definitions, parts)
+        loosened = _loosen(definition, definitions, parts)
         if loosened == definition:
             return node
         parts[f"{name}Part"] = loosened

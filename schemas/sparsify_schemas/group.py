@@ -62,20 +62,20 @@ ALIASES: dict[str, Word] = {
 Axes = Callable[[int], tuple[int, ...]]
 
 
-def _elements(ndim: int) -> tuple[int, ...]:
+def _element_axes(ndim: int) -> tuple[int, ...]:
     return tuple(range(ndim))
 
 
-def _columns(ndim: int) -> tuple[int, ...]:
+def _column_axes(ndim: int) -> tuple[int, ...]:
     return tuple(range(1, ndim))
 
 
 def _kernel_positions(ndim: int) -> tuple[int, ...]:
     """A layer that gathers its live columns has no kernel: there each column is a group."""
-    return tuple(range(2, ndim)) if ndim > 2 else _columns(ndim)
+    return tuple(range(2, ndim)) if ndim > 2 else _column_axes(ndim)
 
 
-def _tiles(_ndim: int) -> tuple[int, ...]:
+def _tile_axes(_ndim: int) -> tuple[int, ...]:
     """Of the matrix of tiles."""
     return 0, 1
 
@@ -180,7 +180,7 @@ def facts(kind: Kind) -> Facts:
                 amount="sparsity or penalty",
                 keep="groups",
                 own_slice=True,
-                axes=_columns,
+                axes=_column_axes,
             )
         case "tap":
             return Facts(
@@ -202,7 +202,7 @@ def facts(kind: Kind) -> Facts:
                 amount="sparsity",
                 keep="nothing",
                 own_slice=True,
-                axes=_elements,
+                axes=_element_axes,
                 single=True,
                 unstructured=True,
             )
@@ -215,7 +215,7 @@ def facts(kind: Kind) -> Facts:
                 amount="sparsity or penalty",
                 keep="nothing",
                 own_slice=True,
-                axes=_tiles,
+                axes=_tile_axes,
             )
         case "n:m":
             return Facts(
@@ -226,7 +226,7 @@ def facts(kind: Kind) -> Facts:
                 amount="group",
                 keep="nothing",
                 own_slice=True,
-                axes=_elements,
+                axes=_element_axes,
                 single=True,
             )
         case _:
@@ -252,7 +252,7 @@ class Block:
     @classmethod
     def parse(cls, text: Any) -> Self:
         """Read `4x1`. Raises ValueError."""
-        rows, columns = _numbers(cls, text)
+        rows, columns = _read_numbers(cls, text)
         if rows == columns == 1:
             raise ValueError("a block of 1x1 is a single weight; write 'group: weight'")
         return cls(rows, columns)
@@ -284,7 +284,7 @@ class Pattern:
     @classmethod
     def parse(cls, text: Any) -> Self:
         """Read `2:4`. Raises ValueError."""
-        stay, of = _numbers(cls, text)
+        stay, of = _read_numbers(cls, text)
         if not 0 < stay < of:
             raise ValueError(
                 f"'{stay}:{of}' keeps {'nothing' if stay == 0 else 'every weight'}; of "
@@ -303,7 +303,7 @@ class Pattern:
         return {"type": "string", "pattern": f"^{cls.PATTERN}$", "description": cls.EXPECTS}
 
 
-def _numbers(cls: type[Block] | type[Pattern], text: Any) -> tuple[int, int]:
+def _read_numbers(cls: type[Block] | type[Pattern], text: Any) -> tuple[int, int]:
     if isinstance(text, Block | Pattern):
         text = str(text)
     match = re.fullmatch(cls.PATTERN, text) if isinstance(text, str) else None
@@ -318,7 +318,7 @@ def _as_text(cls: type[Block] | type[Pattern]) -> CoreSchema:
     )
 
 
-def _canonical(value: Any) -> Any:
+def _read_group(value: Any) -> Any:
     if isinstance(value, Block | Pattern):
         return value
     word = ALIASES.get(value, value) if isinstance(value, str) else None
@@ -331,7 +331,8 @@ def _canonical(value: Any) -> Any:
 
 
 Group = Annotated[
-    Word | Block | Pattern, BeforeValidator(_canonical, json_schema_input_type=Word | Alias | Block | Pattern)
+    Word | Block | Pattern,
+    BeforeValidator(_read_group, json_schema_input_type=Word | Alias | Block | Pattern),
 ]
 
 

@@ -28,32 +28,34 @@ class Field:
     meaning: str
 
 
-def fields(model: Model) -> tuple[Field, ...]:
+def list_fields(model: Model) -> tuple[Field, ...]:
     """The keys that an entry takes, in order."""
     hints = get_type_hints(model, include_extras=True)
-    return tuple(_field(name, hints[name], info) for name, info in model.model_fields.items())
+    return tuple(_make_field(name, hints[name], info) for name, info in model.model_fields.items())
 
 
-def _field(name: str, annotation: Any, info: FieldInfo) -> Field:
+def _make_field(name: str, annotation: Any, info: FieldInfo) -> Field:
     default = None if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
     meaning = " ".join((info.description or "").split())  # lines of a docstring are no lines of a message
     return Field(info.alias or name, annotation, info.is_required(), default, meaning)
 
 
-def arms(annotation: Any) -> Iterator[Any]:
+def list_alternatives(annotation: Any) -> Iterator[Any]:
     """The alternatives of a type: unions flattened, annotations and None taken off."""
     if get_origin(annotation) is Annotated:
-        yield from arms(get_args(annotation)[0])
+        yield from list_alternatives(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, UnionType):
         for arm in get_args(annotation):
-            yield from arms(arm)
+            yield from list_alternatives(arm)
     elif annotation is not NoneType:
         yield annotation
 
 
-def models(annotation: Any) -> tuple[Model, ...]:
+def list_models(annotation: Any) -> tuple[Model, ...]:
     """The entries among the alternatives of a type."""
-    return tuple(arm for arm in arms(annotation) if isinstance(arm, type) and issubclass(arm, BaseModel))
+    return tuple(
+        arm for arm in list_alternatives(annotation) if isinstance(arm, type) and issubclass(arm, BaseModel)
+    )
 
 
 def kind_of(model: Model) -> str | None:
@@ -62,16 +64,16 @@ def kind_of(model: Model) -> str | None:
     return None if info is None else str(get_args(info.annotation)[0])
 
 
-def family(annotation: Any) -> dict[str, Model]:
+def list_family(annotation: Any) -> dict[str, Model]:
     """kind -> entry, for the members of a family among the alternatives of a type."""
-    return {kind: model for model in models(annotation) if (kind := kind_of(model)) is not None}
+    return {kind: model for model in list_models(annotation) if (kind := kind_of(model)) is not None}
 
 
-def inside(annotation: Any, part: str | int, value: Any) -> list[Any]:
+def list_types_inside(annotation: Any, part: str | int, value: Any) -> list[Any]:
     """The types that may stand at `part` of a value of this type; `value` tells which member of a family it
     is."""
     found: list[Any] = []
-    for arm in arms(annotation):
+    for arm in list_alternatives(annotation):
         if isinstance(part, int):
             found += [
                 element
@@ -80,37 +82,37 @@ def inside(annotation: Any, part: str | int, value: Any) -> list[Any]:
             ][:1]
         elif get_origin(arm) is dict:
             found.append(get_args(arm)[1])
-        elif arm in chosen(annotation, value):
-            found += [field.annotation for field in fields(arm) if field.name == part]
+        elif arm in choose_alternatives(annotation, value):
+            found += [field.annotation for field in list_fields(arm) if field.name == part]
     return found
 
 
-def chosen(annotation: Any, value: Any) -> tuple[Model, ...]:
+def choose_alternatives(annotation: Any, value: Any) -> tuple[Model, ...]:
     """Those alternatives that the `kind` of a value picks; all of them where it picks none."""
-    candidates = models(annotation)
+    candidates = list_models(annotation)
     kind = value.get("kind") if isinstance(value, Mapping) else None
     return (
         tuple(m for m in candidates if kind_of(m) == kind) or candidates if kind is not None else candidates
     )
 
 
-def types_at(root: Model, path: tuple[str | int, ...], data: Any) -> list[Any]:
+def list_types_at(root: Model, path: tuple[str | int, ...], data: Any) -> list[Any]:
     """The types that may stand where a path into plain data leads to."""
     types: list[Any] = [root]
     for part in path:
-        types = [t for annotation in types for t in inside(annotation, part, data)]
-        data = child(data, part)
+        types = [t for annotation in types for t in list_types_inside(annotation, part, data)]
+        data = find_child(data, part)
     return types
 
 
-def at(data: Any, path: tuple[str | int, ...]) -> Any:
+def find_at(data: Any, path: tuple[str | int, ...]) -> Any:
     """What a path into plain data leads to, None where it leads nowhere."""
     for part in path:
-        data = child(data, part)
+        data = find_child(data, part)
     return data
 
 
-def child(data: Any, part: str | int) -> Any:
+def find_child(data: Any, part: str | int) -> Any:
     """The entry or item of plain data, None where there is none."""
     if isinstance(data, Mapping):
         return data.get(part)
@@ -123,8 +125,8 @@ def in_words(annotation: Any) -> str:
     """A type as a reader of recipes would say it: `share such as 40%`, `list of text`, `number or {kind:
     linear | ...}`."""
     alternatives = list(written_as(annotation))
-    kinds = [kind for arm in alternatives for kind in family(arm)]
-    words = [_arm_in_words(arm) for arm in alternatives if not family(arm)]
+    kinds = [kind for arm in alternatives for kind in list_family(arm)]
+    words = [_arm_in_words(arm) for arm in alternatives if not list_family(arm)]
     if kinds:
         words.append("{kind: " + " | ".join(kinds) + "}")
     return " or ".join(dict.fromkeys(words))
@@ -140,7 +142,7 @@ def written_as(annotation: Any) -> Iterator[Any]:
             if isinstance(m, BeforeValidator) and m.json_schema_input_type is not PydanticUndefined
         ]
         aliases = bool(written) and all(
-            any(get_origin(arm) is Literal for arm in arms(t)) for t in (inner, written[0])
+            any(get_origin(arm) is Literal for arm in list_alternatives(t)) for t in (inner, written[0])
         )
         plain_words = not written or aliases  # aliases are not worth repeating
         yield from written_as(inner if plain_words else written[0])

@@ -87,7 +87,7 @@ class Input(Spec):
     @property
     def dimensions(self) -> tuple[int, ...]:
         """Its shape, () for a plain value or a single number."""
-        return self.shape if self.shape is not None else _shape(self.values)
+        return self.shape if self.shape is not None else _measure_shape(self.values)
 
     @property
     def is_plain(self) -> bool:
@@ -104,13 +104,13 @@ class Input(Spec):
                 ),
             )
         try:
-            found = _shape(self.values)
+            found = _measure_shape(self.values)
         except ValueError as error:
             raise AtKey("values", str(error)) from None
         if self.shape is not None and self.shape != found:
             raise AtKey("shape", f"the values have shape {list(found)}; leave 'shape' out")
         whole = self.dtype in ("int64", "int32")
-        odd = next((v for v in _numbers(self.values) if self._is_odd(v, whole)), None)
+        odd = next((v for v in _flatten_numbers(self.values) if self._is_odd(v, whole)), None)
         if odd is not None:
             wanted = "true or false" if self.dtype == "bool" else "whole numbers" if whole else "numbers"
             raise AtKey(
@@ -142,7 +142,7 @@ class Input(Spec):
             raise AtKey("range", f"{self.dtype} takes whole numbers; write a range of these")
 
 
-def _shape(values: object) -> tuple[int, ...]:
+def _measure_shape(values: object) -> tuple[int, ...]:
     """Of nested lists of numbers. Raises ValueError where they are ragged, empty or hold something else."""
     if not isinstance(values, list):
         if not isinstance(values, bool | int | float):
@@ -152,21 +152,21 @@ def _shape(values: object) -> tuple[int, ...]:
         return ()
     if not values:
         raise ValueError("expected at least one number, found an empty list")
-    inner = {_shape(item) for item in values}
+    inner = {_measure_shape(item) for item in values}
     if len(inner) > 1:
         raise ValueError("lists at one depth differ in length; a tensor needs rows of one length")
     return (len(values), *inner.pop())
 
 
-def _numbers(values: object) -> Iterator[object]:
+def _flatten_numbers(values: object) -> Iterator[object]:
     if isinstance(values, list):
         for item in values:
-            yield from _numbers(item)
+            yield from _flatten_numbers(item)
     else:
         yield values
 
 
-def _form(value: Any) -> str:
+def _tag_argument(value: Any) -> str:
     """Which of the forms of an argument is written."""
     return "<nothing>" if value is None else "<list>" if isinstance(value, list | tuple) else "<entry>"
 
@@ -175,18 +175,18 @@ Argument = Annotated[
     Annotated[Input, Tag("<entry>")]
     | Annotated[tuple[Input | None, ...], Field(min_length=1), Tag("<list>")]
     | Annotated[None, Tag("<nothing>")],
-    Discriminator(_form),
+    Discriminator(_tag_argument),
 ]
 
 
-def _order(value: Any) -> str:
+def _tag_inputs(value: Any) -> str:
     return "<by keyword>" if isinstance(value, Mapping) else "<in order>"
 
 
 Inputs = Annotated[
     Annotated[tuple[Argument, ...], Field(min_length=1), Tag("<in order>")]
     | Annotated[dict[Text, Argument], Field(min_length=1), Tag("<by keyword>")],
-    Discriminator(_order),
+    Discriminator(_tag_inputs),
 ]
 
 

@@ -86,21 +86,21 @@ class Profile(Spec):
         return _rename_accuracy(value)
 
 
-def tolerance(by: By, text: str) -> Tolerance:
+def read_tolerance(by: By, text: str) -> Tolerance:
     """What limits allow: by ablation points of accuracy, `1pp` or `1%`; by taylor a share of the loss, by gsm
     one of all units. Raises ValueError."""
     match by:
         case "ablation":
             return Points.parse(text)
         case "taylor":
-            return _share("by taylor a tolerance is a share of the loss", text)
+            return _read_share("by taylor a tolerance is a share of the loss", text)
         case "gsm":
-            return _share("by gsm it is the share of all units that goes", text)
+            return _read_share("by gsm it is the share of all units that goes", text)
         case _:
             assert_never(by)
 
 
-def _share(means: str, text: str) -> Share:
+def _read_share(means: str, text: str) -> Share:
     try:
         return Share.parse(text)
     except ValueError as error:

@@ -22,7 +22,7 @@ from sparsify_schemas.task import NamedTask, Task, deciding_metric
 from sparsify_schemas.units import Points, Share
 
 
-def _found(rule: Rule) -> bool:
+def _has_auto_strength(rule: Rule) -> bool:
     """Whether a rule's strength is auto."""
     return rule.penalty is not None and isinstance(rule.penalty.facts().strength, Auto)
 
@@ -45,7 +45,7 @@ def _check_goals(recipe: "Recipe") -> None:
         )
     )
     for i in left:
-        if _found(recipe.rules[i]) and not counted:
+        if _has_auto_strength(recipe.rules[i]) and not counted:
             what = (
                 "the recipe a budget"
                 if recipe.budget == Budget()
@@ -59,8 +59,8 @@ def _check_goals(recipe: "Recipe") -> None:
                 f"rules.{i}.penalty.strength: 'auto' needs a goal; give {what}, or the "
                 "rule its own 'sparsity'"
             )
-    other = next((i for i in left if not _found(recipe.rules[i])), None)
-    if other is not None and any(_found(recipe.rules[i]) for i in left):
+    other = next((i for i in left if not _has_auto_strength(recipe.rules[i])), None)
+    if other is not None and any(_has_auto_strength(recipe.rules[i]) for i in left):
         raise ValueError(
             f"rules.{other} leaves its amount to the budget, which strength 'auto' of "
             "another rule aims at alone; give it strength auto as well, or its own "

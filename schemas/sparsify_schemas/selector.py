@@ -20,7 +20,7 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-def _checked(value: tuple[str, ...]) -> tuple[str, ...]:
+def _check_patterns(value: tuple[str, ...]) -> tuple[str, ...]:
     for text in value:
         if text.startswith("re:"):
             try:
@@ -34,10 +34,10 @@ def _checked(value: tuple[str, ...]) -> tuple[str, ...]:
 
 def selects(patterns: Iterable[str], name: str, classes: Collection[str]) -> bool:
     """Whether any pattern matches a layer's name, or is one of the names of its classes."""
-    return any(_matches(p, name, classes) for p in patterns)
+    return any(_matches_pattern(p, name, classes) for p in patterns)
 
 
-def _matches(pattern: str, name: str, classes: Collection[str]) -> bool:
+def _matches_pattern(pattern: str, name: str, classes: Collection[str]) -> bool:
     if pattern.startswith("re:"):
         return re.fullmatch(pattern[3:], name) is not None
     return pattern in classes or fnmatchcase(name, pattern)
@@ -46,6 +46,6 @@ def _matches(pattern: str, name: str, classes: Collection[str]) -> bool:
 Layers = Annotated[
     tuple[Text, ...],
     Field(min_length=1),
-    AfterValidator(_checked),
+    AfterValidator(_check_patterns),
     BeforeValidator(_as_tuple, json_schema_input_type=Text | tuple[Text, ...]),
 ]

@@ -44,9 +44,9 @@ class Quantity:
         units = "|".join(re.escape(u) for u in cls.UNITS)
         match = re.fullmatch(rf"({_NUMBER})({units})", text) if isinstance(text, str) else None
         if match is None:
-            raise ValueError(f"expected {cls.EXPECTS}, not {_shown(text)}")
+            raise ValueError(f"expected {cls.EXPECTS}, not {_format_number(text)}")
         if not math.isfinite(float(match[1])):
-            raise ValueError(f"expected {cls.EXPECTS}, and {_shown(text)} is too large")
+            raise ValueError(f"expected {cls.EXPECTS}, and {_format_number(text)} is too large")
         return cls(float(match[1]), match[2]).checked()
 
     def checked(self) -> Self:
@@ -69,7 +69,7 @@ class Quantity:
         return {"type": "string", "pattern": f"^{_NUMBER}({units})$", "description": cls.EXPECTS}
 
 
-def _shown(text: Any) -> str:
+def _format_number(text: Any) -> str:
     """A value in words; escapes what a terminal would act on, and shortens what would fill it."""
     match text:
         case None:
@@ -182,7 +182,7 @@ def first_of(*kinds: type[Quantity]) -> Callable[[Any], Quantity]:
                 if "between" in str(error):
                     raise
         expected = " or ".join(kind.EXPECTS for kind in kinds)
-        raise ValueError(f"expected {expected}, not {_shown(text)}")
+        raise ValueError(f"expected {expected}, not {_format_number(text)}")
 
     return parse
 

@@ -11,25 +11,25 @@ from sparsify_schemas.schedule import Constant
 from sparsify_schemas.units import Quantity
 
 
-def written(value: Any) -> Any:
+def to_written(value: Any) -> Any:
     """Dicts, lists and scalars: no absent keys, `kind` first, a constant schedule as its number, a quantity
     as its text."""
     match value:
         case Constant(value=number):
             return number
         case BaseModel():
-            return _entry(value)
+            return _write_entry(value)
         case Quantity() | Block() | Pattern():
             return str(value)
         case tuple() | list():
-            return [written(item) for item in value]
+            return [to_written(item) for item in value]
         case dict():
-            return {key: written(item) for key, item in value.items()}
+            return {key: to_written(item) for key, item in value.items()}
         case _:
             return value
 
 
-def _entry(value: BaseModel) -> dict[str, Any]:
+def _write_entry(value: BaseModel) -> dict[str, Any]:
     kept = (
         {"layers", "protect", "override"}
         if isinstance(value, Rule) and value.protect
@@ -41,4 +41,4 @@ def _entry(value: BaseModel) -> dict[str, Any]:
         if name in kept
     }
     kind = {"kind": kind_of(type(value))} if "kind" in named else {}
-    return kind | {name: written(entry) for name, entry in named.items() if entry is not None}
+    return kind | {name: to_written(entry) for name, entry in named.items() if entry is not None}

@@ -8,7 +8,7 @@ from torch import nn
 
 from sparsify.errors import ModelError
 from sparsify.pruning.planning.plan import Plan
-from sparsify.training.fsdp import gathered
+from sparsify.training.fsdp import gather_state
 from sparsify.training.hooks import Hooks, attach
 from sparsify.training.optimizers import trained_parameters
 
@@ -58,7 +58,9 @@ class SparsifyCallback(Callback):  # type: ignore[misc]
             self.hooks.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = gathered(self.hooks.state_dict()) if self.hooks is not None else self._saved
+        state: dict[str, Any] = (
+            gather_state(self.hooks.state_dict()) if self.hooks is not None else self._saved
+        )
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

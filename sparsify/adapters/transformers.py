@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sparsify.errors import ModelError
 from sparsify.pruning.planning.plan import Plan
-from sparsify.training.fsdp import gathered
+from sparsify.training.fsdp import gather_state
 from sparsify.training.hooks import Hooks, attach
 
 FILE = "sparsify.pt"
@@ -49,7 +49,7 @@ class SparsifyCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         saved = (
-            gathered(self.hooks.state_dict()) if self.hooks is not None else None
+            gather_state(self.hooks.state_dict()) if self.hooks is not None else None
         )  # all processes take part
         if saved is not None and state.is_world_process_zero:
             torch.save(saved, _checkpoint(args, state) / FILE)

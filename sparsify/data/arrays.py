@@ -64,10 +64,10 @@ def read_callable(spec: Data, task: Task) -> tuple[Examples, Examples]:
     except Exception as error:
         raise DataError(f"data.source '{source}' failed: {type(error).__name__}: {error}") from error
     if not isinstance(returned, tuple | list) or len(returned) != 2:
-        raise DataError(f"data.source '{source}' returned {_kind(returned)}; expected (train, test)")
+        raise DataError(f"data.source '{source}' returned {_describe_kind(returned)}; expected (train, test)")
     return (
-        _part(returned[0], spec, task, f"{source}: train"),
-        _part(returned[1], spec, task, f"{source}: test"),
+        _read_part(returned[0], spec, task, f"{source}: train"),
+        _read_part(returned[1], spec, task, f"{source}: test"),
     )
 
 
@@ -84,7 +84,7 @@ def read_collate(path: str) -> Collate:
             made = split_target(made, None)
         if not isinstance(made, tuple | list) or len(made) != 2 or made[1] is None:
             raise DataError(
-                f"task.collate '{path}' returned {_kind(made)}; expected a batch (inputs, targets)"
+                f"task.collate '{path}' returned {_describe_kind(made)}; expected a batch (inputs, targets)"
             )
         return made[0], made[1]
 
@@ -97,11 +97,11 @@ def _import(key: str, path: str) -> Any:
     except ImportError as error:
         raise DataError(f"{key} '{path}': {error}") from error
     if not callable(function):
-        raise DataError(f"{key} '{path}' is {_kind(function)}, which cannot be called")
+        raise DataError(f"{key} '{path}' is {_describe_kind(function)}, which cannot be called")
     return function
 
 
-def _part(part: Any, spec: Data, task: Task, name: str) -> Examples:
+def _read_part(part: Any, spec: Data, task: Task, name: str) -> Examples:
     if _is_dataset(part):
         return _from_items(_items(part, name), spec, task, name)
     if isinstance(part, tuple | list) and len(part) == 2:
@@ -111,7 +111,9 @@ def _part(part: Any, spec: Data, task: Task, name: str) -> Examples:
         return _make_examples(_arrays(inputs, name), targets, task, name)
     if isinstance(part, Tensor | np.ndarray):
         return _make_examples(_array(part, name), None, task, name)
-    raise DataError(f"{name}: expected a pair (inputs, targets) or a torch Dataset, not {_kind(part)}")
+    raise DataError(
+        f"{name}: expected a pair (inputs, targets) or a torch Dataset, not {_describe_kind(part)}"
+    )
 
 
 def _is_dataset(part: Any) -> bool:
@@ -140,7 +142,9 @@ def _from_items(items: list[Any], spec: Data, task: Task, name: str) -> Examples
         strange = _find_stranger(leaf)
         if strange is None:
             continue
-        raise DataError(f"{name}: an input of the Dataset is {_kind(strange)}; expected a tensor or an array")
+        raise DataError(
+            f"{name}: an input of the Dataset is {_describe_kind(strange)}; expected a tensor or an array"
+        )
     if isinstance(inputs, Varied) and not _may_be_padded(inputs, task):
         shapes = ", ".join(sorted({describe(item) for item in inputs.items})[:3])
         raise DataError(
@@ -180,7 +184,9 @@ def _items(dataset: Any, name: str) -> list[Any]:
     items: Iterable[Any] = dataset if is_iterable_only else ()
     if not is_iterable_only:
         items = (
-            dataset if isinstance(dataset, Iterable) else (dataset[i] for i in range(_length(dataset, name)))
+            dataset
+            if isinstance(dataset, Iterable)
+            else (dataset[i] for i in range(_count_pairs(dataset, name)))
         )
     try:
         found = list(items)
@@ -191,7 +197,7 @@ def _items(dataset: Any, name: str) -> list[Any]:
     return found
 
 
-def _length(dataset: Any, name: str) -> int:
+def _count_pairs(dataset: Any, name: str) -> int:
     try:
         return len(dataset)
     except TypeError:
@@ -282,5 +288,5 @@ def _array(value: Any, name: str) -> Tensor:
         raise DataError(f"{name}: cannot be converted to a tensor ({error})") from error
 
 
-def _kind(value: Any) -> str:
+def _describe_kind(value: Any) -> str:
     return f"a {type(value).__name__}" if value is not None else "None"

@@ -13,7 +13,7 @@ _RECORDS, _RECORD = 10_000, 1 + 3 * 32 * 32
 _URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 
 
-def read(root: Path) -> tuple[Examples, Examples]:
+def read_cifar(root: Path) -> tuple[Examples, Examples]:
     """50,000 training and 10,000 test examples of 3x32x32 bytes from <root>/cifar-10-batches-bin."""
     folder = root / "cifar-10-batches-bin"
     missing = [name for name in (*_TRAIN, "test_batch.bin") if not (folder / name).is_file()]
@@ -23,16 +23,16 @@ def read(root: Path) -> tuple[Examples, Examples]:
             f"  get it:     mkdir -p '{root}' && curl -L {_URL} | tar xz -C '{root}'\n"
             "  or point data.root or $SPARSIFY_DATA at the folder that holds cifar-10-batches-bin"
         )
-    return _examples([folder / name for name in _TRAIN]), _examples([folder / "test_batch.bin"])
+    return _read_examples([folder / name for name in _TRAIN]), _read_examples([folder / "test_batch.bin"])
 
 
-def _examples(paths: list[Path]) -> Examples:
-    records = np.concatenate([_records(path) for path in paths])
+def _read_examples(paths: list[Path]) -> Examples:
+    records = np.concatenate([_read_records(path) for path in paths])
     images = np.ascontiguousarray(records[:, 1:]).reshape(-1, 3, 32, 32)
     return Examples(torch.from_numpy(images), torch.from_numpy(records[:, 0].astype(np.int64)))
 
 
-def _records(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+def _read_records(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:

@@ -8,7 +8,7 @@ from sparsify.errors import DataError
 _TEST = 0.2
 
 
-def read() -> tuple[Examples, Examples]:
+def read_digits() -> tuple[Examples, Examples]:
     """1,438 training and 359 test examples of 1x8x8 in 0..1.
 
     A fifth of each digit is the test set, drawn with a fixed seed, so it is the same for every recipe.

@@ -17,23 +17,23 @@ _MAGIC = {3: 0x0803, 1: 0x0801}
 _KIND = {3: "images", 1: "labels"}
 
 
-def read(root: Path, name: str) -> tuple[Examples, Examples]:
+def read_idx(root: Path, name: str) -> tuple[Examples, Examples]:
     """Training and test examples of 1x28x28 bytes from <root>/<name>/raw; `name` is torchvision's class."""
     folder = root / name / "raw"
     wanted = [
         f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
     ]
-    missing = [w for w in wanted if not any(p.is_file() for p in _places(folder, w))]
+    missing = [w for w in wanted if not any(p.is_file() for p in _list_places(folder, w))]
     if missing:
-        raise DataError(_absent(root, name, folder, missing))
-    return _examples(folder, "train"), _examples(folder, "t10k")
+        raise DataError(_describe_missing(root, name, folder, missing))
+    return _read_examples(folder, "train"), _read_examples(folder, "t10k")
 
 
-def _places(folder: Path, name: str) -> tuple[Path, Path]:
+def _list_places(folder: Path, name: str) -> tuple[Path, Path]:
     return folder / name, folder / f"{name}.gz"
 
 
-def _absent(root: Path, name: str, folder: Path, missing: list[str]) -> str:
+def _describe_missing(root: Path, name: str, folder: Path, missing: list[str]) -> str:
     return (
         f"{name} is not there: {folder} has no {', '.join(missing)} (raw or .gz)\n"
         f"  get it:     python -c "
@@ -42,9 +42,9 @@ def _absent(root: Path, name: str, folder: Path, missing: list[str]) -> str:
     )
 
 
-def _examples(folder: Path, part: str) -> Examples:
-    images = _read(folder, f"{part}-images-idx3-ubyte", 3)
-    labels = _read(folder, f"{part}-labels-idx1-ubyte", 1)
+def _read_examples(folder: Path, part: str) -> Examples:
+    images = _read_file(folder, f"{part}-images-idx3-ubyte", 3)
+    labels = _read_file(folder, f"{part}-labels-idx1-ubyte", 1)
     if len(images) != len(labels):
         raise DataError(
             f"{folder}: {part} has {len(images)} images and {len(labels)} labels; fetch both files again"
@@ -58,13 +58,13 @@ def _examples(folder: Path, part: str) -> Examples:
     return Examples(images[:, None], labels.long())
 
 
-def _read(folder: Path, name: str, dims: int) -> Tensor:
+def _read_file(folder: Path, name: str, dims: int) -> Tensor:
     """Read an IDX file: magic number, a big-endian length per dimension, bytes.
 
     Source: http://yann.lecun.com/exdb/mnist
     """
-    path = next(p for p in _places(folder, name) if p.is_file())
-    content = _content(path)
+    path = next(p for p in _list_places(folder, name) if p.is_file())
+    content = _read_content(path)
     header = 4 * (1 + dims)
     if len(content) < header:
         raise DataError(
@@ -85,7 +85,7 @@ def _read(folder: Path, name: str, dims: int) -> Tensor:
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())
 
 
-def _content(path: Path) -> bytes:
+def _read_content(path: Path) -> bytes:
     try:
         raw = path.read_bytes()
         return gzip.decompress(raw) if path.suffix == ".gz" else raw

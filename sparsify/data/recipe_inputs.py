@@ -35,9 +35,9 @@ def example_inputs(
     """
     if recipe.inputs is None and recipe.calls is None:
         return _take_examples(datasets, 2 if batch is None else batch)
-    calls = _calls(recipe)
+    calls = _list_calls(recipe)
     if recipe.inputs is not None:
-        _check([entry for _, entry in _entries(calls[0])], datasets)
+        _check_single([entry for _, entry in _list_entries(calls[0])], datasets)
     generator = torch.Generator().manual_seed(seed)
     return simplify_inputs(tuple(_draw_call(called, batch, generator) for called in calls))
 
@@ -45,7 +45,8 @@ def example_inputs(
 def open_integers(recipe: Recipe) -> tuple[frozenset[str], ...]:
     """For each call, the paths of integers and booleans without `values` and `range` in the recipe."""
     return tuple(
-        frozenset(path for path, entry in _entries(called) if _is_open(entry)) for called in _calls(recipe)
+        frozenset(path for path, entry in _list_entries(called) if _is_open(entry))
+        for called in _list_calls(recipe)
     )
 
 
@@ -58,22 +59,22 @@ def _is_open(entry: Input) -> bool:
     )
 
 
-def _calls(recipe: Recipe) -> tuple[Called, ...]:
+def _list_calls(recipe: Recipe) -> tuple[Called, ...]:
     if recipe.calls is not None:
         return recipe.calls
     return () if recipe.inputs is None else (Called(inputs=recipe.inputs),)
 
 
-def _arguments(called: Called) -> dict[str, Entry]:
+def _list_arguments(called: Called) -> dict[str, Entry]:
     """Name or index -> entry."""
     if isinstance(called.inputs, Mapping):
         return dict(called.inputs)
     return {str(index): entry for index, entry in enumerate(called.inputs)}
 
 
-def _entries(called: Called) -> Iterator[tuple[str, Input]]:
+def _list_entries(called: Called) -> Iterator[tuple[str, Input]]:
     """(path, entry) of everything that is not null."""
-    for name, argument in _arguments(called).items():
+    for name, argument in _list_arguments(called).items():
         if isinstance(argument, Input):
             yield name, argument
         for place, entry in enumerate(argument) if isinstance(argument, tuple) else ():
@@ -82,15 +83,15 @@ def _entries(called: Called) -> Iterator[tuple[str, Input]]:
 
 
 def _draw_call(called: Called, batch: int | None, generator: torch.Generator) -> Call:
-    axes = _axes(called)
+    axes = _find_axes(called)
 
     def value_of(entry: Input | None, path: str) -> Any:
         if entry is None:
             return None
-        return entry.value if entry.is_plain else _tensor(entry, axes[path], batch, generator)
+        return entry.value if entry.is_plain else _draw_tensor(entry, axes[path], batch, generator)
 
     made: dict[str, Any] = {}
-    for name, argument in _arguments(called).items():
+    for name, argument in _list_arguments(called).items():
         if isinstance(argument, tuple):
             made[name] = [value_of(entry, f"{name}.{place}") for place, entry in enumerate(argument)]
         else:
@@ -99,14 +100,16 @@ def _draw_call(called: Called, batch: int | None, generator: torch.Generator) ->
     return Call(called.method, inputs, batch=axes)
 
 
-def _axes(called: Called) -> dict[str, int | None]:
+def _find_axes(called: Called) -> dict[str, int | None]:
     """Path of each tensor -> the dimension that counts examples.
 
     It is the one that the recipe states, else the first dimension if it is as long as that of the first
     tensor.
     """
-    found = {path: entry for path, entry in _entries(called) if not entry.is_plain}
-    size = next((_examples(entry) for entry in found.values() if _examples(entry) is not None), None)
+    found = {path: entry for path, entry in _list_entries(called) if not entry.is_plain}
+    size = next(
+        (_count_examples(entry) for entry in found.values() if _count_examples(entry) is not None), None
+    )
     axes: dict[str, int | None] = {}
     for path, entry in found.items():
         own = entry.dimensions
@@ -117,14 +120,14 @@ def _axes(called: Called) -> dict[str, int | None]:
     return axes
 
 
-def _examples(entry: Input) -> int | None:
+def _count_examples(entry: Input) -> int | None:
     """The number of examples in an entry."""
     if entry.batch == "none" or not entry.dimensions:
         return None
     return entry.dimensions[entry.batch or 0]
 
 
-def _tensor(entry: Input, axis: int | None, batch: int | None, generator: torch.Generator) -> Tensor:
+def _draw_tensor(entry: Input, axis: int | None, batch: int | None, generator: torch.Generator) -> Tensor:
     dtype: torch.dtype = getattr(torch, entry.dtype)
     if entry.values is not None:
         given = torch.tensor(entry.values).to(dtype)
@@ -134,10 +137,12 @@ def _tensor(entry: Input, axis: int | None, batch: int | None, generator: torch.
     shape = list(entry.dimensions)
     if axis is not None and batch is not None:
         shape[axis] = batch
-    return draw(entry, tuple(shape), dtype, generator)
+    return draw_numbers(entry, tuple(shape), dtype, generator)
 
 
-def draw(entry: Input, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+def draw_numbers(
+    entry: Input, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
+) -> Tensor:
     """Random numbers of an entry without `values`."""
     is_whole = not dtype.is_floating_point
     if entry.range is not None:
@@ -160,7 +165,7 @@ def _take_examples(datasets: Datasets | None, batch: int) -> Inputs:
     return drawn if isinstance(drawn, tuple) else (drawn,)
 
 
-def _check(entries: list[Input], datasets: Datasets | None) -> None:
+def _check_single(entries: list[Input], datasets: Datasets | None) -> None:
     """A single input receives the examples, so its rank and channels must be theirs.
 
     Height and width may differ.
@@ -172,10 +177,10 @@ def _check(entries: list[Input], datasets: Datasets | None) -> None:
     said, real = entries[0].dimensions[1:], tuple(datasets.train.inputs.shape[1:])
     if len(said) != len(real) or said[:1] != real[:1]:
         raise DataError(
-            f"an example in 'inputs' is {_shape(said)}, but in the data {_shape(real)}; "
+            f"an example in 'inputs' is {_format_shape(said)}, but in the data {_format_shape(real)}; "
             "leave 'inputs' out to take the shape from the data"
         )
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a single number"

@@ -28,8 +28,8 @@ def load_data(spec: Data, seed: int, task: Task = CLASSIFICATION) -> Datasets:
     The seed draws the validation set when `split` is random. Raises DataError, which says what is missing
     or damaged, and which command downloads a built-in data set.
     """
-    train, test = _read(spec, task)
-    _check(spec, train, test)
+    train, test = _read_source(spec, task)
+    _check_examples(spec, train, test)
     if spec.normalize is not None:
         mean, std = spec.normalize.mean, spec.normalize.std
         train, test = replace(train, mean=mean, std=std), replace(test, mean=mean, std=std)
@@ -39,7 +39,7 @@ def load_data(spec: Data, seed: int, task: Task = CLASSIFICATION) -> Datasets:
     classes = 0
     if task.kind == "classification" and isinstance(train.targets, Tensor):
         classes = 1 + int(max(train.targets.max(), test.targets.max()))
-    training, validation = _split(train, spec, seed)
+    training, validation = _split_examples(train, spec, seed)
     return Datasets(training, validation, test, classes)
 
 
@@ -53,7 +53,7 @@ def data_for_inputs(recipe: Recipe) -> Datasets | None:
     return load_data(recipe.data, recipe.seed, recipe.task)
 
 
-def _read(spec: Data, task: Task) -> Pair:
+def _read_source(spec: Data, task: Task) -> Pair:
     if ":" not in spec.source and not spec.source.endswith(".npz"):
         return _with_targets_of(task, _read_classes(spec), spec)
     if spec.source.endswith(".npz"):
@@ -86,29 +86,29 @@ def _read_classes(spec: Data) -> Pair:
         _refuse_root(spec)
     match spec.source:
         case "digits":
-            return digits.read()
+            return digits.read_digits()
         case "mnist":
-            return idx.read(_root(spec), "MNIST")
+            return idx.read_idx(_find_root(spec), "MNIST")
         case "fashion_mnist":
-            return idx.read(_root(spec), "FashionMNIST")
+            return idx.read_idx(_find_root(spec), "FashionMNIST")
         case "cifar10":
-            return cifar.read(_root(spec))
+            return cifar.read_cifar(_find_root(spec))
         case "folder":
             if spec.root is None:
                 raise DataError(
                     "data.source 'folder' needs data.root, "
                     "the folder that holds train/<class>/ and test/<class>/"
                 )
-            return folder.read(Path(spec.root).expanduser(), spec.size)
+            return folder.read_folder(Path(spec.root).expanduser(), spec.size)
         case source:
             raise DataError(f"unknown source '{source}'")
 
 
-def _root(spec: Data) -> Path:
+def _find_root(spec: Data) -> Path:
     return Path(spec.root or os.environ.get("SPARSIFY_DATA") or "~/.cache/sparsify").expanduser()
 
 
-def _check(spec: Data, train: Examples, test: Examples) -> None:
+def _check_examples(spec: Data, train: Examples, test: Examples) -> None:
     if isinstance(train.inputs, Tensor):
         _check_images(spec, train.inputs)
     elif spec.normalize is not None or spec.augment.flip or spec.augment.crop:
@@ -156,7 +156,7 @@ def describe_column(column: Column) -> str:
     return ", ".join(map(describe_column, column))
 
 
-def _split(train: Examples, spec: Data, seed: int) -> Pair:
+def _split_examples(train: Examples, spec: Data, seed: int) -> Pair:
     """(training examples, validation examples); both keep the order of the file."""
     count = round(len(train) * spec.validation.fraction)
     if count == len(train):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparsify.cost.measure.onnx_export import short_reason
 from sparsify.data import Examples, batches
 from sparsify.errors import ModelError, VerificationError
-from sparsify.formatting.numbers import plain, tiny
+from sparsify.formatting.numbers import format_plain, format_tiny
 from sparsify.forward import call_model
 from sparsify.forward.calls import Inputs, count_examples, flatten_value, list_calls
 from sparsify.forward.copies import copy_model
@@ -21,15 +21,15 @@ Read = Callable[[], Callable[[Inputs], list[Tensor]]]
 """Loads the file, and returns a function that computes its output tensors."""
 
 
-def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+def compute_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Every tensor that a forward call of a copy returns, with the same random numbers each time."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(0)
         made = call_model.call_model(copy_model(model), inputs)
-    return _tensors(made)
+    return _list_tensors(made)
 
 
-def _tensors(made: Any) -> list[Tensor]:
+def _list_tensors(made: Any) -> list[Tensor]:
     return [value for _, value in flatten_value(made) if isinstance(value, Tensor)]
 
 
@@ -39,7 +39,7 @@ def run_in_memory(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     Raises ModelError when the model refuses the batch or returns no tensor.
     """
     try:
-        found = outputs(model, inputs)
+        found = compute_outputs(model, inputs)
     except Exception as error:
         count = count_examples(list_calls(inputs)[0])
         what = "its inputs" if count is None else f"a batch of {count}"
@@ -77,7 +77,7 @@ def compare_outputs(
         if not apart <= tolerance:
             raise VerificationError(
                 f"{refused}: at batch {batch}, reloaded by {by}, it differs from the run's model "
-                f"by {tiny(apart)} of the largest output; at most {plain(tolerance)} is allowed"
+                f"by {format_tiny(apart)} of the largest output; at most {format_plain(tolerance)} is allowed"
             )
         largest = max(largest, apart)
     return largest
@@ -88,7 +88,7 @@ def measure_agreement(model: nn.Module, run: Callable[[Inputs], list[Tensor]], e
     copy, same = copy_model(model), 0
     with torch.no_grad():
         for x, _ in batches(examples, _BATCH):
-            expected = _tensors(call_model.call_model(copy, (x,)))[0]
+            expected = _list_tensors(call_model.call_model(copy, (x,)))[0]
             found = run((x,))[0]
             same += count_same_predictions(expected, found)
     return same / len(examples)

@@ -15,7 +15,7 @@ from sparsify.cost.measure.onnx_export import export_onnx, export_program, short
 from sparsify.cost.measure.onnx_quantize import quantise
 from sparsify.errors import VerificationError
 from sparsify.exporters import hugging_face
-from sparsify.exporters.compare import Read, outputs
+from sparsify.exporters.compare import Read, compute_outputs
 from sparsify.forward.calls import Inputs
 from sparsify.modelfile.weights import load_weights, save_weights
 from sparsify.runs.save_load import Base, Build
@@ -58,7 +58,7 @@ def write(
             metadata = {key: json.dumps(value) for key, value in base.to_json().items()}
             save_weights(model, path, {"format": "pt", **metadata})
         case "huggingface":
-            hugging_face.save(model, path)
+            hugging_face.save_pretrained(model, path)
         case _:
             assert_never(format)
 
@@ -86,7 +86,7 @@ def make_reader(
 def _load_program(path: Path) -> Callable[[Inputs], list[Tensor]]:
     with path.open("rb") as stream:
         program = torch.export.load(stream)
-    return lambda inputs: outputs(program.module(), inputs)
+    return lambda inputs: compute_outputs(program.module(), inputs)
 
 
 def _load_onnx(path: Path) -> Callable[[Inputs], list[Tensor]]:
@@ -121,9 +121,9 @@ def _load_safetensors(path: Path, build: Build | None) -> Callable[[Inputs], lis
     base = Base.from_json({key: json.loads(metadata[key]) for key in ("model", "cuts")})
     model = base.build_structure(build)
     load_weights(model, path)
-    return lambda inputs: outputs(model.eval(), inputs)
+    return lambda inputs: compute_outputs(model.eval(), inputs)
 
 
 def _load_pretrained(kind: type[nn.Module], path: Path) -> Callable[[Inputs], list[Tensor]]:
-    model = hugging_face.load(kind, path)
-    return lambda inputs: outputs(model, inputs)
+    model = hugging_face.load_pretrained(kind, path)
+    return lambda inputs: compute_outputs(model, inputs)

@@ -51,7 +51,7 @@ def is_hugging_face(model: nn.Module) -> bool:
     return isinstance(model, transformers.PreTrainedModel)
 
 
-def save(model: nn.Module, folder: Path) -> None:
+def save_pretrained(model: nn.Module, folder: Path) -> None:
     """Write config.json and model.safetensors.
 
     Raises ModelError when no configuration has the model's widths.
@@ -70,7 +70,7 @@ def save(model: nn.Module, folder: Path) -> None:
         made.save_pretrained(folder)
 
 
-def load(kind: type[nn.Module], folder: Path) -> nn.Module:
+def load_pretrained(kind: type[nn.Module], folder: Path) -> nn.Module:
     """Load the folder by `from_pretrained`. Raises ModelError when a weight is missing or unknown."""
     loader: Any = kind
     with redirect_stderr(StringIO()):
@@ -84,8 +84,8 @@ def load(kind: type[nn.Module], folder: Path) -> nn.Module:
 
 def find_config(model: Any) -> Any:
     """The model's configuration, changed so that a new model has its shapes. Raises ModelError."""
-    wanted = _shapes(model)
-    base = _try(model, ())
+    wanted = _list_shapes(model)
+    base = _try_changes(model, ())
     if base is None:
         raise ModelError(
             f"a new {type(model).__name__} cannot be built from its own configuration; {_OTHERS}"
@@ -99,17 +99,17 @@ def find_config(model: Any) -> Any:
     candidates = [_find_best(model, base, wanted, given) for given in ((), _head_size(model))]
     best = min(candidates, key=lambda trial: _count_mismatches(trial.shapes, wanted))
     if _count_mismatches(best.shapes, wanted):
-        raise ModelError(_obstacle(model, best, base.shapes, wanted))
+        raise ModelError(_find_obstacle(model, best, base.shapes, wanted))
     return best.config
 
 
 def _find_best(model: Any, base: _Trial, wanted: Shapes, given: tuple[Change, ...]) -> _Trial:
     """The best trial with up to three changes besides those given."""
-    numbers = _numbers(model)
+    numbers = _list_numbers(model)
     singles = [
         change
-        for change in _changes(model.config, base.shapes, wanted)
-        if _helps(_try(model, (*given, change)), base, wanted)
+        for change in _list_changes(model.config, base.shapes, wanted)
+        if _is_better(_try_changes(model, (*given, change)), base, wanted)
     ]
     sets: list[tuple[Change, ...]] = [(change,) for change in singles]
     for count in range(2, MOST + 1):
@@ -121,11 +121,11 @@ def _find_best(model: Any, base: _Trial, wanted: Shapes, given: tuple[Change, ..
         other_numbers = sum(numbers.get(name, value) != value for name, value in trial.numbers.items())
         return _count_mismatches(trial.shapes, wanted), other_numbers
 
-    trials = (_try(model, (*given, *changes)) for changes in sets)
+    trials = (_try_changes(model, (*given, *changes)) for changes in sets)
     return min((base, *filter(None, trials)), key=badness)
 
 
-def _helps(trial: _Trial | None, base: _Trial, wanted: Shapes) -> bool:
+def _is_better(trial: _Trial | None, base: _Trial, wanted: Shapes) -> bool:
     return trial is not None and _count_mismatches(trial.shapes, wanted) < _count_mismatches(
         base.shapes, wanted
     )
@@ -140,24 +140,24 @@ def _head_size(model: Any) -> tuple[Change, ...]:
     return ((("head_dim",), sizes.pop()),)
 
 
-def _try(model: Any, changes: tuple[Change, ...]) -> _Trial | None:
+def _try_changes(model: Any, changes: tuple[Change, ...]) -> _Trial | None:
     config = deepcopy(model.config)
     try:
         for field, value in changes:
-            _set(config, field, value)
+            _set_field(config, field, value)
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             made = type(model)(config)
     except Exception:  # the heads do not divide the width, a field is not a number, and the like
         return None
-    shapes = _shapes(made)
+    shapes = _list_shapes(made)
     return (
-        _Trial(changes, config, shapes, _numbers(made))
+        _Trial(changes, config, shapes, _list_numbers(made))
         if not changes or shapes.keys() == model.state_dict().keys()
         else None
     )
 
 
-def _changes(config: Any, before: Shapes, after: Shapes) -> Iterable[Change]:
+def _list_changes(config: Any, before: Shapes, after: Shapes) -> Iterable[Change]:
     """Every number of the configuration, scaled in the proportions of the changed widths.
 
     A field that is None may stand for a width, so the new widths are tried for it.
@@ -165,7 +165,7 @@ def _changes(config: Any, before: Shapes, after: Shapes) -> Iterable[Change]:
     ratios = dict.fromkeys(
         (a, b) for name in after for a, b in zip(before[name], after[name], strict=False) if a != b
     )
-    for field, value in _fields(config):
+    for field, value in _list_fields(config):
         if value is None:
             yield from dict.fromkeys((field, new) for _, new in ratios)
         else:
@@ -174,7 +174,7 @@ def _changes(config: Any, before: Shapes, after: Shapes) -> Iterable[Change]:
             )
 
 
-def _fields(config: Any, at: Field = ()) -> Iterable[tuple[Field, int | None]]:
+def _list_fields(config: Any, at: Field = ()) -> Iterable[tuple[Field, int | None]]:
     from transformers import PretrainedConfig
 
     for key, value in vars(config).items():
@@ -185,10 +185,10 @@ def _fields(config: Any, at: Field = ()) -> Iterable[tuple[Field, int | None]]:
         elif isinstance(value, list):
             yield from (((*at, key, i), v) for i, v in enumerate(value) if type(v) is int)
         elif isinstance(value, PretrainedConfig):  # of a part, such as the text side of an image model
-            yield from _fields(value, (*at, key))
+            yield from _list_fields(value, (*at, key))
 
 
-def _set(config: Any, field: Field, value: int) -> None:
+def _set_field(config: Any, field: Field, value: int) -> None:
     *path, last = field
     for key in path:
         config = config[key] if isinstance(key, int) else getattr(config, key)
@@ -198,11 +198,11 @@ def _set(config: Any, field: Field, value: int) -> None:
         setattr(config, last, value)
 
 
-def _shapes(model: nn.Module) -> Shapes:
+def _list_shapes(model: nn.Module) -> Shapes:
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-def _numbers(model: nn.Module) -> Mapping[str, float]:
+def _list_numbers(model: nn.Module) -> Mapping[str, float]:
     """The plain numbers that its modules hold."""
     return {
         f"{name}.{key}": value
@@ -223,11 +223,11 @@ def _count_mismatches(found: Shapes, wanted: Shapes) -> int:
 _OTHERS = "--format pt2, onnx and safetensors take the model as it is"
 
 
-def _name(model: Any) -> str:
+def _name_class(model: Any) -> str:
     return type(model.config).__name__
 
 
-def _obstacle(model: Any, best: _Trial, before: Shapes, wanted: Shapes) -> str:
+def _find_obstacle(model: Any, best: _Trial, before: Shapes, wanted: Shapes) -> str:
     """Name a layer that does not fit, and whether the cause is that layers with one shared number differ."""
     name = next(n for n in wanted if wanted[n] != best.shapes[n])
     like = re.sub(r"\d+", "#", name)
@@ -236,13 +236,15 @@ def _obstacle(model: Any, best: _Trial, before: Shapes, wanted: Shapes) -> str:
     if other is not None:
         return (
             f"'{name}' is {_format_shape(wanted[name])} and '{other}' {_format_shape(wanted[other])}, "
-            f"but {_name(model)} has one number for both; "
+            f"but {_name_class(model)} has one number for both; "
             f"keep: {{uniform: true}} in the rule gives them the same width, and {_OTHERS}"
         )
     tried = " and ".join(f"{'.'.join(map(str, field))} {value}" for field, value in best.changes)
     shape = _format_shape(best.shapes[name])
     said = f"with {tried} it is {shape}" if tried else f"it stays {shape}"
-    return f"no number in {_name(model)} makes '{name}' {_format_shape(wanted[name])}: {said}; {_OTHERS}"
+    return (
+        f"no number in {_name_class(model)} makes '{name}' {_format_shape(wanted[name])}: {said}; {_OTHERS}"
+    )
 
 
 def _format_shape(shape: Sequence[int]) -> str:

@@ -214,7 +214,7 @@ def _write_checked(
     if format == "onnx-int8":
         seed = run_folder.read_recipe(folder).seed
         calibration = calibration_batches(probes.traced, datasets, seed)
-    replacing = files.replacing_folder if format == "huggingface" else files.replacing
+    replacing = files.replace_folder if format == "huggingface" else files.replace_file
     tolerance = math.inf if format == "onnx-int8" else TOLERANCE
     with replacing(target) as temporary, silence_torch():
         write(format, model, read_cut_base(folder), probes.traced, probes.other, calibration, temporary)

@@ -36,18 +36,18 @@ class Line:
     text: str
 
 
-def columns(*titles: str) -> tuple[Column, ...]:
+def make_columns(*titles: str) -> tuple[Column, ...]:
     """Columns by heading; '>' marks a column of numbers."""
     return tuple(Column(t.removeprefix(">"), t.startswith(">")) for t in titles)
 
 
-def clean(text: str) -> str:
+def escape_controls(text: str) -> str:
     """The text on one line, with control characters escaped."""
     flat = " ".join(text.split())
     return flat if flat.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in flat)
 
 
-def cells(text: str) -> int:
+def count_cells(text: str) -> int:
     """The number of terminal cells that the text takes."""
     if text.isascii():
         return len(text)
@@ -63,18 +63,18 @@ def _cell_width(character: str) -> int:
 def lay_out(table: Table, width: int = 100) -> Iterator[Line]:
     """The lines of a table, at most `width` cells wide where columns of text can be wrapped that far."""
     if table.title:
-        yield from (Line("title", text) for text in _fold(clean(table.title), width))
+        yield from (Line("title", text) for text in _fold(escape_controls(table.title), width))
     if table.rows:
-        rows = [tuple(clean(c) for c in row) for row in table.rows]
-        widths = _widths(table.columns, rows, width)
+        rows = [tuple(escape_controls(c) for c in row) for row in table.rows]
+        widths = _choose_widths(table.columns, rows, width)
         head = tuple(c.title for c in table.columns)
         if any(head):
-            yield from (Line("head", text) for text in _row(head, table.columns, widths, fold=True))
+            yield from (Line("head", text) for text in _wrap_row(head, table.columns, widths, fold=True))
             yield Line("rule", "-" * (sum(widths) + len(GAP) * (len(widths) - 1)))
         for row in rows:
-            yield from (Line("row", text) for text in _row(row, table.columns, widths))
+            yield from (Line("row", text) for text in _wrap_row(row, table.columns, widths))
     for note in table.notes:
-        yield from (Line("note", text) for text in _fold(clean(note), width))
+        yield from (Line("note", text) for text in _fold(escape_controls(note), width))
 
 
 def as_text(tables: Sequence[Table], width: int = 100) -> str:
@@ -88,41 +88,41 @@ def as_text(tables: Sequence[Table], width: int = 100) -> str:
 
 def as_markdown(tables: Sequence[Table]) -> str:
     """GitHub's tables, each under a heading of the second level."""
-    return "\n\n".join(_markdown(t) for t in tables if t.rows or t.notes)
+    return "\n\n".join(_write_markdown(t) for t in tables if t.rows or t.notes)
 
 
-def escape(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Escape text for Markdown. An underscore inside a word is harmless and stays."""
-    return _SPECIAL.sub(r"\\\g<0>", clean(text))
+    return _SPECIAL.sub(r"\\\g<0>", escape_controls(text))
 
 
-def _markdown(table: Table) -> str:
-    parts = [f"## {escape(table.title)}"] if table.title else []
+def _write_markdown(table: Table) -> str:
+    parts = [f"## {escape_markdown(table.title)}"] if table.title else []
     if table.rows:
         rule = "|".join(" ---: " if column.number else " --- " for column in table.columns)
         lines = [_markdown_row([column.title for column in table.columns]), f"|{rule}|"]
         lines += [_markdown_row(row) for row in table.rows]
         parts.append("\n".join(lines))
-    parts += [escape(note) for note in table.notes]
+    parts += [escape_markdown(note) for note in table.notes]
     return "\n\n".join(parts)
 
 
 def _markdown_row(texts: Sequence[str]) -> str:
-    return f"| {' | '.join(map(escape, texts))} |"
+    return f"| {' | '.join(map(escape_markdown, texts))} |"
 
 
-def _widths(heads: tuple[Column, ...], rows: list[tuple[str, ...]], width: int) -> list[int]:
+def _choose_widths(heads: tuple[Column, ...], rows: list[tuple[str, ...]], width: int) -> list[int]:
     """The natural widths, narrowed to fit.
 
     First the later columns of text, then the one that names the rows, each a little before one is much.
     """
-    widths = [max(cells(c.title), *(cells(row[i]) for row in rows)) for i, c in enumerate(heads)]
+    widths = [max(count_cells(c.title), *(count_cells(row[i]) for row in rows)) for i, c in enumerate(heads)]
     excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
     soft = [i for i, c in enumerate(heads) if not c.number]
     # A heading over numbers may be long, such as a path: narrow it first.
     for i, c in enumerate(heads):
         if c.number and excess > 0:
-            spare = min(excess, max(0, widths[i] - max(_COMFORTABLE, *(cells(row[i]) for row in rows))))
+            spare = min(excess, max(0, widths[i] - max(_COMFORTABLE, *(count_cells(row[i]) for row in rows))))
             widths[i], excess = widths[i] - spare, excess - spare
     for group, least in (
         (soft[1:], _GENEROUS),
@@ -136,7 +136,7 @@ def _widths(heads: tuple[Column, ...], rows: list[tuple[str, ...]], width: int) 
     return widths
 
 
-def _row(
+def _wrap_row(
     row: tuple[str, ...], heads: tuple[Column, ...], widths: list[int], *, fold: bool = False
 ) -> Iterator[str]:
     """The lines of a row. fold: wrap columns of numbers too."""
@@ -147,7 +147,7 @@ def _row(
 
 
 def _pad(text: str, width: int, right: bool) -> str:
-    space = " " * (width - cells(text))
+    space = " " * (width - count_cells(text))
     return space + text if right else text + space
 
 
@@ -156,22 +156,22 @@ def _fold(text: str, width: int) -> list[str]:
 
     A longer word is broken after a dot, slash, comma, underscore or hyphen.
     """
-    if cells(text) <= width:
+    if count_cells(text) <= width:
         return [text]
     hanging = "  " if text.startswith("- ") else ""
     lines: list[str] = []
-    for word in (part for whole in text.split() for part in _broken(whole, width - len(hanging))):
+    for word in (part for whole in text.split() for part in _break_word(whole, width - len(hanging))):
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and cells(longer) <= width:
+        if lines and count_cells(longer) <= width:
             lines[-1] = longer
         else:
             lines.append(f"{hanging}{word}" if lines else word)
     return lines
 
 
-def _broken(word: str, width: int) -> Iterator[str]:
-    while cells(word) > width:
-        fits = max(1, next(k for k in range(len(word), -1, -1) if cells(word[:k]) <= width))
+def _break_word(word: str, width: int) -> Iterator[str]:
+    while count_cells(word) > width:
+        fits = max(1, next(k for k in range(len(word), -1, -1) if count_cells(word[:k]) <= width))
         at = max(word.rfind(c, 0, fits) for c in "./,_-") + 1 or fits
         yield word[:at]
         word = word[at:]

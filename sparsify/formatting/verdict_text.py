@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from sparsify.formatting.numbers import plural, share, tiny
+from sparsify.formatting.numbers import count_noun, format_share, format_tiny
 from sparsify_schemas.cuts import Fold
 from sparsify_schemas.report import Verdict
 
@@ -11,7 +11,7 @@ def verdict_words(verdict: Verdict) -> str:
     """The outcome of the equality check in words."""
     match verdict.outcome:
         case "equal":
-            return f"cut verified: equal to the {verdict.reference} (difference {tiny(verdict.difference)})"
+            return f"cut verified: equal to the {verdict.reference} (difference {format_tiny(verdict.difference)})"
         case "statistics change":
             return (
                 f"cut verified against the {verdict.reference} with renormalised statistics; "
@@ -30,18 +30,18 @@ def fold_notes(folds: Iterable[Fold]) -> Iterable[str]:
     exact = [op for op in every if op.exact]
     inexact = sorted((op for op in every if not op.exact), key=lambda op: -op.loss)
     if exact:
-        layers = plural(len(exact), "layer")
+        layers = count_noun(len(exact), "layer")
         yield f"removed units had constant outputs, which were folded exactly into the biases of {layers}"
     for op in inexact[:LOSSES]:
-        inputs = plural(op.channels, "constant input")
-        size = f"up to {share(op.loss)} of its largest output"
+        inputs = count_noun(op.channels, "constant input")
+        size = f"up to {format_share(op.loss)} of its largest output"
         if op.into == "nothing":
             yield f"'{op.module}' lost {inputs} that could not be folded anywhere: {size}"
         else:
             yield f"'{op.module}' lost {inputs}; their mean was folded into a bias, {size} is lost beyond it"
     more = len(inexact) - LOSSES
     if more > 0:
-        yield f"{plural(more, 'more layer')} lost smaller constant inputs; the cut log lists all"
+        yield f"{count_noun(more, 'more layer')} lost smaller constant inputs; the cut log lists all"
 
 
 LOSSES = 3

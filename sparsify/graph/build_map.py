@@ -30,7 +30,7 @@ def build_map(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> Mode
     """
     check_model(model)
     own = tuple(list_tensors(model))
-    copy, labels, ran = _trace(model, inputs)
+    copy, labels, ran = _trace_model(model, inputs)
     unreached, in_training = _find_unreached(copy, labels)
     classes = labels.find_classes()
     coupled = tuple(
@@ -94,7 +94,9 @@ def _find_unreached(model: nn.Module, labels: Labels) -> tuple[tuple[str, ...], 
     return tuple(unreached), tuple(in_training)
 
 
-def _trace(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tuple[TracedProduct, int]]]:
+def _trace_model(
+    model: nn.Module, inputs: Inputs
+) -> tuple[nn.Module, Labels, list[tuple[TracedProduct, int]]]:
     try:
         return _trace_copy(model, inputs)
     except ModelError:

@@ -7,14 +7,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sparsify.distributed import local
+from sparsify.distributed import local_part
 from sparsify.graph.group_layouts import coupled_layout
 from sparsify.graph.model_map import ModelMap, Slice
 
 
 def flag_nonzero(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     """1 where this process's part of a tensor is not zero, else 0. It is made when it is asked for."""
-    return (local(tensors[name]) != 0).to(torch.float32)
+    return (local_part(tensors[name]) != 0).to(torch.float32)
 
 
 def find_dead_units(

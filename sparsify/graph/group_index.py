@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.distributed import added, local
+from sparsify.distributed import add_over_processes, local_part
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,13 @@ class Layout:
             ):
                 axis.add(total, summed.to(total.dtype))
         for processes, total in totals.items():
-            added(total, processes)
+            add_over_processes(total, processes)
         return torch.stack(list(totals.values())).sum(0) if totals else torch.zeros(self.count + 1)
 
     def sizes(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """|g|, the number of weights of each group, as float: [count + 1]."""
         return self.reduce(
-            lambda name: torch.ones_like(local(parameters[name])) if name in parameters else None
+            lambda name: torch.ones_like(local_part(parameters[name])) if name in parameters else None
         )
 
     def split(self, values: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sparsify.distributed import Extent, extent
+from sparsify.distributed import Extent, find_extent
 from sparsify.errors import ModelError
 from sparsify.graph.group_index import Axis, Layout, Part
 from sparsify.graph.model_map import Coupled, ModelMap, Slice
@@ -142,7 +142,7 @@ def _number_slots(widths: Iterable[tuple[str, int]]) -> tuple[dict[str, int], in
 def _make_part(name: str, axes: tuple[Axis, ...], tensor: Tensor) -> Part:
     """The axes of a whole tensor, narrowed to this process's part of it.
     Raises ModelError for tiles of a sharded one."""
-    own = extent(name, tensor)
+    own = find_extent(name, tensor)
     if own is None:
         return Part(name, axes)
     if any(axis.tile is not None for axis in axes):

@@ -34,7 +34,7 @@ SAVE_WEIGHTS = (
 
 def read_contents(path: Path, allow: Sequence[str]) -> State | nn.Module:
     """Read a state dict, bare or inside a checkpoint, or a whole module. Raises ModelError."""
-    found = _read(path, allow)
+    found = _read_file(path, allow)
     check_sizes(found.state_dict() if isinstance(found, nn.Module) else found, path)
     return found
 
@@ -54,15 +54,15 @@ def check_sizes(found: Any, path: Path) -> None:
         )
 
 
-def _read(path: Path, allow: Sequence[str]) -> State | nn.Module:
-    start, size = _start(path)
+def _read_file(path: Path, allow: Sequence[str]) -> State | nn.Module:
+    start, size = _read_start(path)
     if start.startswith(_ZIP):
         _check_archive(path)
-        return _unwrap(_load(path, find_admitted(path, allow)), path)
+        return _unwrap_state(_load_pickle(path, find_admitted(path, allow)), path)
     if start.startswith(_LEGACY):
-        return _unwrap(_load(path, []), path)
+        return _unwrap_state(_load_pickle(path, []), path)
     if path.suffix == ".safetensors" or _is_safetensors(start, size):
-        return _safetensors(path)
+        return _read_safetensors(path)
     if start[:1] == b"\x80":
         raise ModelError(
             f"{path}: a plain pickle, which would execute code when it is read; "
@@ -71,7 +71,7 @@ def _read(path: Path, allow: Sequence[str]) -> State | nn.Module:
     raise ModelError(f"{path}: not a model file; expected what torch.save or safetensors writes")
 
 
-def _start(path: Path) -> tuple[bytes, int]:
+def _read_start(path: Path) -> tuple[bytes, int]:
     """The first bytes and the size."""
     if path.is_dir():
         raise ModelError(f"{path} is a folder; give the model file in it (.pt or .safetensors)")
@@ -92,7 +92,7 @@ def _is_safetensors(start: bytes, size: int) -> bool:
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8
 
 
-def _safetensors(path: Path) -> State:
+def _read_safetensors(path: Path) -> State:
     try:
         state = load_file(path)
     except Exception as error:
@@ -152,7 +152,7 @@ def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
                 pass
 
 
-def _load(path: Path, known: list[Any]) -> Any:
+def _load_pickle(path: Path, known: list[Any]) -> Any:
     try:
         # An open file: given a path, torch decides by its suffix.
         with path.open("rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(known):
@@ -162,11 +162,11 @@ def _load(path: Path, known: list[Any]) -> Any:
         # A damaged or hostile file may make the unpickler raise anything.
         raise ModelError(
             f"{path}: damaged, or a pickled model that cannot be read without executing code "
-            f"({_cause(error)}); save the weights: {SAVE_WEIGHTS}"
+            f"({_describe_error(error)}); save the weights: {SAVE_WEIGHTS}"
         ) from error
 
 
-def _cause(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     """One line, without torch's advice to load the file unsafely."""
     if isinstance(error, pickle.UnpicklingError):
         named = re.search(r"GLOBAL (\S+)", str(error))
@@ -174,7 +174,7 @@ def _cause(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _unwrap(found: Any, path: Path) -> State | nn.Module:
+def _unwrap_state(found: Any, path: Path) -> State | nn.Module:
     if isinstance(found, nn.Module):
         return _check_complete(found.module if isinstance(found, nn.DataParallel) else found, path)
     if not isinstance(found, Mapping):
@@ -185,7 +185,7 @@ def _unwrap(found: Any, path: Path) -> State | nn.Module:
         return {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
     for key in _WRAPPERS:
         if isinstance(found.get(key), Mapping | nn.Module):
-            return _unwrap(found[key], path)
+            return _unwrap_state(found[key], path)
     shown = ", ".join(str(k) for k in list(found)[:8])
     raise ModelError(
         f"{path}: is not a state dict and holds none under {', '.join(_WRAPPERS)}; its keys are {shown}"

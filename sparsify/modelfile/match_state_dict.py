@@ -21,10 +21,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path, build:
     """
     wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     state = _strip_prefix(state, wanted)
-    checks = (_missing, _unexpected, _misshapen, _mistyped)
+    checks = (_describe_missing, _describe_unexpected, _describe_shapes, _describe_types)
     faults = [fault for fault in (check(wanted, state) for check in checks) if fault]
     if faults:
-        raise ModelError(f"{path} does not fit {build}: {'; '.join(faults)}{_hint(path)}")
+        raise ModelError(f"{path} does not fit {build}: {'; '.join(faults)}{_suggest(path)}")
     check_finite(state, str(path))
     try:
         model.load_state_dict(dict(state), strict=False)
@@ -37,7 +37,7 @@ def check_finite(state: Mapping[str, Any], name: str) -> None:
     bad = [name for name, value in state.items() if isinstance(value, Tensor) and not _is_finite(value)]
     if bad:
         raise ModelError(
-            f"{name}: NaN or infinite weights in {_some(bad)}; the training that made them failed"
+            f"{name}: NaN or infinite weights in {_list_some(bad)}; the training that made them failed"
         )
 
 
@@ -57,33 +57,35 @@ def _strip_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
     return state
 
 
-def _missing(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    given = {_storage(wanted[k]) for k in state if k in wanted}
+def _describe_missing(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    given = {_find_storage(wanted[k]) for k in state if k in wanted}
     names = []
     for name, value in wanted.items():
         is_counter = name.endswith("num_batches_tracked")
-        if name not in state and not is_counter and _storage(value) not in given:
+        if name not in state and not is_counter and _find_storage(value) not in given:
             names.append(name)
-    return f"{len(names)} missing ({_some(names)})" if names else ""
+    return f"{len(names)} missing ({_list_some(names)})" if names else ""
 
 
-def _storage(value: Tensor) -> tuple[int, tuple[int, ...]]:
+def _find_storage(value: Tensor) -> tuple[int, tuple[int, ...]]:
     """Equal for tied tensors. Tensors without elements have no memory and never count as tied."""
     return (value.data_ptr() or id(value), tuple(value.shape))
 
 
-def _unexpected(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+def _describe_unexpected(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     names = [k for k in state if k not in wanted]
-    return f"{len(names)} unexpected ({_some(names)})" if names else ""
+    return f"{len(names)} unexpected ({_list_some(names)})" if names else ""
 
 
-def _misshapen(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+def _describe_shapes(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     names = [k for k, v in state.items() if k in wanted and v.shape != wanted[k].shape]
-    shown = [f"{k}: {_shape(state[k])} in the file, {_shape(wanted[k])} in the model" for k in names]
-    return f"{len(names)} of another shape ({_some(shown)})" if names else ""
+    shown = [
+        f"{k}: {_format_shape(state[k])} in the file, {_format_shape(wanted[k])} in the model" for k in names
+    ]
+    return f"{len(names)} of another shape ({_list_some(shown)})" if names else ""
 
 
-def _mistyped(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+def _describe_types(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     def real(value: Tensor) -> bool:
         return value.is_floating_point()
 
@@ -92,27 +94,29 @@ def _mistyped(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
         for k, v in state.items()
         if k in wanted and (real(v) != real(wanted[k]) or v.is_meta or v.layout != torch.strided)
     ]
-    shown = [f"{k}: {_type(state[k])} in the file, {_type(wanted[k])} in the model" for k in names]
-    return f"{len(names)} of another type ({_some(shown)})" if names else ""
+    shown = [
+        f"{k}: {_format_type(state[k])} in the file, {_format_type(wanted[k])} in the model" for k in names
+    ]
+    return f"{len(names)} of another type ({_list_some(shown)})" if names else ""
 
 
-def _type(value: Tensor) -> str:
+def _format_type(value: Tensor) -> str:
     place = "" if value.layout == torch.strided else " sparse"
     if value.is_meta:
         place = " without data"
     return str(value.dtype).removeprefix("torch.") + place
 
 
-def _shape(value: Tensor) -> str:
+def _format_shape(value: Tensor) -> str:
     return "x".join(map(str, value.shape)) or "a single number"
 
 
-def _some(names: Sequence[str]) -> str:
+def _list_some(names: Sequence[str]) -> str:
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _hint(path: Path) -> str:
+def _suggest(path: Path) -> str:
     if (path.parent / "cuts.json").is_file():
         return f"; it is the cut model of a run, which loads with its folder: {path.parent}"
     return (

@@ -65,16 +65,16 @@ def find_admitted(path: Path, allow: Sequence[str]) -> list[Known]:
             f"{path}: its pickle cannot be read ({type(error).__name__}: {error}); "
             "it is damaged, or was not written by torch.save with its usual protocol"
         ) from error
-    judged = [_judge(name, allow) for name in names]
-    homes = {name.partition(".")[0] for (thing, name) in _known(judged) if _is_layer(thing)}
+    judged = [_judge_name(name, allow) for name in names]
+    homes = {name.partition(".")[0] for (thing, name) in _list_known(judged) if _is_layer(thing)}
     judged = [_at_home(j, homes) for j in judged]
     refused = [j for j in judged if isinstance(j, _Refused)]
     if refused:
-        raise ModelError(_complaint(path, refused))
-    return _known(judged)
+        raise ModelError(_write_complaint(path, refused))
+    return _list_known(judged)
 
 
-def _known(judged: Iterable[Known | _Refused]) -> list[Known]:
+def _list_known(judged: Iterable[Known | _Refused]) -> list[Known]:
     return [j for j in judged if not isinstance(j, _Refused)]
 
 
@@ -82,13 +82,13 @@ def _check_allowed(allow: Sequence[str]) -> None:
     for entry in allow:
         if not all(part.isidentifier() for part in entry.split(".")):
             raise ModelError(f"--allow {entry}: expected a dotted name such as torchvision.models")
-        if _never(entry):
+        if _explain_refusal(entry):
             raise ModelError(
-                f"--allow {entry}: {_never(entry)}; name the package that defines the model's layers"
+                f"--allow {entry}: {_explain_refusal(entry)}; name the package that defines the model's layers"
             )
 
 
-def _never(name: str) -> str:
+def _explain_refusal(name: str) -> str:
     """Why no flag admits a name; '' if one may."""
     top = name.partition(".")[0]
     if top in sys.stdlib_module_names:
@@ -97,36 +97,36 @@ def _never(name: str) -> str:
         return "values of numpy are never admitted"
     if top in _NEVER:
         return f"{top} is never admitted, it can run commands"
-    if top == "torch" and not any(_within(name, t) for t in _TORCH):
+    if top == "torch" and not any(_is_within(name, t) for t in _TORCH):
         return "of torch only torch.nn and torch.ao.nn are ever admitted, the rest can run code"
     return ""
 
 
-def _within(name: str, package: str) -> bool:
+def _is_within(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
-def _judge(name: str, allow: Sequence[str]) -> Known | _Refused:
-    if _never(name):
-        return _Refused(name, _never(name))
+def _judge_name(name: str, allow: Sequence[str]) -> Known | _Refused:
+    if _explain_refusal(name):
+        return _Refused(name, _explain_refusal(name))
     module, _, attribute = name.rpartition(".")
-    trusted = [p for p in (*_OURS, *allow) if _within(name, p)]
+    trusted = [p for p in (*_OURS, *allow) if _is_within(name, p)]
     if not trusted or not module:
-        return _Refused(name, "not admitted", _flag(module))
+        return _Refused(name, "not admitted", _name_flag(module))
     try:
         found = vars(load_module(module)).get(attribute)
     except ImportError as error:
         return _Refused(name, str(error))
     if found is None:
         return _Refused(name, "there is no such class; it was defined elsewhere when the file was written")
-    return _judge_thing(name, found, [p for p in allow if _within(name, p)])
+    return _judge_thing(name, found, [p for p in allow if _is_within(name, p)])
 
 
 def _judge_thing(name: str, found: Any, allowed: Sequence[str]) -> Known | _Refused:
     home = str(getattr(found, "__module__", ""))
     if not any(
-        _within(home, p) or _within(f"{home}.{name.rpartition('.')[2]}", p) for p in (*_OURS, *allowed)
-    ) or _never(home):
+        _is_within(home, p) or _is_within(f"{home}.{name.rpartition('.')[2]}", p) for p in (*_OURS, *allowed)
+    ) or _explain_refusal(home):
         return _Refused(name, f"defined elsewhere, in {home or 'no module'}")
     if isinstance(found, type):
         if _is_layer(found) or allowed:
@@ -152,12 +152,12 @@ def _is_layer(thing: Any) -> bool:
     return isinstance(thing, type) and issubclass(thing, nn.Module | nn.Parameter)
 
 
-def _flag(module: str) -> str:
+def _name_flag(module: str) -> str:
     """The package, two names deep at most: torchvision.models for torchvision.models.resnet."""
     return ".".join(module.split(".")[:2])
 
 
-def _complaint(path: Path, refused: Sequence[_Refused]) -> str:
+def _write_complaint(path: Path, refused: Sequence[_Refused]) -> str:
     wide = max(len(r.name) for r in refused[:20])
     lines = [f"{path} names classes or functions that are not admitted; nothing in the file was run:"]
     for r in refused[:20]:

@@ -8,10 +8,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparsify.errors import ModelError, RunError, first_line
-from sparsify.files import replacing
+from sparsify.files import replace_file
 
 
-def tensors(model: nn.Module) -> dict[str, Tensor]:
+def list_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The state dict with each stored tensor once, tied weights under their first name. Raises ModelError."""
     found: dict[str, Tensor] = {}
     seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
@@ -32,10 +32,10 @@ def save_weights(model: nn.Module, path: Path, metadata: dict[str, str] | None =
     """Write the model's tensors as safetensors, whole or not at all. Raises RunError, ModelError."""
     found = {
         name: value.cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in tensors(model).items()
+        for name, value in list_tensors(model).items()
     }
     try:
-        with replacing(path) as temporary:
+        with replace_file(path) as temporary:
             save_file(found, temporary, metadata)
     except SafetensorError as error:
         raise RunError(f"cannot write {path}: {error}") from error
@@ -51,7 +51,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise RunError(
             f"{path} is {'damaged' if path.exists() else 'missing'}: {first_line(error)}"
         ) from None
-    wanted = tensors(model)
+    wanted = list_tensors(model)
     wrong = [f"'{n}' is missing" for n in wanted if n not in stored] + [
         f"'{n}' is not in the model" for n in stored if n not in wanted
     ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from sparsify.formatting.numbers import few, plural
+from sparsify.formatting.numbers import count_noun, list_few
 from sparsify.pruning.planning.candidates import LEAST_SHARE
 from sparsify.pruning.planning.plan import Plan
 from sparsify_schemas.criterion import Random
@@ -33,7 +33,7 @@ def _slivers(cuts: Cuts, dead: Mapping[str, Sequence[bool]]) -> Iterator[str]:
             found.append(f"'{width.group}' keeps {width.kept} of {width.width} units")
     if found:
         yield (
-            f"Warning: {few(tuple(found), NAMED)}; so few may carry too little for the "
+            f"Warning: {list_few(tuple(found), NAMED)}; so few may carry too little for the "
             "layers behind. Ask for less, bound the "
             "layers by keep.at_least, or choose by another criterion."
         )
@@ -49,8 +49,8 @@ def _degenerate_scores(
         names = [name for a in plan.assignments if a.rule == index for name in a.coupled]
         alike = [name for name in names if _are_alike(scores.get(name, ()), dead.get(name, ()))]
         if alike:
-            quoted = few(tuple(f"'{name}'" for name in alike), NAMED)
-            groups = plural(len(alike), "coupled group")
+            quoted = list_few(tuple(f"'{name}'" for name in alike), NAMED)
+            groups = count_noun(len(alike), "coupled group")
             yield (
                 f"Warning: criterion '{rule.criterion.kind}' of rules.{index} scores all "
                 f"units of {groups} alike "

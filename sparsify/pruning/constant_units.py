@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sparsify.cost.measure import copy_model
-from sparsify.formatting.numbers import plural, share
+from sparsify.formatting.numbers import count_noun, format_share
 from sparsify.forward import call_model
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import redraw
@@ -18,7 +18,7 @@ from sparsify.graph.model_map import ModelMap
 from sparsify.graph.surgery import constants as proven_constants
 from sparsify.graph.surgery.constant_shifts import Constants, constants_match
 from sparsify.graph.verify import equivalence
-from sparsify.pruning.plan_inputs import fresh_inputs_of, seed_of
+from sparsify.pruning.plan_inputs import derive_seed, draw_fresh_inputs
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.scoring import apply_masks
 
@@ -56,7 +56,7 @@ def confirmed_constants(
     the mean alone, so they are derived once more on other inputs, which must give the same numbers.
     """
     found = constants_of(dense, plan.map, keep, inputs)
-    other = redraw(inputs, seed_of(plan, 0))
+    other = redraw(inputs, derive_seed(plan, 0))
     if all(shift.exact for shift in found.shifts) or not accepts_inputs(dense, other):
         return found, ()
     if constants_match(found, constants_of(dense, plan.map, keep, other)):
@@ -89,14 +89,16 @@ def unfollowed_constants(
         width = plan.map.by_name[name].width
         rest = {name: [unit for unit in range(width) if unit not in lost]}
         # On several inputs: a gate may be closed, or a mean over the batch hide it, on one of them.
-        tried = [one for one in (inputs, *fresh_inputs_of(plan, dense, inputs)) if accepts_inputs(dense, one)]
+        tried = [
+            one for one in (inputs, *draw_fresh_inputs(plan, dense, inputs)) if accepts_inputs(dense, one)
+        ]
         change = max((equivalence.measure_effect(dense, plan.map, rest, one) for one in tried), default=0.0)
         if change > NOTICED:
             yield (
-                f"{plural(len(lost), 'unit')} of '{name}' had no weights that produce "
+                f"{count_noun(len(lost), 'unit')} of '{name}' had no weights that produce "
                 "them, but their constants were mixed "
                 "with data before a layer read them: what they gave is lost, up to "
-                f"{share(change)} of the largest output"
+                f"{format_share(change)} of the largest output"
             )
 
 

@@ -13,7 +13,7 @@ from sparsify.cost.cost_model import Costs
 from sparsify.cost.measure import copy_model
 from sparsify.errors import ModelError, VerificationError
 from sparsify.events import Listener, silence
-from sparsify.formatting.numbers import share
+from sparsify.formatting.numbers import format_share
 from sparsify.formatting.verdict_text import LABELS, fold_notes, verdict_words
 from sparsify.forward import call_model
 from sparsify.forward.calls import Call, Inputs
@@ -36,15 +36,15 @@ from sparsify.pruning.constant_units import (
     constants_of,
     unfollowed_constants,
 )
-from sparsify.pruning.criteria.statistics import looks
-from sparsify.pruning.followers import averaged_attribute
-from sparsify.pruning.latency_budget import clocks_of, settled
-from sparsify.pruning.memory_budget import held
-from sparsify.pruning.plan_inputs import checked_inputs, fresh_inputs_of, like_those_of, suited
+from sparsify.pruning.criteria.statistics import gather_statistics
+from sparsify.pruning.followers import find_averaged_attribute
+from sparsify.pruning.latency_budget import build_latency_models, choose_by_latency
+from sparsify.pruning.memory_budget import choose_by_memory
+from sparsify.pruning.plan_inputs import check_inputs, draw_fresh_inputs, move_inputs, redraw_planned_inputs
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import Chooser, choose
-from sparsify.pruning.proof import CutParts, prove, reloaded
-from sparsify.pruning.scoring import Batches, batches_needed, scored, taken
+from sparsify.pruning.proof import CutParts, prove, rebuild_model
+from sparsify.pruning.scoring import Batches, count_batches, score_units, take_batches
 from sparsify_schemas.criterion import FromData
 from sparsify_schemas.cuts import AddBias, Cuts, Fold, Zero
 from sparsify_schemas.report import Verdict
@@ -71,17 +71,17 @@ class Result:
 
     def __repr__(self) -> str:
         """What came out, in one line."""
-        shares = ", ".join(f"{share(left)} of the {LABELS[what]}" for what, left in self._left())
+        shares = ", ".join(f"{format_share(left)} of the {LABELS[what]}" for what, left in self._left())
         return f"<Result: {shares}; {', '.join(map(verdict_words, self.verdicts))}>"
 
     def _left(self) -> Iterator[tuple[str, float]]:
-        costs, left = Costs(self.plan.map), left_of(self.plan, self.model, (self.cuts,))
+        costs, left = Costs(self.plan.map), measure_left(self.plan, self.model, (self.cuts,))
         yield from (
             (what, left[what] / costs.dense[what]) for what in ("macs", "params") if costs.dense[what]
         )
 
 
-def left_of(plan: Plan, model: nn.Module, rounds: Sequence[Cuts]) -> dict[str, float]:
+def measure_left(plan: Plan, model: nn.Module, rounds: Sequence[Cuts]) -> dict[str, float]:
     """MACs, params and bytes that cuts have left: of the widths, less what columns that are no longer
     computed had cost.
 
@@ -160,7 +160,7 @@ def cut(
         Linear(in_features=4, out_features=8, bias=True)
     """
     call_model.check_model(model)
-    if batches is None and batches_needed(plan.recipe):
+    if batches is None and count_batches(plan.recipe):
         kind = next(r.criterion.kind for r in plan.recipe.rules if isinstance(r.criterion, FromData))
         raise ModelError(
             f"criterion '{kind}' looks at training data: pass batches, an iterable of "
@@ -173,43 +173,43 @@ def cut(
         )
     check_shapes(plan.map, model)
     for other in follow:  # refused now, not when all is cut and proven
-        averaged_attribute(plan.map, other, model)
+        find_averaged_attribute(plan.map, other, model)
     given = (
-        like_those_of(plan, model)
+        redraw_planned_inputs(plan, model)
         if inputs is None
-        else apply_record(plan.map.inputs, checked_inputs(inputs, model))
+        else apply_record(plan.map.inputs, check_inputs(inputs, model))
     )
     inputs = vocabulary.add_names_and_vocabularies(model, given)
-    batches = None if batches is None else taken(batches, plan.recipe)
+    batches = None if batches is None else take_batches(batches, plan.recipe)
     if objective is None:
         objective = make_objective(plan.recipe.task) if loss is None else objective_of_loss(loss)
     dense = copy_model(model)
-    clocks = clocks_of(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
-    scores = scored(plan, dense, batches, objective)
+    clocks = build_latency_models(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
+    scores = score_units(plan, dense, batches, objective)
     keep = agree(
-        held(
+        choose_by_memory(
             plan,
             dense,
             inputs,
-            lambda aim: settled(aim, dense, *scores, clocks, inputs, listener, chooser),
+            lambda aim: choose_by_latency(aim, dense, *scores, clocks, inputs, listener, chooser),
             listener,
         )
     )
     with explain_errors("cutting the model"):
-        zeroed, deeds = weight_masks.zeroed(
-            plan, dense, keep, partial(looks, batches=batches, objective=objective)
+        zeroed, deeds = weight_masks.zero_weights(
+            plan, dense, keep, partial(gather_statistics, batches=batches, objective=objective)
         )
-        keep = weight_masks.without_dead(plan, zeroed, keep)
+        keep = weight_masks.drop_dead_units(plan, zeroed, keep)
     constants, notes = confirmed_constants(plan, zeroed, keep, inputs)
     try:
-        made = _carried_out(plan, dense, zeroed, keep, constants, inputs)
+        made = _carry_out(plan, dense, zeroed, keep, constants, inputs)
     except VerificationError:
         if constants == Constants():
             raise
         constants, notes = Constants(), (CONTRADICTED,)
-        made = _carried_out(plan, dense, zeroed, keep, constants, inputs)
+        made = _carry_out(plan, dense, zeroed, keep, constants, inputs)
     thin, cuts = made.model, made.cuts.model_copy(update={"zeroed": deeds})
-    followers = tuple(_followed(plan, other, model, thin, cuts, keep, inputs) for other in follow)
+    followers = tuple(_cut_follower(plan, other, model, thin, cuts, keep, inputs) for other in follow)
     notes += tuple(choice_notes(plan, cuts, *scores))
     notes += cuts.notes
     notes += tuple(unfollowed_constants(plan, zeroed, keep, constants, inputs))
@@ -219,7 +219,7 @@ def cut(
 
 
 @dataclass(frozen=True)
-class _Made:
+class _ProvenCut:
     """A cut that was carried out and proven."""
 
     model: nn.Module
@@ -227,47 +227,47 @@ class _Made:
     verdicts: tuple[Verdict, ...]
 
 
-def _carried_out(
+def _carry_out(
     plan: Plan,
     dense: nn.Module,
     zeroed: nn.Module,
     keep: Mapping[str, Sequence[int]],
     constants: Constants,
     inputs: Inputs,
-) -> _Made:
+) -> _ProvenCut:
     """Remove the units, make layers cheaper, fold constants, and prove what comes of it as rebuilt from log
     and weights."""
     with explain_errors("cutting the model"):
         thin, cuts = cut_operations.cut(zeroed, plan.map, keep, plan.digest)
         cuts = stale_widths.follow_widths(dense, thin, cuts, inputs)
-        reshaped, executions = layer_compaction.realise(plan, thin, inputs)
+        reshaped, executions = layer_compaction.make_layers_cheaper(plan, thin, inputs)
         folded = fold_constants.fold_constants(thin, constants.shifts, plan.map, keep)
-    operations = (*cuts.operations, *reshaped, *folded.operations, *weight_masks.counts(plan, thin))
+    operations = (*cuts.operations, *reshaped, *folded.operations, *weight_masks.count_zeros(plan, thin))
     cuts = cuts.model_copy(update={"operations": operations, "executions": executions})
-    fresh = fresh_inputs_of(plan, dense, inputs)
+    fresh = draw_fresh_inputs(plan, dense, inputs)
     with explain_errors("proving the cut"):
-        delivered = reloaded(zeroed, thin, cuts, fresh, inputs)
+        delivered = rebuild_model(zeroed, thin, cuts, fresh, inputs)
         done = CutParts(dense, zeroed, delivered, keep, reshaped, constants, folded.values, fresh)
         verdicts = prove(plan, done, inputs)
-    return _Made(thin, cuts, verdicts)
+    return _ProvenCut(thin, cuts, verdicts)
 
 
-def _followed(
+def _cut_follower(
     plan: Plan, other: Any, model: nn.Module, thin: nn.Module, cuts: Cuts, keep: Keep, inputs: Inputs
 ) -> Any:
     """The same units out of a further model of the same structure, weights zero where those of the cut model
     are."""
-    name = averaged_attribute(plan.map, other, model)
+    name = find_averaged_attribute(plan.map, other, model)
     if name is not None:  # an average goes on with as many steps behind it
         inside = getattr(other, name)
-        narrow = _followed(plan, inside, model, thin, cuts, keep, inputs)
+        narrow = _cut_follower(plan, inside, model, thin, cuts, keep, inputs)
         return copy_object(
             other, f"the {type(other).__name__} in follow", {id(inside): narrow, id(model): thin}
         )
     own = copy_model(other)
     narrow = replay_cuts(own, cuts)
     created = {op.module for op in cuts.operations if isinstance(op, AddBias)}
-    shifts = constants_of(own, plan.map, keep, suited(inputs, own)).shifts
+    shifts = constants_of(own, plan.map, keep, move_inputs(inputs, own)).shifts
     fold_constants.fold_constants(narrow, shifts, plan.map, keep, created)
     with torch.no_grad():
         for op in cuts.operations:

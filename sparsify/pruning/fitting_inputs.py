@@ -11,7 +11,7 @@ from sparsify.graph.trace.vocabulary import add_names_and_vocabularies
 from sparsify_schemas.recipe import Recipe
 
 
-def inputs_for(recipe: Recipe, model: nn.Module, datasets: Datasets | None = None) -> Inputs:
+def find_inputs(recipe: Recipe, model: nn.Module, datasets: Datasets | None = None) -> Inputs:
     """Two examples as the recipe says, else from the data; as many as the recipe's own shapes have where the
     model takes no two.
 
@@ -21,12 +21,12 @@ def inputs_for(recipe: Recipe, model: nn.Module, datasets: Datasets | None = Non
     drawn = example_inputs(recipe, datasets)
     if recipe.inputs is None and recipe.calls is None:
         return drawn
-    drawn, written = _fitted(recipe, model, drawn), example_inputs(recipe, datasets, batch=None)
+    drawn, written = _fit_inputs(recipe, model, drawn), example_inputs(recipe, datasets, batch=None)
     differ = [a.shape for a in all_tensors(drawn)] != [a.shape for a in all_tensors(written)]
-    return _fitted(recipe, model, written) if differ and not accepts_inputs(model, drawn) else drawn
+    return _fit_inputs(recipe, model, written) if differ and not accepts_inputs(model, drawn) else drawn
 
 
-def _fitted(recipe: Recipe, model: nn.Module, inputs: Inputs) -> Inputs:
+def _fit_inputs(recipe: Recipe, model: nn.Module, inputs: Inputs) -> Inputs:
     open_ = open_integers(recipe)
     if not any(open_):
         return inputs

@@ -16,27 +16,27 @@ DEPTH = 3
 """how many attributes deep an averaged model is looked for, so that a message can name it"""
 
 
-def averaged_attribute(map: ModelMap, follower: Any, model: nn.Module) -> str | None:
+def find_averaged_attribute(map: ModelMap, follower: Any, model: nn.Module) -> str | None:
     """The attribute of a follower that holds its averaged model; None where the follower is such a model
     itself.
 
     map: of the model that is cut. model: that model, which a wrapper may hold as well, beside its average.
     Raises ModelError, naming the attribute to pass where there is one, when the follower cannot be cut.
     """
-    if isinstance(follower, nn.Module) and _fits(map, follower):
+    if isinstance(follower, nn.Module) and _check_shapes(map, follower):
         return None
-    held = [name for name in ATTRIBUTES if _is_average(map, _attribute(follower, name), model)]
+    held = [name for name in ATTRIBUTES if _is_average(map, _read_attribute(follower, name), model)]
     if len(held) == 1:
         return held[0]
     kind = type(follower).__name__
     if held:
         raise ModelError(
-            f"follow holds a {kind} with several models of this plan; pass its attribute {_either(held)}"
+            f"follow holds a {kind} with several models of this plan; pass its attribute {_join_names(held)}"
         )
-    inside = list(_inside(map, follower, model))
+    inside = list(_find_inside(map, follower, model))
     if inside:
         raise ModelError(
-            f"follow holds a {kind} that is no model of this plan; pass its attribute {_either(inside)}"
+            f"follow holds a {kind} that is no model of this plan; pass its attribute {_join_names(inside)}"
         )
     where = _tensors_at(map, follower)
     if where is not None:
@@ -54,7 +54,7 @@ def averaged_attribute(map: ModelMap, follower: Any, model: nn.Module) -> str | 
     return None
 
 
-def _fits(map: ModelMap, model: nn.Module) -> bool:
+def _check_shapes(map: ModelMap, model: nn.Module) -> bool:
     try:
         check_shapes(map, model)
     except ModelError:
@@ -68,25 +68,26 @@ def _is_average(map: ModelMap, value: object, model: nn.Module) -> bool:
     if not isinstance(value, nn.Module) or value is model:
         return False
     return (
-        _fits(map, value) or sum(_is_average(map, _attribute(value, name), model) for name in ATTRIBUTES) == 1
+        _check_shapes(map, value)
+        or sum(_is_average(map, _read_attribute(value, name), model) for name in ATTRIBUTES) == 1
     )
 
 
-def _attribute(value: object, name: str) -> object:
+def _read_attribute(value: object, name: str) -> object:
     """What was stored under this name; no property is run."""
-    return _stored(value).get(name)
+    return _list_stored(value).get(name)
 
 
-def _stored(value: object) -> Mapping[str, Any]:
+def _list_stored(value: object) -> Mapping[str, Any]:
     own = getattr(value, "__dict__", {})
     return {**own, **own.get("_modules", {})} if isinstance(value, nn.Module) else own
 
 
-def _inside(
+def _find_inside(
     map: ModelMap, value: object, model: nn.Module, path: str = "", depth: int = DEPTH
 ) -> Iterator[str]:
     """Paths of attributes that `follow` takes; of those inside each other the outermost."""
-    for name, item in _stored(value).items():
+    for name, item in _list_stored(value).items():
         own = f"{path}.{name}" if path else name
         if _is_average(map, item, model):
             yield own
@@ -96,7 +97,7 @@ def _inside(
             and item is not model
             and not isinstance(item, Tensor | type)
         ):
-            yield from _inside(map, item, model, own, depth - 1)
+            yield from _find_inside(map, item, model, own, depth - 1)
 
 
 def _tensors_at(map: ModelMap, value: object) -> str | None:
@@ -105,7 +106,7 @@ def _tensors_at(map: ModelMap, value: object) -> str | None:
     shapes = [tensor.shape for tensor in map.tensors if tensor.parameter]
     places = [
         ("", value),
-        *((f" in '{name}'", item) for name, item in _stored(value).items() if not name.startswith("_")),
+        *((f" in '{name}'", item) for name, item in _list_stored(value).items() if not name.startswith("_")),
     ]
     for where, item in places:
         if isinstance(item, Mapping):
@@ -120,5 +121,5 @@ def _tensors_at(map: ModelMap, value: object) -> str | None:
     return None
 
 
-def _either(names: list[str]) -> str:
+def _join_names(names: list[str]) -> str:
     return " or ".join(f"'{name}'" for name in names)

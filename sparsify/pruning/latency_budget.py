@@ -17,7 +17,7 @@ from sparsify.cost.measure.onnx_reuse import Pattern
 from sparsify.cost.measure.runtimes import TimedCall, make_shared_pattern, prepare, use_threads
 from sparsify.cost.measure.timing import choose_clock, time_interleaved
 from sparsify.events import Listener, Measuring, Note, silence
-from sparsify.formatting.numbers import share
+from sparsify.formatting.numbers import format_share
 from sparsify.forward.calls import Inputs
 from sparsify.forward.trial_calls import eval_mode
 from sparsify.graph.model_map import ModelMap
@@ -61,7 +61,7 @@ class _Dense:
         return cls(prepare(model, inputs, target, like), like)
 
 
-def settled(
+def choose_by_latency(
     plan: Plan,
     model: nn.Module,
     scores: Mapping[str, Sequence[float]],
@@ -95,10 +95,12 @@ def settled(
                 continue
             listener(Measuring("timing what was chosen", number, ROUNDS))
             thin = operations.cut(model, plan.map, keep, plan.digest)[0]
-            clocks = tuple(_corrected(plan, clocks, dict(_achieved(plan, thin, timed, dense, inputs)), keep))
-            used = _used(plan, keep, clocks)
+            clocks = tuple(
+                _correct_models(plan, clocks, dict(_time_cut(plan, thin, timed, dense, inputs)), keep)
+            )
+            used = _predict_used(plan, keep, clocks)
             tries.append(_Try(keep, used))
-            listener(Note(f"timed {share(used)} of what the latency budget allows"))
+            listener(Note(f"timed {format_share(used)} of what the latency budget allows"))
             if CLOSE <= used <= SURE:
                 break
     listener(Measuring("timing what was chosen", ROUNDS, ROUNDS))
@@ -106,7 +108,7 @@ def settled(
     return (max(held, key=lambda t: t.used) if held else min(tries, key=lambda t: t.used)).keep
 
 
-def _achieved(
+def _time_cut(
     plan: Plan, thin: nn.Module, timed: Sequence[LatencyModel], dense: Mapping[str, _Dense], inputs: Inputs
 ) -> Iterator[tuple[str, float]]:
     """Target -> milliseconds of the cut model, in units of the dense model's as its clock has them where a
@@ -127,26 +129,26 @@ def _achieved(
             yield clock.target, ratio * (clock.dense_ms or own) if relative else own
 
 
-def _corrected(
+def _correct_models(
     plan: Plan, clocks: Sequence[LatencyModel], achieved: Mapping[str, float], keep: Keep
 ) -> Iterator[LatencyModel]:
-    shapes = Costs(plan.map).shapes(_gone(plan, keep))
+    shapes = Costs(plan.map).shapes(_list_removed(plan, keep))
     for clock in clocks:
         yield clock.with_measurement(shapes, achieved[clock.target]) if clock.target in achieved else clock
 
 
-def _used(plan: Plan, keep: Keep, clocks: Sequence[LatencyModel]) -> float:
+def _predict_used(plan: Plan, keep: Keep, clocks: Sequence[LatencyModel]) -> float:
     costs = Costs(plan.map, clocks)
-    now, allowed = costs.of(_gone(plan, keep)), absolute_limits(plan.recipe.budget, costs.dense)
+    now, allowed = costs.of(_list_removed(plan, keep)), absolute_limits(plan.recipe.budget, costs.dense)
     return max(now[latency_key(c.target)] / allowed[latency_key(c.target)] for c in clocks)
 
 
-def _gone(plan: Plan, keep: Keep) -> dict[str, list[int]]:
+def _list_removed(plan: Plan, keep: Keep) -> dict[str, list[int]]:
     """How many units go; which ones makes no difference to what is left."""
     return {name: list(range(plan.map.by_name[name].width - len(kept))) for name, kept in keep.items()}
 
 
-def clocks_of(
+def build_latency_models(
     recipe: Recipe,
     targets: Iterable[str],
     model: nn.Module,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.cost import measure
-from sparsify.formatting.numbers import times
+from sparsify.formatting.numbers import format_times
 from sparsify.forward import call_model
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
@@ -35,7 +35,7 @@ SECONDS = 0.4
 DEFAULT_TARGET: Mapping[str, Cpu] = {"cpu": Cpu(kind="cpu")}
 
 
-def realise(
+def make_layers_cheaper(
     plan: Plan, thin: nn.Module, inputs: Inputs
 ) -> tuple[tuple[Crop | Gather, ...], tuple[Execution, ...]]:
     """Make layers cheaper, in place: what was done, and how each layer with dead shapes or taps is computed
@@ -47,31 +47,40 @@ def realise(
     }
     dead = {
         name: there[name]
-        for name in _layers(plan)
-        if name in there and len(_live(there[name])) < _columns(there[name])
+        for name in _list_layers(plan)
+        if name in there and len(_find_live_columns(there[name])) < _count_columns(there[name])
     }
-    columns, shared = {name: _columns(module) for name, module in dead.items()}, _shared(thin)
+    columns, shared = (
+        {name: _count_columns(module) for name, module in dead.items()},
+        _find_shared_modules(thin),
+    )
     crops = {
         name: crop
         for name, module in dead.items()
-        if id(module) not in shared and (crop := _cropped(name, module))
+        if id(module) not in shared and (crop := _plan_crop(name, module))
     }
     compact_layers.compact_layers(thin, crops.values())
-    scattered = [name for name, module in dead.items() if len(_live(module)) < _columns(module)]
-    fits = {name: _obstacle(dead[name], shared) for name in scattered}
-    fed = _inputs(plan, thin, [name for name, obstacle in fits.items() if not obstacle], inputs)
+    scattered = [
+        name for name, module in dead.items() if len(_find_live_columns(module)) < _count_columns(module)
+    ]
+    fits = {name: _find_obstacle(dead[name], shared) for name in scattered}
+    fed = _record_inputs(plan, thin, [name for name, obstacle in fits.items() if not obstacle], inputs)
     gathers: dict[str, Gather] = {}
     executions = []
     for name, module in dead.items():
         why, trials = fits.get(name, ""), tuple[Trial, ...]()
         if name in fits and not why:
-            op = Gather(module=name, size=_columns(module), keep=operations.to_ranges(_live(module)))
-            trials = tuple(_trials(plan, module, op, fed[name]))
-            pays, why = _judged(op, trials)
+            op = Gather(
+                module=name,
+                size=_count_columns(module),
+                keep=operations.to_ranges(_find_live_columns(module)),
+            )
+            trials = tuple(_time_trials(plan, module, op, fed[name]))
+            pays, why = _judge_trials(op, trials)
             if pays:
                 gathers[name] = op
                 compact_layers.compact_layers(thin, [op])
-        reasons = [*([_shrinking(crops[name])] if name in crops else []), *([why] if why else [])]
+        reasons = [*([_describe_crop(crops[name])] if name in crops else []), *([why] if why else [])]
         form = (
             " and ".join(
                 [*(["cropped"] if name in crops else []), *(["gathered"] if name in gathers else [])]
@@ -83,7 +92,7 @@ def realise(
                 module=name,
                 form=form,
                 columns=columns[name],
-                live=_columns(module),
+                live=_count_columns(module),
                 why="; ".join(reasons),
                 trials=trials,
             )
@@ -91,7 +100,7 @@ def realise(
     return (*crops.values(), *gathers.values()), tuple(executions)
 
 
-def _layers(plan: Plan) -> Iterator[str]:
+def _list_layers(plan: Plan) -> Iterator[str]:
     """Layers in which rules look for dead shapes or taps."""
     found = (
         name
@@ -103,15 +112,15 @@ def _layers(plan: Plan) -> Iterator[str]:
     yield from dict.fromkeys(found)
 
 
-def _columns(module: nn.Module) -> int:
+def _count_columns(module: nn.Module) -> int:
     return prod(module.get_parameter("weight").shape[1:])
 
 
-def _live(module: nn.Module) -> list[int]:
+def _find_live_columns(module: nn.Module) -> list[int]:
     return gathered.find_live_columns(module.get_parameter("weight"))
 
 
-def _shared(model: nn.Module) -> set[int]:
+def _find_shared_modules(model: nn.Module) -> set[int]:
     """Modules of which a parameter belongs to another one as well."""
     owners: dict[int, set[int]] = {}
     for module in model.modules():
@@ -120,7 +129,7 @@ def _shared(model: nn.Module) -> set[int]:
     return {module for own in owners.values() if len(own) > 1 for module in own}
 
 
-def _cropped(name: str, module: nn.Module) -> Crop | None:
+def _plan_crop(name: str, module: nn.Module) -> Crop | None:
     if not cropped.can_crop(module):
         return None
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
@@ -128,7 +137,7 @@ def _cropped(name: str, module: nn.Module) -> Crop | None:
     return None if grids == cropped.full_grids(kernel) else Crop(module=name, kernel=kernel, grids=grids)
 
 
-def _obstacle(module: nn.Module, shared: set[int]) -> str:
+def _find_obstacle(module: nn.Module, shared: set[int]) -> str:
     """Why a layer cannot gather, '' where it can."""
     if id(module) in shared:
         return "its weight is shared with another layer; its zeros stay"
@@ -138,27 +147,27 @@ def _obstacle(module: nn.Module, shared: set[int]) -> str:
     return f"a {what} cannot gather; its zeros stay"
 
 
-def _judged(op: Gather, trials: Sequence[Trial]) -> tuple[bool, str]:
+def _judge_trials(op: Gather, trials: Sequence[Trial]) -> tuple[bool, str]:
     """Whether gathering pays on every target, and what the slowest of them says."""
     if not trials:
         return False, "it does not run in a forward call; its zeros stay"
     worst = min(trials, key=lambda trial: trial.speedup)
     live = sum(end - start for start, end in op.keep)
     words = (
-        f"gathering {live} of {op.size} columns is {times(worst.speedup)} as fast "
+        f"gathering {live} of {op.size} columns is {format_times(worst.speedup)} as fast "
         f"as the zeros on {worst.target}"
     )
     if all(trial.speedup >= GAIN and trial.low > SURE for trial in trials):
         return True, words
-    short = f"{times(GAIN)} is asked for" if worst.speedup < GAIN else "that is not sure"
+    short = f"{format_times(GAIN)} is asked for" if worst.speedup < GAIN else "that is not sure"
     return False, f"{words}, and {short}; its zeros stay"
 
 
-def _trials(plan: Plan, module: nn.Module, op: Gather, fed: Mapping[str, Tensor]) -> Iterator[Trial]:
+def _time_trials(plan: Plan, module: nn.Module, op: Gather, fed: Mapping[str, Tensor]) -> Iterator[Trial]:
     dense, lean = measure.copy_model(module), nn.ModuleDict({"layer": measure.copy_model(module)})
     compact_layers.compact_layers(lean, [op.model_copy(update={"module": "layer"})])
     for target, x in fed.items():
-        eager = Cpu(kind="cpu", threads=_targets(plan)[target].threads, batch=max(1, x.shape[0]))
+        eager = Cpu(kind="cpu", threads=_list_targets(plan)[target].threads, batch=max(1, x.shape[0]))
         timed = measure.measure_latency(
             dense, lean["layer"], (x,), target, eager, seconds=SECONDS, seed=plan.recipe.seed
         )
@@ -172,36 +181,36 @@ def _trials(plan: Plan, module: nn.Module, op: Gather, fed: Mapping[str, Tensor]
         )
 
 
-def _targets(plan: Plan) -> Mapping[str, Cpu]:
+def _list_targets(plan: Plan) -> Mapping[str, Cpu]:
     """Processors that are here: layers are tried on them in eager PyTorch."""
     here = {name: t for name, t in plan.recipe.targets.items() if isinstance(t, Cpu) and t.table is None}
     return here or DEFAULT_TARGET
 
 
-def _inputs(
+def _record_inputs(
     plan: Plan, model: nn.Module, names: Sequence[str], inputs: Inputs
 ) -> dict[str, dict[str, Tensor]]:
     """What goes into each layer first, in one forward call at each target's batch: layer -> target ->
     input."""
     found: dict[str, dict[str, Tensor]] = {name: {} for name in names}
-    for target, spec in _targets(plan).items() if names else ():
+    for target, spec in _list_targets(plan).items() if names else ():
         copy = measure.copy_model(model).cpu().eval()
         for name in names:
-            copy.get_submodule(name).register_forward_pre_hook(partial(_take, found[name], target))
+            copy.get_submodule(name).register_forward_pre_hook(partial(_record_input, found[name], target))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             seed_generators(0)
             call_model.call_model(copy, measure.resize_batch(inputs, spec.batch))
     return found
 
 
-def _take(into: dict[str, Tensor], target: str, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+def _record_input(into: dict[str, Tensor], target: str, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
     if args:
         into.setdefault(target, args[0].clone())
 
 
-def _shrinking(op: Crop) -> str:
-    return f"the kernel shrinks from {_by(op.kernel)} to {_by(tuple(count for *_, count in op.grids))}"
+def _describe_crop(op: Crop) -> str:
+    return f"the kernel shrinks from {_describe_kernel(op.kernel)} to {_describe_kernel(tuple(count for *_, count in op.grids))}"
 
 
-def _by(kernel: tuple[int, ...]) -> str:
+def _describe_kernel(kernel: tuple[int, ...]) -> str:
     return " x ".join(map(str, kernel))

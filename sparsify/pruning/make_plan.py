@@ -21,17 +21,17 @@ from sparsify.graph import build_map, coverage
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.trace import vocabulary
 from sparsify.graph.verify import trial_cuts
-from sparsify.pruning.fitting_inputs import inputs_for
-from sparsify.pruning.latency_budget import clocks_of
-from sparsify.pruning.memory_budget import with_lifetimes
-from sparsify.pruning.plan_inputs import batch_notes, checked_inputs
+from sparsify.pruning.fitting_inputs import find_inputs
+from sparsify.pruning.latency_budget import build_latency_models
+from sparsify.pruning.memory_budget import add_lifetimes
+from sparsify.pruning.plan_inputs import check_inputs, note_batches
 from sparsify.pruning.planning.compile import compile_plan
-from sparsify.pruning.planning.cut_targets import own_budgets
-from sparsify.pruning.planning.gsm_forecast import foretold
-from sparsify.pruning.planning.match_layers import weighed_by
+from sparsify.pruning.planning.cut_targets import list_own_budgets
+from sparsify.pruning.planning.gsm_forecast import forecast_gsm
+from sparsify.pruning.planning.match_layers import list_weighing_targets
 from sparsify.pruning.planning.plan import Plan
-from sparsify.pruning.planning.selection import choose, priced
-from sparsify.pruning.scoring import scored
+from sparsify.pruning.planning.selection import choose, price_groups
+from sparsify.pruning.scoring import score_units
 from sparsify.recipe import NOWHERE, Loaded, Positions, load
 from sparsify_schemas.group import removes_branches
 from sparsify_schemas.recipe import Recipe
@@ -105,28 +105,29 @@ def plan_recipe(
     """
     call_model.check_model(model)
     _check_initialized(model)
-    given = inputs_for(recipe, model) if inputs is None else checked_inputs(inputs, model)
+    given = find_inputs(recipe, model) if inputs is None else check_inputs(inputs, model)
     inputs = mark_fixed_calls(model, vocabulary.add_names_and_vocabularies(model, given))
     counted = count_macs_by_module(model, inputs)
     macs = counted.by_module
     model = copy_model(model)
     with torch.random.fork_rng(devices=[]), explain_errors("trying out which layers can be cut"):
-        map, reaching = _followed_in(model, inputs, macs)
+        map, reaching = _follow(model, inputs, macs)
         map = replace(trial_cuts.protect_failing_groups(model, map, reaching), inputs=map.inputs)
         if any(removes_branches(rule.group) for rule in recipe.rules):
             map = trial_cuts.add_branches(model, map, inputs, macs)
     if any(
-        budget.peak_memory is not None for budget in (recipe.budget, *(own for _, own in own_budgets(recipe)))
+        budget.peak_memory is not None
+        for budget in (recipe.budget, *(own for _, own in list_own_budgets(recipe)))
     ):
         with explain_errors("measuring the peak of memory"):
-            map = with_lifetimes(model, map, inputs)
-    clocks = clocks_of(recipe, recipe.budget.latency, model, map, inputs, listener)
+            map = add_lifetimes(model, map, inputs)
+    clocks = build_latency_models(recipe, recipe.budget.latency, model, map, inputs, listener)
     aligned = any(rule.keep.multiple_of == "auto" for rule in recipe.rules)
     steps = read_width_steps(recipe.targets if aligned else {}) | {c.target: c.steps for c in clocks}
     plan = compile_plan(recipe, map, positions=positions, strict=strict, clocks=clocks, steps=steps)
-    weighing = clocks_of(recipe, weighed_by(recipe), model, map, inputs, listener)
-    prices = tuple((c.target, name, price) for c in weighing for name, price in priced(plan, c).items())
-    said = (*batch_notes(inputs), *_uncounted(counted.missed), *foretold(recipe, examples))
+    weighing = build_latency_models(recipe, list_weighing_targets(recipe), model, map, inputs, listener)
+    prices = tuple((c.target, name, price) for c in weighing for name, price in price_groups(plan, c).items())
+    said = (*note_batches(inputs), *_note_uncounted(counted.missed), *forecast_gsm(recipe, examples))
     plan = replace(plan, prices=prices, notes=(*plan.notes, *said))
     if any(p.is_meta for p in model.parameters()):
         return replace(
@@ -136,7 +137,7 @@ def plan_recipe(
                 "the model has shapes and no weights: trial cuts checked that it runs, not what it computes",
             ),
         )
-    keep = choose(plan, *scored(plan, model, None, None), clocks=clocks)
+    keep = choose(plan, *score_units(plan, model, None, None), clocks=clocks)
     shapes = Costs(map).shapes(
         {name: range(map.by_name[name].width - len(kept)) for name, kept in keep.items()}
     )
@@ -147,7 +148,7 @@ def plan_recipe(
     )
 
 
-def _uncounted(operators: Iterable[str]) -> Iterator[str]:
+def _note_uncounted(operators: Iterable[str]) -> Iterator[str]:
     for name in operators:
         yield (
             f"the MACs of '{name}' are not counted: its operands have no plain shapes, "
@@ -163,7 +164,7 @@ def _check_initialized(model: nn.Module) -> None:
         )
 
 
-def _followed_in(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> tuple[ModelMap, Inputs]:
+def _follow(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> tuple[ModelMap, Inputs]:
     """The structure, and the calls in which it was followed: further ones where the given calls do not reach
     every layer."""
     map = build_map.build_map(model, inputs, macs)

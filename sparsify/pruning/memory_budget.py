@@ -10,7 +10,7 @@ from sparsify.cost.cost_model import Costs, absolute_limits
 from sparsify.cost.measure import copy_model
 from sparsify.cost.measure.memory import compute_peak, count_input_bytes, measure_peak, trace_lifetimes
 from sparsify.events import Listener, Note, silence
-from sparsify.formatting.numbers import share
+from sparsify.formatting.numbers import format_share
 from sparsify.forward.calls import Inputs
 from sparsify.graph.model_map import Coupled, Life, Lifetimes, ModelMap
 from sparsify.graph.surgery import operations
@@ -23,7 +23,7 @@ Keep = dict[str, list[int]]
 Lives = tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]
 
 
-def with_lifetimes(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
+def add_lifetimes(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     """The map with the life of every tensor that one inference makes, and what of its bytes goes with each
     unit.
 
@@ -35,11 +35,11 @@ def with_lifetimes(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
         if any(p.is_meta for p in model.parameters())
         else measure_peak(model, inputs)
     )
-    model, inputs = _weightless(model, inputs)
+    model, inputs = _copy_to_meta(model, inputs)
     operators, dense = trace_lifetimes(model, inputs)
     slopes: list[list[tuple[str, float]]] = [[] for _ in dense]
     for group in map.coupled:
-        for place, per_unit in _narrowed(model, map, group, inputs, (operators, dense)):
+        for place, per_unit in _list_narrowed(model, map, group, inputs, (operators, dense)):
             slopes[place].append((group.name, per_unit))
     lives = tuple(
         Life(born, dies, size, tuple(own)) for (born, dies, size), own in zip(dense, slopes, strict=True)
@@ -47,7 +47,7 @@ def with_lifetimes(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     return replace(map, lifetimes=Lifetimes(count_input_bytes(inputs), measured, lives))
 
 
-def _weightless(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+def _copy_to_meta(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     """A copy on the meta device, where that can run, as only sizes matter; else as it is."""
     bare = copy_model(model).eval()
     try:
@@ -58,7 +58,7 @@ def _weightless(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     return bare, inputs
 
 
-def _narrowed(
+def _list_narrowed(
     model: nn.Module, map: ModelMap, group: Coupled, inputs: Inputs, dense: Lives
 ) -> Iterator[tuple[int, float]]:
     """(place among the lives, bytes that go with a unit of this group)."""
@@ -76,7 +76,7 @@ def _narrowed(
             yield place, float(before[2] - after[2])
 
 
-def held(
+def choose_by_memory(
     plan: Plan, model: nn.Module, inputs: Inputs, choose: Callable[[Plan], Keep], listener: Listener = silence
 ) -> Keep:
     """Coupled group -> units that stay, such that a budget of peak memory holds as measured; the least of six
@@ -94,7 +94,7 @@ def held(
     for _ in range(ROUNDS):
         keep = choose(aim)
         used = measure_peak(operations.cut(model, plan.map, keep, plan.digest)[0], inputs) / limit
-        listener(Note(f"measured {share(used)} of the peak memory that the budget allows"))
+        listener(Note(f"measured {format_share(used)} of the peak memory that the budget allows"))
         if used <= 1:
             return keep
         wish *= 0.95 if tries and keep == tries[-1][1] else 0.995 / used

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsify.cost.measure import detach_inputs
 from sparsify.errors import ModelError
-from sparsify.formatting.numbers import few
+from sparsify.formatting.numbers import list_few
 from sparsify.forward.calls import (
     Call,
     Inputs,
@@ -28,7 +28,7 @@ from sparsify.forward.trial_calls import accepts_inputs
 from sparsify.pruning.planning.plan import Plan
 
 
-def checked_inputs(inputs: Any, model: nn.Module) -> Inputs:
+def check_inputs(inputs: Any, model: nn.Module) -> Inputs:
     """Copies, as a forward call may change them. Refuses what would only fail somewhere inside the model.
     Raises ModelError."""
     if isinstance(inputs, Tensor):
@@ -43,7 +43,9 @@ def checked_inputs(inputs: Any, model: nn.Module) -> Inputs:
 
 def _check_call(each: Call, model: nn.Module) -> None:
     if not callable(getattr(model, each.method, None)):
-        raise ModelError(f"the model has no method '{each.method}' to call; {_near(each.method, dir(model))}")
+        raise ModelError(
+            f"the model has no method '{each.method}' to call; {_suggest_name(each.method, dir(model))}"
+        )
     for path, value in flatten_value(each.inputs):
         if not (value is None or isinstance(value, Tensor | bool | int | float | str)):
             raise ModelError(
@@ -59,7 +61,7 @@ def _check_call(each: Call, model: nn.Module) -> None:
         stranger = next((name for name in each.batch if name not in known), None)
         if stranger is not None:
             raise ModelError(
-                f"batch names '{stranger}', which is no tensor of the call; {_near(stranger, list(found))}"
+                f"batch names '{stranger}', which is no tensor of the call; {_suggest_name(stranger, list(found))}"
             )
     for path, axis in batch_axes(each).items():
         shape = tuple(found[path].shape)
@@ -71,7 +73,7 @@ def _check_call(each: Call, model: nn.Module) -> None:
             )
 
 
-def batch_notes(inputs: Inputs) -> Iterator[str]:
+def note_batches(inputs: Inputs) -> Iterator[str]:
     for each in list_calls(inputs):
         if each.fixed:
             what = "the model" if each.method == "forward" else f"'{each.method}'"
@@ -81,21 +83,21 @@ def batch_notes(inputs: Inputs) -> Iterator[str]:
             )
 
 
-def _near(name: str, known: Sequence[str]) -> str:
+def _suggest_name(name: str, known: Sequence[str]) -> str:
     close = get_close_matches(name, known, 1)
     return (
         f"did you mean '{close[0]}'?"
         if close
-        else f"it has {few(tuple(n for n in known if not n.startswith('_')), 4)}"
+        else f"it has {list_few(tuple(n for n in known if not n.startswith('_')), 4)}"
     )
 
 
-def like_those_of(plan: Plan, model: nn.Module) -> Inputs:
+def redraw_planned_inputs(plan: Plan, model: nn.Module) -> Inputs:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return map_tensors(draw_from_record(plan.map.inputs), lambda tensor: tensor.to(device))
 
 
-def suited(inputs: Inputs, model: nn.Module) -> Inputs:
+def move_inputs(inputs: Inputs, model: nn.Module) -> Inputs:
     """On the model's device and in its precision; an average is often kept elsewhere and in more of it."""
     like = next(model.parameters())
 
@@ -109,13 +111,15 @@ EXAMPLES = (1, 2, 5)
 """batch sizes at which a cut is proven, where the model takes them"""
 
 
-def fresh_inputs_of(plan: Plan, dense: nn.Module, inputs: Inputs) -> tuple[Inputs, ...]:
+def draw_fresh_inputs(plan: Plan, dense: nn.Module, inputs: Inputs) -> tuple[Inputs, ...]:
     """Inputs that nothing was planned or chosen with; as many as were given where the model takes no other
     number."""
-    fresh = tuple(redraw(inputs, seed_of(plan, batch), batch) for batch in EXAMPLES)
-    return fresh if any(accepts_inputs(dense, one) for one in fresh) else (redraw(inputs, seed_of(plan, 0)),)
+    fresh = tuple(redraw(inputs, derive_seed(plan, batch), batch) for batch in EXAMPLES)
+    return (
+        fresh if any(accepts_inputs(dense, one) for one in fresh) else (redraw(inputs, derive_seed(plan, 0)),)
+    )
 
 
-def seed_of(plan: Plan, batch: int) -> int:
+def derive_seed(plan: Plan, batch: int) -> int:
     """A seed that nothing was planned or chosen with."""
     return int(plan.digest[:12], 16) + batch

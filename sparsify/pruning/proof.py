@@ -18,7 +18,7 @@ from sparsify_schemas.cuts import Crop, Cuts, Gather
 from sparsify_schemas.report import Verdict
 
 
-def reloaded(
+def rebuild_model(
     dense: nn.Module, thin: nn.Module, cuts: Cuts, fresh: Sequence[Inputs], inputs: Inputs
 ) -> nn.Module:
     """The cut model as a reader of the log and the weights would rebuild it.
@@ -74,10 +74,10 @@ def prove(plan: Plan, done: CutParts, inputs: Inputs) -> tuple[Verdict, ...]:
         )
         return (verdict,)
     except VerificationError as error:
-        raise VerificationError(f"{error}; {_culprit(plan, done, inputs)}; nothing was saved") from error
+        raise VerificationError(f"{error}; {_find_culprit(plan, done, inputs)}; nothing was saved") from error
 
 
-def _culprit(plan: Plan, done: CutParts, inputs: Inputs) -> str:
+def _find_culprit(plan: Plan, done: CutParts, inputs: Inputs) -> str:
     for name, kept in done.keep.items():
         alone = {name: kept}
         try:

@@ -16,7 +16,7 @@ from sparsify.graph.group_layouts import coupled_layout
 from sparsify.objective.objective import Objective
 from sparsify.pruning.criteria.reconstruction import model_scores
 from sparsify.pruning.criteria.scores import group_scores
-from sparsify.pruning.criteria.statistics import looks
+from sparsify.pruning.criteria.statistics import gather_statistics
 from sparsify.pruning.planning.plan import Plan
 from sparsify_schemas.criterion import Criterion, FromData, Magnitude
 from sparsify_schemas.recipe import Recipe
@@ -28,10 +28,10 @@ Batches = Iterable[Any]
 Scores = dict[str, list[float]]
 
 
-def taken(batches: Batches, recipe: Recipe) -> list[tuple[Any, Any]]:
+def take_batches(batches: Batches, recipe: Recipe) -> list[tuple[Any, Any]]:
     """As many of the training batches as the recipe's criteria look at, as (inputs, targets)."""
     name = recipe.data.target if recipe.data is not None else None
-    return [_split_batch(batch, name) for batch in islice(batches, batches_needed(recipe))]
+    return [_split_batch(batch, name) for batch in islice(batches, count_batches(recipe))]
 
 
 def _split_batch(batch: Any, name: str | None) -> tuple[Any, Any]:
@@ -50,11 +50,11 @@ def _split_batch(batch: Any, name: str | None) -> tuple[Any, Any]:
     return inputs, targets
 
 
-def batches_needed(recipe: Recipe) -> int:
+def count_batches(recipe: Recipe) -> int:
     return max((r.criterion.batches for r in recipe.rules if isinstance(r.criterion, FromData)), default=0)
 
 
-def scored(
+def score_units(
     plan: Plan, model: nn.Module, batches: Sequence[tuple[Any, Any]] | None, objective: Objective | None
 ) -> tuple[Scores, dict[str, list[bool]]]:
     """What each unit of each coupled group is worth to its rule's criterion, and whether it is dead.
@@ -65,10 +65,10 @@ def scored(
     apply_masks(copy)
     parameters = {name: torch.view_as_real(p) if p.is_complex() else p for name, p in copy.named_parameters()}
     with explain_errors("scoring the units that may go"):
-        return _scored(plan, copy, parameters, batches, objective)
+        return _score_groups(plan, copy, parameters, batches, objective)
 
 
-def _scored(
+def _score_groups(
     plan: Plan,
     copy: nn.Module,
     parameters: Mapping[str, Tensor],
@@ -81,7 +81,7 @@ def _scored(
         layout = coupled_layout(plan.map, assignment.coupled, parameters, rule.criterion.facts().roles)
         if layout.count == 0:
             continue
-        spec = available(rule.criterion, batches)
+        spec = replace_without_data(rule.criterion, batches)
         if spec.facts().sees == "model":
             assert batches is not None  # magnitude stands in for it otherwise
             found = model_scores(spec, copy, plan.map, assignment.coupled, batches, plan.recipe.seed)
@@ -91,7 +91,7 @@ def _scored(
             spec,
             layout,
             parameters,
-            looks(copy, spec, batches, objective),
+            gather_statistics(copy, spec, batches, objective),
             plan.recipe.seed + assignment.rule,
         )
         scores |= {name: part.tolist() for name, part in layout.split(values).items()}
@@ -113,7 +113,7 @@ def apply_masks(model: nn.Module) -> None:
                 orig.mul_(mask)
 
 
-def available(spec: Criterion, batches: object) -> Criterion:
+def replace_without_data(spec: Criterion, batches: object) -> Criterion:
     # A preview has no data: it shows what magnitude would choose.
     return Magnitude(kind="magnitude") if isinstance(spec, FromData) and batches is None else spec
 

@@ -18,10 +18,10 @@ from sparsify.graph.group_index import broadcast
 from sparsify.graph.group_layouts import inner_layout
 from sparsify.graph.names import canonical_names
 from sparsify.graph.surgery import operations
-from sparsify.pruning.criteria.scores import Looks, group_scores, weight_scores
+from sparsify.pruning.criteria.scores import Statistics, group_scores, weight_scores
 from sparsify.pruning.planning.candidates import width_kept
-from sparsify.pruning.planning.plan import Assignment, Plan, ranked_together
-from sparsify.pruning.planning.selection import share_of
+from sparsify.pruning.planning.plan import Assignment, Plan, join_ranked
+from sparsify.pruning.planning.selection import count_share
 from sparsify_schemas.criterion import Criterion
 from sparsify_schemas.cuts import Zero, Zeroed
 from sparsify_schemas.group import Block, Pattern, facts_of, in_one_tensor
@@ -29,29 +29,29 @@ from sparsify_schemas.rule import Rule
 
 Kept = Mapping[str, Sequence[int]]
 """coupled group -> units that stay"""
-Looking = Callable[[nn.Module, Criterion], Looks | None]
+GatherStatistics = Callable[[nn.Module, Criterion], Statistics | None]
 """how a criterion looks at a model"""
 
 
-def zeroed(
-    plan: Plan, dense: nn.Module, keep: Kept, looking: Looking
+def zero_weights(
+    plan: Plan, dense: nn.Module, keep: Kept, looking: GatherStatistics
 ) -> tuple[nn.Module, tuple[Zeroed, ...]]:
     """The dense model with every group at zero that the rules ask for, and what each of them did."""
-    if not covered(plan, dense):
+    if not find_covered_weights(plan, dense):
         return dense, ()
     thin, _ = operations.cut(dense, plan.map, keep, plan.digest)
-    deeds = tuple(_zero(plan, assignment, thin, looking) for assignment in _together(plan))
+    deeds = tuple(_zero_rule(plan, assignment, thin, looking) for assignment in _join_assignments(plan))
     reference, names = copy_model(dense), canonical_names(dense)
-    for name, small in covered(plan, thin).items():
+    for name, small in find_covered_weights(plan, thin).items():
         weight = reference.get_parameter(name)
         _place_zeros(weight, small, operations.kept_indices(plan.map, keep, names[name], weight.shape))
     return reference, deeds
 
 
-def _together(plan: Plan) -> list[Assignment]:
+def _join_assignments(plan: Plan) -> list[Assignment]:
     """The same, those that compete as one joined under the first of them."""
-    inner = inner_assignments(plan)
-    sets = [[a for a in together if a in inner] for together in ranked_together(plan)]
+    inner = list_inner_assignments(plan)
+    sets = [[a for a in together if a in inner] for together in join_ranked(plan)]
     return [
         replace(own[0], tensors=tuple(dict.fromkeys(name for a in own for name in a.tensors)))
         for own in sets
@@ -59,26 +59,26 @@ def _together(plan: Plan) -> list[Assignment]:
     ]
 
 
-def inner_assignments(plan: Plan) -> list[Assignment]:
+def list_inner_assignments(plan: Plan) -> list[Assignment]:
     """The rules whose groups lie inside tensors, where they reach any."""
     return [a for a in plan.assignments if in_one_tensor(plan.recipe.rules[a.rule].group) and a.tensors]
 
 
-def covered(plan: Plan, model: nn.Module) -> dict[str, nn.Parameter]:
+def find_covered_weights(plan: Plan, model: nn.Module) -> dict[str, nn.Parameter]:
     """Weights in which such rules set groups to zero, less those that left with a residual branch."""
     there = dict(model.named_parameters(remove_duplicate=False))
-    return {name: there[name] for a in inner_assignments(plan) for name in a.tensors if name in there}
+    return {name: there[name] for a in list_inner_assignments(plan) for name in a.tensors if name in there}
 
 
-def counts(plan: Plan, thin: nn.Module) -> tuple[Zero, ...]:
+def count_zeros(plan: Plan, thin: nn.Module) -> tuple[Zero, ...]:
     """How many zeros each of them stores now."""
     return tuple(
         Zero(tensor=name, count=int((w == 0).sum()), size=w.numel())
-        for name, w in covered(plan, thin).items()
+        for name, w in find_covered_weights(plan, thin).items()
     )
 
 
-def without_dead(plan: Plan, model: nn.Module, keep: Kept) -> dict[str, list[int]]:
+def drop_dead_units(plan: Plan, model: nn.Module, keep: Kept) -> dict[str, list[int]]:
     """`keep` less the units that the zeros of the model leave without any effect, repeated until no more die.
 
     A unit is dead when its producers' weights are all zero or its consumers' input slices all are. Groups
@@ -89,19 +89,19 @@ def without_dead(plan: Plan, model: nn.Module, keep: Kept) -> dict[str, list[int
         canonical_names(model),
         {t for b in operations.removed_branches(plan.map, keep) for t in b.tensors},
     )
-    touched = {canonical[name] for name in covered(plan, model)}
+    touched = {canonical[name] for name in find_covered_weights(plan, model)}
     weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.dim() > 1 and n not in left}
-    _clear(plan, weights, kept)
+    _zero_removed_units(plan, weights, kept)
     while touched:
         open_groups = [
             c
             for c in plan.map.coupled
             if c.protected is None and not c.statistics and touched & {s.tensor for s in c.slices}
         ]
-        names = [c.name for c in open_groups if c.name not in _counted(plan)]
+        names = [c.name for c in open_groups if c.name not in _list_patterned_groups(plan)]
         leaving = {}
         for name, flags in find_dead_units(plan.map, names, weights).items():
-            units = _allowed(plan, name, kept.get(name), torch.nonzero(flags.cpu()).flatten().tolist())
+            units = _limit_dead(plan, name, kept.get(name), torch.nonzero(flags.cpu()).flatten().tolist())
             if units:
                 leaving[name] = units
         if not leaving:
@@ -109,11 +109,11 @@ def without_dead(plan: Plan, model: nn.Module, keep: Kept) -> dict[str, list[int
         for name, units in leaving.items():
             kept[name] = sorted(set(kept.get(name, range(plan.map.by_name[name].width))) - set(units))
             touched |= {s.tensor for s in plan.map.by_name[name].slices}
-        _clear(plan, weights, kept)
+        _zero_removed_units(plan, weights, kept)
     return kept
 
 
-def _allowed(plan: Plan, name: str, kept: Sequence[int] | None, dead: list[int]) -> list[int]:
+def _limit_dead(plan: Plan, name: str, kept: Sequence[int] | None, dead: list[int]) -> list[int]:
     """Those of the dead units that may leave: the floors of the group's rule hold, and one unit stays."""
     width = plan.map.by_name[name].width
     stays = set(range(width) if kept is None else kept)
@@ -129,10 +129,10 @@ def _allowed(plan: Plan, name: str, kept: Sequence[int] | None, dead: list[int])
     return own[: max(0, len(stays) - width_kept(width, width - len(stays) + len(own), at_least, multiple))]
 
 
-def _counted(plan: Plan) -> set[str]:
+def _list_patterned_groups(plan: Plan) -> set[str]:
     """Coupled groups along whose units a block or an n:m pattern is laid."""
     found = set()
-    for assignment in inner_assignments(plan):
+    for assignment in list_inner_assignments(plan):
         match plan.recipe.rules[assignment.rule].group:
             case Pattern():
                 dims = {1}
@@ -149,7 +149,7 @@ def _counted(plan: Plan) -> set[str]:
     return found
 
 
-def _clear(plan: Plan, weights: Mapping[str, Tensor], keep: Kept) -> None:
+def _zero_removed_units(plan: Plan, weights: Mapping[str, Tensor], keep: Kept) -> None:
     """Set every slice of the removed units to zero."""
     for (name, dim, role), lost in operations.removed_indices(plan.map, keep).items():
         if role != "size" and name in weights:
@@ -166,12 +166,12 @@ def _place_zeros(weight: Tensor, small: Tensor, places: Sequence[Sequence[int]])
     weight[tuple(index)] *= small != 0
 
 
-def _zero(plan: Plan, assignment: Assignment, thin: nn.Module, looking: Looking) -> Zeroed:
+def _zero_rule(plan: Plan, assignment: Assignment, thin: nn.Module, looking: GatherStatistics) -> Zeroed:
     rule = plan.recipe.rules[assignment.rule]
     copy = copy_model(thin)
     there = dict(copy.named_parameters(remove_duplicate=False))
     weights = {name: there[name] for name in assignment.tensors if name in there}
-    chosen = _chosen(rule, plan.recipe.seed + assignment.rule, weights, looking(copy, rule.criterion))
+    chosen = _choose_weights(rule, plan.recipe.seed + assignment.rule, weights, looking(copy, rule.criterion))
     with torch.no_grad():
         for name, gone in chosen.masks.items():
             thin.get_parameter(name).masked_fill_(gone, 0.0)
@@ -186,41 +186,46 @@ def _zero(plan: Plan, assignment: Assignment, thin: nn.Module, looking: Looking)
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class _Choice:
     masks: Mapping[str, Tensor]
     """True where a weight becomes zero"""
     groups: int
     gone: int
 
 
-def _chosen(rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], looks: Looks | None) -> _Chosen:
+def _choose_weights(
+    rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], looks: Statistics | None
+) -> _Choice:
     if not weights:
-        return _Chosen({}, 0, 0)
+        return _Choice({}, 0, 0)
     match rule.group:
         case "weight":
             scores = [
-                _element_scores(rule, name, w, looks, seed + i) for i, (name, w) in enumerate(weights.items())
+                _score_elements(rule, name, w, looks, seed + i) for i, (name, w) in enumerate(weights.items())
             ]
-            gone = _lowest(torch.cat([s.flatten() for s in scores]), rule)
+            gone = _flag_lowest(torch.cat([s.flatten() for s in scores]), rule)
             parts = torch.split(gone, [w.numel() for w in weights.values()])
             masks = {name: part.view_as(w) for (name, w), part in zip(weights.items(), parts, strict=True)}
-            return _Chosen(masks, len(gone), int(gone.sum()))
+            return _Choice(masks, len(gone), int(gone.sum()))
         case Pattern() as pattern:
             scored = {
-                name: _element_scores(rule, name, w, looks, seed + i)
+                name: _score_elements(rule, name, w, looks, seed + i)
                 for i, (name, w) in enumerate(weights.items())
             }
-            masks = {name: _beyond(pattern, scores) | (weights[name] == 0) for name, scores in scored.items()}
-            return _Chosen(
+            masks = {
+                name: _flag_beyond_pattern(pattern, scores) | (weights[name] == 0)
+                for name, scores in scored.items()
+            }
+            return _Choice(
                 masks, sum(w.numel() for w in weights.values()), sum(int(m.sum()) for m in masks.values())
             )
         case _:
-            return _chosen_inside(rule, seed, weights, looks)
+            return _choose_groups(rule, seed, weights, looks)
 
 
-def _chosen_inside(
-    rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], looks: Looks | None
-) -> _Chosen:
+def _choose_groups(
+    rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], looks: Statistics | None
+) -> _Choice:
     """Shapes, taps or blocks: the lowest scores over all layers of the rule, in none of them below its
     floor."""
     assert rule.group is not None
@@ -232,33 +237,35 @@ def _chosen_inside(
         for own in layout.split(scores).values():
             best = own.topk(min(rule.keep.at_least or 1, len(own))).indices
             own[best[own[best] >= 0]] = torch.inf
-    gone = _lowest(scores, rule)
+    gone = _flag_lowest(scores, rule)
     flags = torch.cat([gone, gone.new_zeros(1)])
     shapes = {name: w.shape for name, w in weights.items()}
     masks = {
         part.name: broadcast(flags, part.axes[0], shapes[part.name]).expand(shapes[part.name])
         for part in layout.parts
     }
-    return _Chosen(masks, len(gone), int(gone.sum()))
+    return _Choice(masks, len(gone), int(gone.sum()))
 
 
-def _element_scores(rule: Rule, name: str, weight: nn.Parameter, looks: Looks | None, seed: int) -> Tensor:
+def _score_elements(
+    rule: Rule, name: str, weight: nn.Parameter, looks: Statistics | None, seed: int
+) -> Tensor:
     scores = weight_scores(rule.criterion, weight, looks, seed).clone()
     check_scores(scores, [name])
     scores[weight == 0] = -1.0  # what is zero goes first
     return scores
 
 
-def _lowest(scores: Tensor, rule: Rule) -> Tensor:
+def _flag_lowest(scores: Tensor, rule: Rule) -> Tensor:
     """Which go: what is zero (-1) in any case, and of the others the lowest, never what a floor holds
     (inf)."""
-    count = share_of(len(scores), rule.sparsity.fraction) if rule.sparsity is not None else 0
+    count = count_share(len(scores), rule.sparsity.fraction) if rule.sparsity is not None else 0
     gone = scores == -1.0
     gone[scores.topk(count, largest=False).indices] = True
     return gone & (scores < torch.inf)
 
 
-def _beyond(pattern: Pattern, scores: Tensor) -> Tensor:
+def _flag_beyond_pattern(pattern: Pattern, scores: Tensor) -> Tensor:
     """Of every `of` weights along the input channels, all but the `stay` highest; a rest of fewer stays
     whole."""
     lined = scores.movedim(1, -1)

@@ -13,20 +13,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from sparsify.errors import Problem, RecipeError
-from sparsify.recipe.checks import check
+from sparsify.recipe.checks import check_recipe
 from sparsify.recipe.dump_yaml import dump
-from sparsify.recipe.extends import Merged, merge, read
+from sparsify.recipe.extends import Merged, merge_parents, read_with_parents
 from sparsify.recipe.from_python import HERE, from_python
 from sparsify.recipe.limits_file import Origin, replace_limits
-from sparsify.recipe.nodes import Node, Path, Place, Table, places, plain
-from sparsify.recipe.overrides import override
-from sparsify.recipe.target_presets import presets, replace_presets
-from sparsify.recipe.validation_messages import explain
-from sparsify.recipe.variables import Filled, fill, unused
-from sparsify.recipe.wording import found
+from sparsify.recipe.nodes import Node, Path, Place, Table, list_places, to_plain
+from sparsify.recipe.overrides import apply_overrides
+from sparsify.recipe.target_presets import list_presets, replace_presets
+from sparsify.recipe.validation_messages import explain_errors
+from sparsify.recipe.variables import Filled, fill_variables, find_unused
+from sparsify.recipe.wording import describe_value
 from sparsify_schemas.recipe import Recipe
 
-__all__ = ["NOWHERE", "Loaded", "Origin", "Place", "Positions", "dump", "load", "presets"]
+__all__ = ["NOWHERE", "Loaded", "Origin", "Place", "Positions", "dump", "list_presets", "load"]
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def load(
     if isinstance(source, Loaded) and not overrides:
         return source
     merged = _read_source(source)
-    root, override_problems = override(merged.root, overrides)
-    filled = fill(root, unused(merged.root, merged.own))
+    root, override_problems = apply_overrides(merged.root, overrides)
+    filled = fill_variables(root, find_unused(merged.root, merged.own))
     placed, preset_problems = replace_presets(filled.root)
     limited = replace_limits(placed, limits)
     filled = replace(filled, root=limited.root)
@@ -104,9 +104,9 @@ def load(
         *limited.problems,
     ]
     recipe = _validate(filled, problems)
-    known_places = MappingProxyType(dict(places(filled.root)))
+    known_places = MappingProxyType(dict(list_places(filled.root)))
     positions = Positions(_file_of(source), known_places, limited.origins)
-    return Loaded(recipe, plain(filled.root), positions)
+    return Loaded(recipe, to_plain(filled.root), positions)
 
 
 def _file_of(source: str | File | Mapping[str, Any] | Recipe | Loaded) -> str:
@@ -122,10 +122,12 @@ def _read_source(source: str | File | Mapping[str, Any] | Recipe | Loaded) -> Me
         case Recipe():
             return Merged(_table(from_python(source, literal=True)), ())
         case Mapping():
-            return merge(_table(from_python(source)), HERE.file)
+            return merge_parents(_table(from_python(source)), HERE.file)
         case str() | File():
-            return read(str(source))
-    raise RecipeError([HERE.problem("", f"expected a file, a mapping or a recipe, found {found(source)}")])
+            return read_with_parents(str(source))
+    raise RecipeError(
+        [HERE.problem("", f"expected a file, a mapping or a recipe, found {describe_value(source)}")]
+    )
 
 
 def _table(root: Node) -> Table:
@@ -139,12 +141,12 @@ def _validate(filled: Filled, problems: list[Problem]) -> Recipe:
     Raises RecipeError with every problem: those found before, pydantic's, and those of the whole.
     """
     try:
-        recipe = Recipe.model_validate(plain(filled.root), by_alias=True, by_name=False)
+        recipe = Recipe.model_validate(to_plain(filled.root), by_alias=True, by_name=False)
     except ValidationError as error:
         reported = {problem.path for problem in problems if problem.path}
-        problems += [problem for problem in explain(error, filled) if problem.path not in reported]
+        problems += [problem for problem in explain_errors(error, filled) if problem.path not in reported]
         raise RecipeError(problems) from None
-    problems += check(recipe, filled.root)
+    problems += check_recipe(recipe, filled.root)
     if problems:
         raise RecipeError(problems)
     return recipe

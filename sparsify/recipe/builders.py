@@ -7,7 +7,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from sparsify.recipe.wording import near
+from sparsify.recipe.wording import suggest
 
 _HERE = Path(__file__).parents[1]
 
@@ -22,33 +22,33 @@ def find_problem(build: str) -> tuple[str, str]:
     module, _, name = build.replace(":", ".").rpartition(".")
     if module != "sparsify" and not module.startswith("sparsify."):
         return "", ""
-    file = _file(module)
+    file = _find_file(module)
     if file is None:
-        return f"there is no module '{module}'", near(build, suggestions())
-    names = set(_names(file))
+        return f"there is no module '{module}'", suggest(build, list_builders())
+    names = set(_list_names(file))
     if name in names:
         return "", ""
-    return f"module '{module}' has no '{name}'", _hint(module, name)
+    return f"module '{module}' has no '{name}'", _suggest(module, name)
 
 
-def _hint(module: str, name: str) -> str:
+def _suggest(module: str, name: str) -> str:
     if module != "sparsify.models":
-        return near(f"sparsify.models.{name}", suggestions())
-    return near(name, [known.rpartition(".")[2] for known in suggestions()])
+        return suggest(f"sparsify.models.{name}", list_builders())
+    return suggest(name, [known.rpartition(".")[2] for known in list_builders()])
 
 
-def _file(module: str) -> Path | None:
+def _find_file(module: str) -> Path | None:
     stem = _HERE.joinpath(*module.split(".")[1:])
     return next((file for file in (stem / "__init__.py", stem.with_suffix(".py")) if file.is_file()), None)
 
 
-def suggestions() -> list[str]:
+def list_builders() -> list[str]:
     """The builders of sparsify.models."""
     models = _HERE / "models" / "__init__.py"
-    return sorted(f"sparsify.models.{name}" for name in _names(models) if not name.startswith("_"))
+    return sorted(f"sparsify.models.{name}" for name in _list_names(models) if not name.startswith("_"))
 
 
-def _names(file: Path) -> Iterator[str]:
+def _list_names(file: Path) -> Iterator[str]:
     """What a module defines or imports at its top level."""
     for node in ast.parse(file.read_bytes()).body:
         match node:

@@ -7,12 +7,12 @@ import yaml
 
 from sparsify.recipe import yaml_scalars
 from sparsify_schemas.recipe import Recipe
-from sparsify_schemas.written import written
+from sparsify_schemas.written import to_written
 
 
 def dump(recipe: Recipe) -> str:
     """The whole recipe as YAML, defaults included; `load(dump(recipe))` gives it back."""
-    body = _mark_inline(written(recipe))
+    body = _mark_inline(to_written(recipe))
     text: str = yaml.dump(
         body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=130, default_flow_style=False
     )
@@ -58,12 +58,12 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _text(dumper: yaml.SafeDumper, data: str) -> yaml.ScalarNode:
+def _represent_text(dumper: yaml.SafeDumper, data: str) -> yaml.ScalarNode:
     """Line breaks of all kinds are escaped: PyYAML writes some of them so that they read back as spaces."""
     return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
 
 
-_Dumper.add_representer(str, _text)
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(
     _Short, lambda dumper, data: dumper.represent_mapping("tag:yaml.org,2002:map", data, flow_style=True)
 )

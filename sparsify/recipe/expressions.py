@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Final
 
-from sparsify.recipe.wording import found, near, shown
+from sparsify.recipe.wording import describe_value, quote_text, suggest
 
 Value = str | int | float | bool | None
 Look = Callable[[str], Value]
@@ -32,11 +32,11 @@ class ExpressionError(Exception):
         self.hint = hint
 
 
-def evaluate(text: str, look: Look) -> Value:
+def evaluate_expression(text: str, look: Look) -> Value:
     """Evaluate an expression by walking its syntax tree; nothing is executed. Raises ExpressionError."""
     value = _walk(_parse(text), look)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ExpressionError(f"{shown(text)} is not a finite number")
+        raise ExpressionError(f"{quote_text(text)} is not a finite number")
     return value
 
 
@@ -51,13 +51,13 @@ def _parse(text: str) -> ast.expr:
             warnings.simplefilter("ignore")
             return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise ExpressionError(f"{shown(text)} is not an expression", ALLOWED) from None
+        raise ExpressionError(f"{quote_text(text)} is not an expression", ALLOWED) from None
 
 
 def _walk(node: ast.expr, look: Look) -> Value:
     match node:
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
-            return _bounded(number)
+            return _check_bounds(number)
         case ast.Name(id=name):
             return look(name)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
@@ -65,18 +65,20 @@ def _walk(node: ast.expr, look: Look) -> Value:
         case ast.UnaryOp(op=ast.UAdd(), operand=operand):
             return _number(operand, look)
         case ast.BinOp(left=left, op=operator, right=right):
-            return _bounded(_combine(operator, _number(left, look), _number(right, look)))
+            return _check_bounds(_combine(operator, _number(left, look), _number(right, look)))
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
-            return _bounded(_call(name, [_number(argument, look) for argument in arguments]))
+            return _check_bounds(_call(name, [_number(argument, look) for argument in arguments]))
         case ast.Call(func=ast.Name(id=name)):
-            raise ExpressionError(f"'{name}' cannot be called", near(name, FUNCTIONS))
-    raise ExpressionError(f"{shown(ast.unparse(node))} is not allowed in an expression", ALLOWED)
+            raise ExpressionError(f"'{name}' cannot be called", suggest(name, FUNCTIONS))
+    raise ExpressionError(f"{quote_text(ast.unparse(node))} is not allowed in an expression", ALLOWED)
 
 
 def _number(node: ast.expr, look: Look) -> int | float:
     value = _walk(node, look)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ExpressionError(f"arithmetic needs numbers, and {shown(ast.unparse(node))} is {found(value)}")
+        raise ExpressionError(
+            f"arithmetic needs numbers, and {quote_text(ast.unparse(node))} is {describe_value(value)}"
+        )
     return value
 
 
@@ -135,7 +137,7 @@ def _call(name: str, arguments: list[int | float]) -> int | float:
     )
 
 
-def _bounded(value: int | float) -> int | float:
+def _check_bounds(value: int | float) -> int | float:
     if isinstance(value, int) and abs(value) >= LARGEST:
         raise ExpressionError("the result is too large", f"whole numbers stay below {LARGEST:.0e}")
     return value

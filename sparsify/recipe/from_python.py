@@ -9,9 +9,9 @@ from pydantic import BaseModel
 from sparsify.errors import RecipeError
 from sparsify.recipe.dump_yaml import escape
 from sparsify.recipe.nodes import DEEPEST, MOST, Items, Leaf, Node, Path, Place, Table, is_text
-from sparsify.recipe.wording import found
+from sparsify.recipe.wording import describe_value
 from sparsify_schemas.units import Quantity
-from sparsify_schemas.written import written
+from sparsify_schemas.written import to_written
 
 HERE: Final = Place("<recipe>")
 """The place of values without a file."""
@@ -44,10 +44,10 @@ class _Reader:
     def node(self, value: Any, path: Path) -> Node:
         self.count += 1
         if self.count > MOST or len(path) > DEEPEST:
-            raise _refused(path[:4], f"more than {MOST} values, or nested more than {DEEPEST} levels deep")
+            raise _make_error(path[:4], f"more than {MOST} values, or nested more than {DEEPEST} levels deep")
         match value:
             case BaseModel():
-                return self.node(written(value), path)
+                return self.node(to_written(value), path)
             case Mapping():
                 return self.table(value, path)
             case list() | tuple():
@@ -61,7 +61,7 @@ class _Reader:
     def table(self, value: Mapping[Any, Any], path: Path) -> Table:
         for key in value:
             if not isinstance(key, str):
-                raise _refused(path, f"a key must be text, found {found(key)}")
+                raise _make_error(path, f"a key must be text, found {describe_value(key)}")
             self.leaf(key, path)
         entries = {str(key): self.node(entry, (*path, key)) for key, entry in value.items()}
         return Table(entries, self.place(path))
@@ -75,14 +75,14 @@ class _Reader:
             case int() if value.bit_length() <= 1000:
                 return Leaf(int(value), self.place(path))
             case str():
-                raise _refused(path, "half a character (a lone surrogate)", "write the whole character")
+                raise _make_error(path, "half a character (a lone surrogate)", "write the whole character")
             case _:
-                raise _refused(
+                raise _make_error(
                     path,
-                    f"a recipe cannot hold {found(value)}",
+                    f"a recipe cannot hold {describe_value(value)}",
                     "use mappings, lists, text, numbers, true, false and null",
                 )
 
 
-def _refused(path: Path, message: str, hint: str = "") -> RecipeError:
+def _make_error(path: Path, message: str, hint: str = "") -> RecipeError:
     return RecipeError([HERE.problem(path, message, hint)])

@@ -6,7 +6,7 @@ from pathlib import Path as File
 from pydantic import ValidationError
 
 from sparsify.errors import Problem, RunError, first_line
-from sparsify.files import read
+from sparsify.files import read_bytes
 from sparsify.recipe.from_python import from_python
 from sparsify.recipe.nodes import Items, Leaf, Node, Path, Table
 from sparsify_schemas.profile import Profile
@@ -25,10 +25,10 @@ class Origin:
     def command(self) -> str:
         """The command that writes the file for another network."""
         by = "" if self.profile.by == "ablation" else f" --by {self.profile.by}"
-        return _command(self.file, f"{by} --limits {self.profile.tolerance or '1pp'}")
+        return _name_command(self.file, f"{by} --limits {self.profile.tolerance or '1pp'}")
 
 
-def _command(file: str, asked: str = " --limits 1pp") -> str:
+def _name_command(file: str, asked: str = " --limits 1pp") -> str:
     return f"sparsify sensitivity RECIPE MODEL{asked} --out {file}"
 
 
@@ -47,13 +47,15 @@ def replace_limits(root: Table, wanted: bool) -> Limited:
     rules, problems, origins = root.entries.get("rules"), list[Problem](), list[Origin]()
     if not isinstance(rules, Items):
         return Limited(root, (), ())
-    items = tuple(_rule(rule, i, problems, origins, wanted) for i, rule in enumerate(rules.items))
+    items = tuple(_replace_in_rule(rule, i, problems, origins, wanted) for i, rule in enumerate(rules.items))
     same = all(a is b for a, b in zip(items, rules.items, strict=True))
     whole = root if same else replace(root, entries={**root.entries, "rules": replace(rules, items=items)})
     return Limited(whole, tuple(origins), tuple(problems))
 
 
-def _rule(rule: Node, index: int, problems: list[Problem], origins: list[Origin], wanted: bool) -> Node:
+def _replace_in_rule(
+    rule: Node, index: int, problems: list[Problem], origins: list[Origin], wanted: bool
+) -> Node:
     keep = rule.entries.get("keep") if isinstance(rule, Table) else None
     named = keep.entries.get("limits") if isinstance(keep, Table) else None
     if not (
@@ -63,7 +65,7 @@ def _rule(rule: Node, index: int, problems: list[Problem], origins: list[Origin]
         and isinstance(named.value, str)
     ):
         return rule
-    profile = _read(named, ("rules", index, "keep", "limits"), problems) if wanted else None
+    profile = _read_profile(named, ("rules", index, "keep", "limits"), problems) if wanted else None
     if profile is None:
         kept = keep.without("limits")
     else:
@@ -73,14 +75,14 @@ def _rule(rule: Node, index: int, problems: list[Problem], origins: list[Origin]
     return replace(rule, entries={**rule.entries, "keep": kept})
 
 
-def _read(named: Leaf, path: Path, problems: list[Problem]) -> Profile | None:
+def _read_profile(named: Leaf, path: Path, problems: list[Problem]) -> Profile | None:
     recipe = File(named.place.file)
     # Relative to the recipe; to the current folder for a recipe without a file.
     folder = recipe.parent if recipe.is_file() else File()
     file = folder / str(named.value)
-    make = _command(str(named.value))
+    make = _name_command(str(named.value))
     try:
-        profile = Profile.model_validate_json(read(file))
+        profile = Profile.model_validate_json(read_bytes(file))
     except RunError as error:
         problems.append(named.place.problem(path, str(error), f"'{make}' writes one"))
     except ValidationError as error:

@@ -24,7 +24,7 @@ class Place:
 
     def problem(self, path: Path | str, message: str, hint: str = "") -> Problem:
         """A problem of the value that is written here."""
-        name = path if isinstance(path, str) else dotted(path)
+        name = path if isinstance(path, str) else join_path(path)
         return Problem(self.file, self.line, self.column, name, message, hint)
 
 
@@ -62,35 +62,35 @@ class Table:
 Node = Leaf | Items | Table
 
 
-def dotted(path: Path) -> str:
+def join_path(path: Path) -> str:
     """`rules.0.layers`"""
     return ".".join(str(part) for part in path)
 
 
-def plain(node: Node) -> Any:
+def to_plain(node: Node) -> Any:
     """The same data as dicts, lists and scalars."""
     match node:
         case Leaf(value=value):
             return value
         case Items(items=items):
-            return [plain(item) for item in items]
+            return [to_plain(item) for item in items]
         case Table(entries=entries):
-            return {key: plain(entry) for key, entry in entries.items()}
+            return {key: to_plain(entry) for key, entry in entries.items()}
 
 
-def places(node: Node, path: Path = ()) -> Iterator[tuple[Path, Place]]:
+def list_places(node: Node, path: Path = ()) -> Iterator[tuple[Path, Place]]:
     """Every path of the data and its place."""
     yield path, node.place
     match node:
         case Items(items=items):
             for index, item in enumerate(items):
-                yield from places(item, (*path, index))
+                yield from list_places(item, (*path, index))
         case Table(entries=entries):
             for key, entry in entries.items():
-                yield from places(entry, (*path, key))
+                yield from list_places(entry, (*path, key))
 
 
-def child(node: Node | None, part: str | int) -> Node | None:
+def find_child(node: Node | None, part: str | int) -> Node | None:
     """The entry or item of that name or number, if there is one."""
     if isinstance(node, Table) and isinstance(part, str):
         return node.entries.get(part)
@@ -99,11 +99,11 @@ def child(node: Node | None, part: str | int) -> Node | None:
     return None
 
 
-def place_of(root: Node, path: Path) -> Place:
+def find_place(root: Node, path: Path) -> Place:
     """The place of a path, or of its nearest ancestor that is written."""
     node = root
     for part in path:
-        deeper = child(node, part)
+        deeper = find_child(node, part)
         if deeper is None:
             break
         node = deeper

@@ -31,7 +31,7 @@ def value(schedule: Schedule, step: int, steps_per_epoch: int, total: int) -> fl
             assert_never(schedule)
 
 
-def risen(
+def compute_rise(
     start: Duration, end: Duration, every: Duration, step: int, steps_per_epoch: int, total: int
 ) -> float:
     """1 - (1 - t)^3 in steps of `every`: 0 until `start`, 1 from `end` on."""

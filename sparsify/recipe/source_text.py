@@ -15,23 +15,23 @@ def read_file(file: str) -> str:
     """Read the text of a recipe, never more than the bound. Raises RecipeError."""
     try:
         if File(file).stat().st_size > LARGEST and stat.S_ISREG(File(file).stat().st_mode):
-            raise _refused(file, f"too large for a recipe: more than {LARGEST // 1024} KiB")
+            raise _make_error(file, f"too large for a recipe: more than {LARGEST // 1024} KiB")
         with File(file).open("rb") as stream:
             data = stream.read(LARGEST + 1)
     except OSError as error:
-        raise _refused(file, _reason(error), _neighbour(file)) from None
+        raise _make_error(file, _describe_error(error), _find_neighbour(file)) from None
     except ValueError as error:
-        raise _refused(file, f"not a file name: {error}") from None
+        raise _make_error(file, f"not a file name: {error}") from None
     if len(data) > LARGEST:
-        raise _refused(file, f"too large for a recipe: more than {LARGEST // 1024} KiB")
-    return _decoded(file, data)
+        raise _make_error(file, f"too large for a recipe: more than {LARGEST // 1024} KiB")
+    return _decode(file, data)
 
 
-def _refused(file: str, message: str, hint: str = "") -> RecipeError:
+def _make_error(file: str, message: str, hint: str = "") -> RecipeError:
     return RecipeError([Problem(file, None, None, "", message, hint)])
 
 
-def _reason(error: OSError) -> str:
+def _describe_error(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, IsADirectoryError):
@@ -39,7 +39,7 @@ def _reason(error: OSError) -> str:
     return f"cannot be read: {error.strerror or error}"
 
 
-def _neighbour(file: str) -> str:
+def _find_neighbour(file: str) -> str:
     try:
         names = [entry.name for entry in File(file).parent.iterdir()]
     except (OSError, ValueError):
@@ -51,9 +51,9 @@ def _neighbour(file: str) -> str:
             return ""
 
 
-def _decoded(file: str, data: bytes) -> str:
+def _decode(file: str, data: bytes) -> str:
     if b"\0" in data:
-        raise _refused(file, "a binary file, not a recipe", "recipes are YAML text in UTF-8")
+        raise _make_error(file, "a binary file, not a recipe", "recipes are YAML text in UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sparsify.errors import Problem, RecipeError
 from sparsify.recipe.from_python import from_python
-from sparsify.recipe.nodes import Leaf, Node, Path, Place, Table, place_of, plain
+from sparsify.recipe.nodes import Leaf, Node, Path, Place, Table, find_place, to_plain
 from sparsify.recipe.yaml_parser import read_text
 from sparsify_schemas.target import Target
 
@@ -28,17 +28,17 @@ def user_file() -> File:
     return File(named) if named else File(config) / "sparsify" / "targets.yaml"
 
 
-def presets() -> dict[str, Target]:
+def list_presets() -> dict[str, Target]:
     """Every preset by name; those of the user replace built-in ones.
 
     Raises RecipeError with the line of a bad one.
     """
     own = user_file()
-    found = _read(SHIPPED)
-    return found | _read(own) if own.is_file() else found
+    found = _read_presets(SHIPPED)
+    return found | _read_presets(own) if own.is_file() else found
 
 
-def _read(file: File) -> dict[str, Target]:
+def _read_presets(file: File) -> dict[str, Target]:
     try:
         root = read_text(file.read_text(encoding="utf-8"), str(file)).root
     except (OSError, UnicodeDecodeError) as error:
@@ -56,15 +56,15 @@ def _read(file: File) -> dict[str, Target]:
     found, problems = {}, []
     for name, node in root.entries.items():
         try:
-            found[name] = _TARGET.validate_python(plain(node))
+            found[name] = _TARGET.validate_python(to_plain(node))
         except ValidationError as error:
-            problems += [node.place.problem(name, _said(error))]
+            problems += [node.place.problem(name, _describe_error(error))]
     if problems:
         raise RecipeError(problems)
     return found
 
 
-def _said(error: ValidationError) -> str:
+def _describe_error(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part not in ("cpu", "cuda"))
     said = first["msg"].removeprefix("Value error, ")
@@ -81,9 +81,9 @@ def replace_presets(root: Table) -> tuple[Table, list[Problem]]:
         return root, []
     if not (targets is None or isinstance(targets, Table)):
         return root, []
-    known = presets()
-    problems = list(_unknown(root, written, wanted, known))
-    filled = {name: _filled(node, known) for name, node in written.items()}
+    known = list_presets()
+    problems = list(_list_unknown(root, written, wanted, known))
+    filled = {name: _fill_preset(node, known) for name, node in written.items()}
     filled |= {name: from_python(known[name]) for name in wanted if name in known}
     kept = {name: node for name, node in filled.items() if not _is_name(node)}
     place = targets.place if targets is not None else root.place
@@ -103,30 +103,30 @@ def _is_name(node: Node) -> bool:
     return isinstance(node, Leaf) and isinstance(node.value, str)
 
 
-def _filled(node: Node, known: Mapping[str, Target]) -> Node:
-    name = plain(node)
+def _fill_preset(node: Node, known: Mapping[str, Target]) -> Node:
+    name = to_plain(node)
     return replace(from_python(known[name]), place=node.place) if _is_name(node) and name in known else node
 
 
-def _unknown(
+def _list_unknown(
     root: Table, written: Mapping[str, Node], wanted: list[str], known: Mapping[str, Target]
 ) -> Iterator[Problem]:
     for name, node in written.items():
-        if _is_name(node) and plain(node) not in known:
+        if _is_name(node) and to_plain(node) not in known:
             path: Path = ("targets", name)
-            yield place_of(root, path).problem(
-                path, f"there is no preset '{plain(node)}'", _near(str(plain(node)), [*known])
+            yield find_place(root, path).problem(
+                path, f"there is no preset '{to_plain(node)}'", _suggest_preset(str(to_plain(node)), [*known])
             )
     for name in wanted:
         if name not in known:
             path = ("budget", "latency", name)
-            yield place_of(root, path).problem(
+            yield find_place(root, path).problem(
                 path,
                 f"the recipe has no target '{name}', and there is no such preset",
-                _near(name, [*written, *known]),
+                _suggest_preset(name, [*written, *known]),
             )
 
 
-def _near(name: str, names: list[str]) -> str:
+def _suggest_preset(name: str, names: list[str]) -> str:
     close = get_close_matches(name, names, 1)
     return f"did you mean '{close[0]}'?" if close else "`sparsify targets` lists the presets"

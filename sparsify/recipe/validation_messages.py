@@ -9,79 +9,87 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from sparsify.errors import Problem
-from sparsify.recipe.nodes import Node, Path, Place, Table, child, dotted, place_of, plain
+from sparsify.recipe.nodes import Node, Path, Place, Table, find_child, find_place, join_path, to_plain
 from sparsify.recipe.variables import Filled
-from sparsify.recipe.wording import found, meant, near, shown
+from sparsify.recipe.wording import describe_value, find_nearest, quote_text, suggest
 from sparsify_schemas import group
 from sparsify_schemas.base import AtKey
-from sparsify_schemas.lookup import Field, at, chosen, family, fields, types_at, written_as
+from sparsify_schemas.lookup import (
+    Field,
+    choose_alternatives,
+    find_at,
+    list_family,
+    list_fields,
+    list_types_at,
+    written_as,
+)
 from sparsify_schemas.recipe import Recipe
 
 _OF_KEYS = ("missing", "extra_forbidden")
 
 
-def explain(error: ValidationError, filled: Filled) -> list[Problem]:
+def explain_errors(error: ValidationError, filled: Filled) -> list[Problem]:
     """Problems in place of pydantic's errors; nothing is said of values that have been complained of already.
 
     The keys beside a misspelt `kind` are checked too, by the kind that was probably meant.
     """
-    data = plain(filled.root)
-    problems = _explained(error, filled, data)
-    mended = {path: kind for path, e in _located(error, data) if (kind := _meant_kind(path, e, data))}
+    data = to_plain(filled.root)
+    problems = _explain_error(error, filled, data)
+    mended = {path: kind for path, e in _locate_errors(error, data) if (kind := _meant_kind(path, e, data))}
     if not mended:
         return problems
     for path, kind in mended.items():
-        at(data, path)["kind"] = kind
+        find_at(data, path)["kind"] = kind
     try:
         Recipe.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as more:
-        beside = tuple(f"{dotted(path)}." for path in mended)
+        beside = tuple(f"{join_path(path)}." for path in mended)
         problems += [
-            problem for problem in _explained(more, filled, data) if f"{problem.path}.".startswith(beside)
+            problem for problem in _explain_error(more, filled, data) if f"{problem.path}.".startswith(beside)
         ]
     return problems
 
 
-def _located(error: ValidationError, data: Any) -> list[tuple[Path, ErrorDetails]]:
-    return [(_path(e, data), e) for e in error.errors(include_url=False)]
+def _locate_errors(error: ValidationError, data: Any) -> list[tuple[Path, ErrorDetails]]:
+    return [(_find_path(e, data), e) for e in error.errors(include_url=False)]
 
 
 def _meant_kind(path: Path, error: ErrorDetails, data: Any) -> str:
     """The kind that a misspelt one is near to, '' where there is none."""
-    entry = at(data, path) if error["type"] == "union_tag_invalid" else None
+    entry = find_at(data, path) if error["type"] == "union_tag_invalid" else None
     value = entry.get("kind") if isinstance(entry, dict) else None
-    return meant(value, _kinds(path, data)) if isinstance(value, str) else ""
+    return find_nearest(value, _list_kinds(path, data)) if isinstance(value, str) else ""
 
 
-def _explained(error: ValidationError, filled: Filled, data: Any) -> list[Problem]:
-    located = _located(error, data)
+def _explain_error(error: ValidationError, filled: Filled, data: Any) -> list[Problem]:
+    located = _locate_errors(error, data)
     kept = [
         (path, e)
         for path, e in located
-        if not any(path[: len(b)] == b for b in filled.broken) and not _follows(path, e, located)
+        if not any(path[: len(b)] == b for b in filled.broken) and not _is_consequence(path, e, located)
     ]
-    misspelt = {(path[:-1], _meant(path, data)) for path, e in kept if e["type"] == "extra_forbidden"}
+    misspelt = {(path[:-1], _find_meant(path, data)) for path, e in kept if e["type"] == "extra_forbidden"}
     said = [
-        (path, _problem(path, e, filled.root, data))
+        (path, _make_problem(path, e, filled.root, data))
         for path, e in kept
         if not (e["type"] == "missing" and (path[:-1], path[-1]) in misspelt)
     ]
-    return [replace(problem, hint=problem.hint or _origin(path, filled)) for path, problem in said]
+    return [replace(problem, hint=problem.hint or _find_origin(path, filled)) for path, problem in said]
 
 
-def _origin(path: Path, filled: Filled) -> str:
+def _find_origin(path: Path, filled: Filled) -> str:
     text = filled.texts.get(path)
-    return "" if text is None else f"this is what {shown(text)} comes to"
+    return "" if text is None else f"this is what {quote_text(text)} comes to"
 
 
-def _follows(path: Path, error: ErrorDetails, others: Iterable[tuple[Path, ErrorDetails]]) -> bool:
+def _is_consequence(path: Path, error: ErrorDetails, others: Iterable[tuple[Path, ErrorDetails]]) -> bool:
     """A list whose items are wrong is 'too short after validation' only because of them."""
     return error["type"] == "too_short" and any(
         len(p) > len(path) and p[: len(path)] == path for p, _ in others
     )
 
 
-def _path(error: ErrorDetails, data: Any) -> Path:
+def _find_path(error: ErrorDetails, data: Any) -> Path:
     """pydantic's `loc` without the names of union members, along the data itself."""
     path: list[str | int] = []
     parts = error["loc"]
@@ -99,115 +107,120 @@ def _path(error: ErrorDetails, data: Any) -> Path:
     return tuple(path)
 
 
-def _known(path: Path, data: Any) -> list[Field]:
+def _list_known_keys(path: Path, data: Any) -> list[Field]:
     """The keys of the entry that the path leads to."""
-    here = at(data, path)
+    here = find_at(data, path)
     return [
         field
-        for annotation in types_at(Recipe, path, data)
-        for model in chosen(annotation, here)
-        for field in fields(model)
+        for annotation in list_types_at(Recipe, path, data)
+        for model in choose_alternatives(annotation, here)
+        for field in list_fields(model)
     ]
 
 
-def _kinds(path: Path, data: Any) -> list[str]:
-    return [kind for annotation in types_at(Recipe, path, data) for kind in family(annotation)]
+def _list_kinds(path: Path, data: Any) -> list[str]:
+    return [kind for annotation in list_types_at(Recipe, path, data) for kind in list_family(annotation)]
 
 
-def _field(path: Path, data: Any) -> Field | None:
+def _find_field(path: Path, data: Any) -> Field | None:
     named = next((i for i in reversed(range(len(path))) if isinstance(path[i], str)), None)
     return (
         None
         if named is None
-        else next((f for f in _known(path[:named], data) if f.name == path[named]), None)
+        else next((f for f in _list_known_keys(path[:named], data) if f.name == path[named]), None)
     )
 
 
-def _names(path: Path, data: Any) -> list[str]:
-    return [field.name for field in _known(path, data)] + ([] if path else ["extends", "vars"])
+def _list_names(path: Path, data: Any) -> list[str]:
+    return [field.name for field in _list_known_keys(path, data)] + ([] if path else ["extends", "vars"])
 
 
-def _meant(path: Path, data: Any) -> str:
-    return meant(str(path[-1]), _names(path[:-1], data))
+def _find_meant(path: Path, data: Any) -> str:
+    return find_nearest(str(path[-1]), _list_names(path[:-1], data))
 
 
-def _problem(path: Path, error: ErrorDetails, root: Table, data: Any) -> Problem:
+def _make_problem(path: Path, error: ErrorDetails, root: Table, data: Any) -> Problem:
     match error["type"]:
         case "extra_forbidden":
             return _unknown_key(path, root, data)
         case "missing":
-            return _missing(path, root, data)
+            return _report_missing(path, root, data)
         case "union_tag_invalid" | "union_tag_not_found":
-            return _kind(path, error, root, data)
+            return _report_kind(path, error, root, data)
         case "literal_error":
-            return _choice(path, error, root)
+            return _report_choice(path, error, root)
         case "unknown_group":
-            return _group(path, error["input"], root)
-    message, hint = _said(path, error, data)
+            return _report_group(path, error["input"], root)
+    message, hint = _describe_misfit(path, error, data)
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, AtKey):
         return _key_place((*path, cause.key), root).problem((*path, cause.key), message, hint)
-    return place_of(root, path).problem(path, message, hint)
+    return find_place(root, path).problem(path, message, hint)
 
 
 def _unknown_key(path: Path, root: Table, data: Any) -> Problem:
-    return _key_place(path, root).problem(path, "unknown key", near(str(path[-1]), _names(path[:-1], data)))
+    return _key_place(path, root).problem(
+        path, "unknown key", suggest(str(path[-1]), _list_names(path[:-1], data))
+    )
 
 
 def _key_place(path: Path, root: Table) -> Place:
     owner: Node | None = root
     for part in path[:-1]:
-        owner = child(owner, part)
-    return owner.key_place(str(path[-1])) if isinstance(owner, Table) else place_of(root, path)
+        owner = find_child(owner, part)
+    return owner.key_place(str(path[-1])) if isinstance(owner, Table) else find_place(root, path)
 
 
-def _missing(path: Path, root: Table, data: Any) -> Problem:
+def _report_missing(path: Path, root: Table, data: Any) -> Problem:
     owner, name = path[:-1], path[-1]
-    place = place_of(root, owner)
+    place = find_place(root, owner)
     if isinstance(name, int):
         return place.problem(owner, f"expected more than {name} {'entry' if name == 1 else 'entries'}")
-    field = next((f for f in _known(owner, data) if f.name == name), None)
+    field = next((f for f in _list_known_keys(owner, data) if f.name == name), None)
     return place.problem(owner, f"missing key '{name}'", field.meaning if field else "")
 
 
-def _kind(path: Path, error: ErrorDetails, root: Table, data: Any) -> Problem:
-    known = _kinds(path, data)
+def _report_kind(path: Path, error: ErrorDetails, root: Table, data: Any) -> Problem:
+    known = _list_kinds(path, data)
     if error["type"] == "union_tag_not_found":
-        return place_of(root, path).problem(path, "missing key 'kind'", f"one of {', '.join(known)}")
+        return find_place(root, path).problem(path, "missing key 'kind'", f"one of {', '.join(known)}")
     return _unknown_kind((*path, "kind"), error["input"]["kind"], known, root)
 
 
 def _unknown_kind(path: Path, value: Any, known: list[str], root: Table) -> Problem:
     if not isinstance(value, str):
-        return place_of(root, path).problem(path, f"expected one of {', '.join(known)}, found {found(value)}")
-    return place_of(root, path).problem(path, f"unknown kind '{value}'", near(value, known))
+        return find_place(root, path).problem(
+            path, f"expected one of {', '.join(known)}, found {describe_value(value)}"
+        )
+    return find_place(root, path).problem(path, f"unknown kind '{value}'", suggest(value, known))
 
 
-def _choice(path: Path, error: ErrorDetails, root: Table) -> Problem:
+def _report_choice(path: Path, error: ErrorDetails, root: Table) -> Problem:
     value = error["input"]
     expected = str(error.get("ctx", {}).get("expected", ""))
     known = re.findall(r"'([^']*)'", expected) or re.split(r", | or ", expected)
-    place = place_of(root, path)
+    place = find_place(root, path)
     if path[-1:] == ("kind",):
         return _unknown_kind(path, value, known, root)
     if path == ("version",):
         return place.problem(
-            path, f"expected 1, the version of the language that this sparsify reads, found {found(value)}"
+            path,
+            f"expected 1, the version of the language that this sparsify reads, found {describe_value(value)}",
         )
-    hint = near(value, known) if isinstance(value, str) else ""
+    hint = suggest(value, known) if isinstance(value, str) else ""
     choices = known[0] if len(known) == 1 else f"one of {', '.join(known)}"
     return place.problem(
-        path, f"expected {choices}, found {found(value)}", hint if hint.startswith("did") else ""
+        path, f"expected {choices}, found {describe_value(value)}", hint if hint.startswith("did") else ""
     )
 
 
-def _group(path: Path, value: Any, root: Table) -> Problem:
-    place, known = place_of(root, path), ", ".join((*group.WORDS, "4x1 (a block)", "2:4 (n:m)"))
+def _report_group(path: Path, value: Any, root: Table) -> Problem:
+    place, known = find_place(root, path), ", ".join((*group.WORDS, "4x1 (a block)", "2:4 (n:m)"))
     if not isinstance(value, str):
-        return place.problem(path, f"expected one of {known}, found {found(value)}")
-    close = meant(value, [*group.WORDS, *group.ALIASES])
+        return place.problem(path, f"expected one of {known}, found {describe_value(value)}")
+    close = find_nearest(value, [*group.WORDS, *group.ALIASES])
     return place.problem(
-        path, f"unknown group {shown(value)}", f"did you mean '{close}'?" if close else f"known: {known}"
+        path, f"unknown group {quote_text(value)}", f"did you mean '{close}'?" if close else f"known: {known}"
     )
 
 
@@ -215,7 +228,7 @@ _OLD_BOOLEANS = ("yes", "no", "on", "off")
 """Booleans of YAML 1.1."""
 
 
-def _said(path: Path, error: ErrorDetails, data: Any) -> tuple[str, str]:
+def _describe_misfit(path: Path, error: ErrorDetails, data: Any) -> tuple[str, str]:
     """Message and hint for a value that does not fit its key."""
     value, limits = error["input"], error.get("ctx", {})
     match error["type"]:
@@ -223,34 +236,37 @@ def _said(path: Path, error: ErrorDetails, data: Any) -> tuple[str, str]:
             message, _, hint = str(limits["error"]).partition("; ")
             return message, hint
         case "int_type" | "int_parsing" | "int_from_float":
-            return f"expected a whole number, found {found(value)}", _number_hint(value)
+            return f"expected a whole number, found {describe_value(value)}", _number_hint(value)
         case "float_type" | "float_parsing":
-            return f"expected a number, found {found(value)}", _number_hint(value)
+            return f"expected a number, found {describe_value(value)}", _number_hint(value)
         case "finite_number":
-            return f"expected a finite number, found {found(value)}", ""
+            return f"expected a finite number, found {describe_value(value)}", ""
         case "bool_type" | "bool_parsing":
             hint = "YAML 1.2 has no yes, no, on and off" if value in _OLD_BOOLEANS else ""
-            return f"expected true or false, found {found(value)}", hint
+            return f"expected true or false, found {describe_value(value)}", hint
         case "string_type":
             hint = "quote it" if isinstance(value, int | float) else ""
-            return f"expected text, found {found(value)}", hint
+            return f"expected text, found {describe_value(value)}", hint
         case "string_too_short":
             return "expected some text, found an empty one", ""
         case "string_pattern_mismatch":
-            field = _field(path, data)
-            return f"expected a {field.meaning}" if field else "does not fit", f"found {found(value)}"
+            field = _find_field(path, data)
+            return (
+                f"expected a {field.meaning}" if field else "does not fit",
+                f"found {describe_value(value)}",
+            )
         case "greater_than_equal":
-            return f"expected at least {limits['ge']:g}, found {found(value)}", ""
+            return f"expected at least {limits['ge']:g}, found {describe_value(value)}", ""
         case "less_than_equal":
-            return f"expected at most {limits['le']}, found {found(value)}", ""
+            return f"expected at most {limits['le']}, found {describe_value(value)}", ""
         case "less_than":
-            return f"expected less than {limits['lt']:g}, found {found(value)}", ""
+            return f"expected less than {limits['lt']:g}, found {describe_value(value)}", ""
         case "too_short":
             return "expected at least one entry, found none", ""
         case "too_long":
             return f"expected {limits['max_length']} entries, found {limits['actual_length']}", ""
         case "tuple_type" | "list_type":
-            return f"expected a list, found {found(value)}", ""
+            return f"expected a list, found {describe_value(value)}", ""
         case "model_attributes_type" | "model_type" | "dict_type" | "mapping_type":
             return _no_mapping(path, value, data)
     return error["msg"][:1].lower() + error["msg"][1:], ""
@@ -266,9 +282,9 @@ def _number_hint(value: Any) -> str:
 
 def _no_mapping(path: Path, value: Any, data: Any) -> tuple[str, str]:
     """A mapping was expected. Where the value is the name of a kind, the hint shows how to write it."""
-    hint = f"write {{kind: {value}}}" if isinstance(value, str) and value in _kinds(path, data) else ""
+    hint = f"write {{kind: {value}}}" if isinstance(value, str) and value in _list_kinds(path, data) else ""
     expected = "mapping"
-    for annotation in types_at(Recipe, path, data):
+    for annotation in list_types_at(Recipe, path, data):
         if float in written_as(annotation):
             expected = "number or a schedule"
-    return f"expected a {expected}, found {found(value)}", hint
+    return f"expected a {expected}, found {describe_value(value)}", hint

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from sparsify.errors import Problem
-from sparsify.recipe.expressions import FUNCTIONS, ExpressionError, Value, evaluate
-from sparsify.recipe.nodes import Items, Leaf, Node, Path, Table, plain
-from sparsify.recipe.wording import found, near, shown
+from sparsify.recipe.expressions import FUNCTIONS, ExpressionError, Value, evaluate_expression
+from sparsify.recipe.nodes import Items, Leaf, Node, Path, Table, to_plain
+from sparsify.recipe.wording import describe_value, quote_text, suggest
 
 _HOLE: Final = re.compile(r"\$(\$+)\{|\$\{([^{}]*)\}|(\$\{)")
 """An escaped `$${`, an expression, or one that is never closed."""
@@ -30,24 +30,24 @@ class Filled:
     """Texts whose expressions were replaced."""
 
 
-def unused(root: Table, names: Iterable[str]) -> tuple[str, ...]:
+def find_unused(root: Table, names: Iterable[str]) -> tuple[str, ...]:
     """The variables that the recipe does not use."""
-    reached = _reached(root.without("vars"), declared_in(root))
+    reached = _find_used(root.without("vars"), declared_in(root))
     return tuple(name for name in names if name not in reached)
 
 
-def fill(root: Table, idle: Iterable[str]) -> Filled:
+def fill_variables(root: Table, idle: Iterable[str]) -> Filled:
     """Replace every expression. idle: variables to report if they are still unused."""
     table = root.entries.get("vars", Table({}, root.place))
     if not isinstance(table, Table):
         problem = table.place.problem(
-            "vars", f"expected a mapping of names to numbers or text, found {found(plain(table))}"
+            "vars", f"expected a mapping of names to numbers or text, found {describe_value(to_plain(table))}"
         )
         return Filled(root.without("vars"), problems=(problem,))
     scope = _Scope(table)
     filled = scope.node(root.without("vars"), ())
     assert isinstance(filled, Table)
-    scope.judge(unused(root, idle))
+    scope.judge(find_unused(root, idle))
     return Filled(filled, frozenset(scope.broken), tuple(scope.problems), scope.texts)
 
 
@@ -80,7 +80,7 @@ class _Scope:
             return node
         self.texts[path] = text
         try:
-            return replace(node, value=substitute(text, self.look))
+            return replace(node, value=substitute_expressions(text, self.look))
         except ExpressionError as error:
             self.broken.add(path)
             if error.message:
@@ -91,7 +91,8 @@ class _Scope:
         """The value of a variable. An error in one is reported once, where it is declared."""
         if name not in self.table.entries:
             raise ExpressionError(
-                f"undefined variable '{name}'", near(name, self.table.entries) or "declare it under 'vars:'"
+                f"undefined variable '{name}'",
+                suggest(name, self.table.entries) or "declare it under 'vars:'",
             )
         if name in self.chain:
             circle = [*self.chain[self.chain.index(name) :], name]
@@ -119,14 +120,16 @@ class _Scope:
     def declared(self, name: str, node: Node) -> Value:
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise ExpressionError(
-                f"{shown(name)} is not a name for a variable",
+                f"{quote_text(name)} is not a name for a variable",
                 "letters, digits and '_', not beginning with a digit",
             )
         if name in FUNCTIONS:
             raise ExpressionError(f"'{name}' is a function", "give the variable another name")
         if not isinstance(node, Leaf) or node.value is None:
-            raise ExpressionError(f"a variable is a number, text, true or false, found {found(plain(node))}")
-        return substitute(node.value, self.look) if isinstance(node.value, str) else node.value
+            raise ExpressionError(
+                f"a variable is a number, text, true or false, found {describe_value(to_plain(node))}"
+            )
+        return substitute_expressions(node.value, self.look) if isinstance(node.value, str) else node.value
 
     def judge(self, idle: Iterable[str]) -> None:
         """Report unused variables, and errors in those that only unused variables use."""
@@ -140,7 +143,7 @@ class _Scope:
             )
 
 
-def _reached(body: Table, declared: Mapping[str, Node]) -> frozenset[str]:
+def _find_used(body: Table, declared: Mapping[str, Node]) -> frozenset[str]:
     """The variables that the recipe uses, directly or through others, whether or not they have a value."""
     reached: set[str] = set()
     waiting: list[Node] = [body]
@@ -158,15 +161,15 @@ def _reached(body: Table, declared: Mapping[str, Node]) -> frozenset[str]:
     return frozenset(reached)
 
 
-def substitute(text: str, look: Callable[[str], Value]) -> Value:
+def substitute_expressions(text: str, look: Callable[[str], Value]) -> Value:
     """The value of a text that is one expression; else the text with its expressions replaced."""
     whole = _HOLE.fullmatch(text)
     if whole and whole[2] is not None:
-        return evaluate(whole[2], look)
+        return evaluate_expression(whole[2], look)
     result = ""
     end = 0
     for hole in _HOLE.finditer(text):
-        result += text[end : hole.start()] + _filled(hole, look)
+        result += text[end : hole.start()] + _fill_expression(hole, look)
         end = hole.end()
         if len(result) > max(LONGEST_TEXT, len(text)):
             raise ExpressionError(
@@ -175,12 +178,12 @@ def substitute(text: str, look: Callable[[str], Value]) -> Value:
     return result + text[end:]
 
 
-def _filled(hole: re.Match[str], look: Callable[[str], Value]) -> str:
+def _fill_expression(hole: re.Match[str], look: Callable[[str], Value]) -> str:
     if hole[1] is not None:
         return hole[1] + "{"
     if hole[3] is not None:
         raise ExpressionError("'${' without its '}'", "close it, or write $${ for the characters themselves")
-    return in_text(evaluate(hole[2], look))
+    return in_text(evaluate_expression(hole[2], look))
 
 
 def in_text(value: Value) -> str:

@@ -8,12 +8,12 @@ LONGEST = 60
 """Characters of a text that a message repeats."""
 
 
-def shown(text: str) -> str:
+def quote_text(text: str) -> str:
     """Text in quotes, shortened, with control characters escaped."""
     return repr(text) if len(text) <= LONGEST else repr(text[:LONGEST]) + "…"
 
 
-def found(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """A value in words: `the text 'abc'`, `the number 3`, `a list`."""
     match value:
         case None:
@@ -25,7 +25,7 @@ def found(value: Any) -> str:
                 return "a huge number"
             return f"the number {value}"
         case str():
-            return f"the text {shown(value)}" if value else "an empty text"
+            return f"the text {quote_text(value)}" if value else "an empty text"
         case dict():
             return "a mapping"
         case list() | tuple():
@@ -34,15 +34,15 @@ def found(value: Any) -> str:
             return f"a {type(value).__name__}"
 
 
-def near(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?`, else the known names."""
     choices = list(dict.fromkeys(known))
-    best = meant(word, choices)
+    best = find_nearest(word, choices)
     if best:
         return f"did you mean '{best}'?"
     return f"known: {', '.join(choices)}" if choices else ""
 
 
-def meant(word: str, known: Iterable[str]) -> str:
+def find_nearest(word: str, known: Iterable[str]) -> str:
     """The known word nearest to a misspelt one, '' where none is near."""
     return next(iter(get_close_matches(word, list(dict.fromkeys(known)), 1)), "")

@@ -9,7 +9,7 @@ Explained = tuple[int, int, str, str]
 """Line, column (from 1), message, hint."""
 
 
-def explain(error: yaml.YAMLError, text: str) -> Explained:
+def explain_yaml_error(error: yaml.YAMLError, text: str) -> Explained:
     """The place of a YAML error, what is wrong, and what to change."""
     if not isinstance(error, MarkedYAMLError):
         return 1, 1, f"not valid YAML: {error}", ""
@@ -18,29 +18,29 @@ def explain(error: yaml.YAMLError, text: str) -> Explained:
         return 1, 1, f"not valid YAML: {error.problem}", ""
     opened = error.context_mark or mark
     return (
-        _tab(mark, text)
-        or _opened(error, opened)
-        or _alias(error, opened, text)
-        or _quote(error, mark, text)
+        _explain_tab(mark, text)
+        or _explain_unclosed(error, opened)
+        or _explain_alias(error, opened, text)
+        or _explain_quote(error, mark, text)
         or _at_mark(error, mark, text)
     )
 
 
-def _said(mark: Mark, message: str, hint: str = "") -> Explained:
+def _make_problem(mark: Mark, message: str, hint: str = "") -> Explained:
     return mark.line + 1, mark.column + 1, message, hint
 
 
-def _line(mark: Mark, text: str) -> str:
-    return _lines(text)[mark.line] if mark.line < len(_lines(text)) else ""
+def _find_line(mark: Mark, text: str) -> str:
+    return _split_lines(text)[mark.line] if mark.line < len(_split_lines(text)) else ""
 
 
-def _lines(text: str) -> list[str]:
+def _split_lines(text: str) -> list[str]:
     return re.split("\r\n|[\n\r\x85\u2028\u2029]", text)
 
 
-def _tab(mark: Mark, text: str) -> Explained | None:
+def _explain_tab(mark: Mark, text: str) -> Explained | None:
     for number in (mark.line, mark.line - 1):
-        line = _lines(text)[number] if 0 <= number < len(_lines(text)) else ""
+        line = _split_lines(text)[number] if 0 <= number < len(_split_lines(text)) else ""
         indent = line[: len(line) - len(line.lstrip(" \t"))]
         if "\t" in indent:
             return (
@@ -49,40 +49,42 @@ def _tab(mark: Mark, text: str) -> Explained | None:
                 "a tab in the indentation",
                 "YAML indents with spaces only",
             )
-    if _rest(mark, text).startswith("\t"):
-        return _said(mark, "a tab", "YAML separates with spaces only")
+    if _find_rest(mark, text).startswith("\t"):
+        return _make_problem(mark, "a tab", "YAML separates with spaces only")
     return None
 
 
-def _rest(mark: Mark, text: str) -> str:
-    return _line(mark, text)[mark.column :]
+def _find_rest(mark: Mark, text: str) -> str:
+    return _find_line(mark, text)[mark.column :]
 
 
-def _opened(error: MarkedYAMLError, opened: Mark) -> Explained | None:
+def _explain_unclosed(error: MarkedYAMLError, opened: Mark) -> Explained | None:
     context, problem = error.context or "", error.problem or ""
     if "quoted scalar" in context and "unexpected end of stream" in problem:
-        return _said(opened, "a quote that is never closed", "close it at the end of the text")
+        return _make_problem(opened, "a quote that is never closed", "close it at the end of the text")
     if "flow sequence" in context and "stream end" in problem:
-        return _said(opened, "'[' is never closed", "add a ']'")
+        return _make_problem(opened, "'[' is never closed", "add a ']'")
     if "flow mapping" in context and "stream end" in problem:
-        return _said(opened, "'{' is never closed", "add a '}'")
+        return _make_problem(opened, "'{' is never closed", "add a '}'")
     return None
 
 
-def _alias(error: MarkedYAMLError, opened: Mark, text: str) -> Explained | None:
+def _explain_alias(error: MarkedYAMLError, opened: Mark, text: str) -> Explained | None:
     if "scanning an alias" not in (error.context or ""):
         return None
-    word = re.match(r"[^\s,\]}]*", _rest(opened, text))
+    word = re.match(r"[^\s,\]}]*", _find_rest(opened, text))
     glob = word[0] if word else "*"
-    return _said(opened, f"unquoted '{glob}'", f"YAML reads a leading '*' as an alias; quote it: \"{glob}\"")
+    return _make_problem(
+        opened, f"unquoted '{glob}'", f"YAML reads a leading '*' as an alias; quote it: \"{glob}\""
+    )
 
 
-def _quote(error: MarkedYAMLError, mark: Mark, text: str) -> Explained | None:
+def _explain_quote(error: MarkedYAMLError, mark: Mark, text: str) -> Explained | None:
     """Find a missing closing quote, which PyYAML reports only at the next quote, far below."""
     symptoms = ("expected <block end>", "mapping values", "expected ':'", "but got")
     if not any(symptom in (error.problem or "") for symptom in symptoms):
         return None
-    for number, line in enumerate(_lines(text)[: mark.line]):
+    for number, line in enumerate(_split_lines(text)[: mark.line]):
         column = _left_open(line)
         if column is not None:
             return (
@@ -106,38 +108,40 @@ def _left_open(line: str) -> int | None:
 
 def _at_mark(error: MarkedYAMLError, mark: Mark, text: str) -> Explained:
     problem = error.problem or ""
-    rest = _rest(mark, text)
+    rest = _find_rest(mark, text)
     if escape := re.search(r"found unknown escape character '(.*)'", problem):
-        return _said(
+        return _make_problem(
             mark,
             f"'\\{escape[1]}' is not an escape in a double-quoted text",
             "use single quotes, which keep '\\' as it is",
         )
     if "cannot start any token" in problem:
-        return _said(mark, f"a text cannot start with '{rest[:1]}'", "quote it")
-    if "but got '{'" in problem and _line(mark, text)[: mark.column].endswith("$"):
-        return _said(mark, "an unquoted '${' inside '{' or '['", 'quote the expression: "${name}"')
+        return _make_problem(mark, f"a text cannot start with '{rest[:1]}'", "quote it")
+    if "but got '{'" in problem and _find_line(mark, text)[: mark.column].endswith("$"):
+        return _make_problem(mark, "an unquoted '${' inside '{' or '['", 'quote the expression: "${name}"')
     if "mapping values are not allowed" in problem:
-        return _said(
+        return _make_problem(
             mark,
             "a ':' is not expected here",
             "quote a text that holds ': ', and indent keys of one mapping alike",
         )
     if "sequence entries are not allowed" in problem:
-        return _said(mark, "a list item '-' is not expected here", "begin it on a line of its own")
+        return _make_problem(mark, "a list item '-' is not expected here", "begin it on a line of its own")
     if "could not find expected ':'" in problem:
         return _key_without_colon(error, mark)
     if "expected <block end>" in problem:
-        return _said(
+        return _make_problem(
             mark,
             "not in line with what it belongs to",
             "indent the keys of one mapping, or the '-' of one list, alike",
         )
     if "but got" in problem or "did not find expected" in problem:
-        return _said(mark, problem.replace("<", "").replace(">", ""), "check brackets, commas and quotes")
-    return _said(mark, f"not valid YAML: {problem}")
+        return _make_problem(
+            mark, problem.replace("<", "").replace(">", ""), "check brackets, commas and quotes"
+        )
+    return _make_problem(mark, f"not valid YAML: {problem}")
 
 
 def _key_without_colon(error: MarkedYAMLError, mark: Mark) -> Explained:
     key = error.context_mark or mark
-    return _said(key, "a key without a ':' after it", "write 'key: value'")
+    return _make_problem(key, "a key without a ':' after it", "write 'key: value'")

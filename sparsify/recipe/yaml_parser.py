@@ -9,10 +9,10 @@ from yaml.reader import Reader
 from yaml.scanner import Scanner
 
 from sparsify.errors import Problem, RecipeError
-from sparsify.recipe.nodes import DEEPEST, MOST, Items, Leaf, Node, Path, Place, Table, is_text, plain
-from sparsify.recipe.wording import found
-from sparsify.recipe.yaml_errors import explain
-from sparsify.recipe.yaml_scalars import scalar
+from sparsify.recipe.nodes import DEEPEST, MOST, Items, Leaf, Node, Path, Place, Table, is_text, to_plain
+from sparsify.recipe.wording import describe_value
+from sparsify.recipe.yaml_errors import explain_yaml_error
+from sparsify.recipe.yaml_scalars import read_scalar
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,18 @@ class Document:
 
 def read_text(text: str, file: str) -> Document:
     """Compose one YAML document. Raises RecipeError where the rest cannot be read."""
-    return _read(text, lambda line, column: Place(file, line, column))
+    return _read_document(text, lambda line, column: Place(file, line, column))
 
 
 def read_value(text: str, place: Place) -> Document:
     """Compose a value from the command line, which has no lines."""
-    return _read(text, lambda line, column: place)  # noqa: ARG005
+    return _read_document(text, lambda line, column: place)  # noqa: ARG005
 
 
 At = Callable[[int, int], Place]
 
 
-def _read(text: str, at: At) -> Document:
+def _read_document(text: str, at: At) -> Document:
     odd = Reader.NON_PRINTABLE.search(text)
     if odd:
         line = text.count("\n", 0, odd.start()) + 1
@@ -49,7 +49,7 @@ def _read(text: str, at: At) -> Document:
     try:
         root = composer.document()
     except yaml.YAMLError as error:
-        line, column, message, hint = explain(error, text)
+        line, column, message, hint = explain_yaml_error(error, text)
         raise RecipeError([*composer.problems, at(line, column).problem("", message, hint)]) from None
     except (ValueError, OverflowError):  # chr() of an escape such as "\UFFFFFFFF", int() of a %YAML version
         place = at(events.line + 1, events.column + 1)
@@ -177,7 +177,7 @@ class _Composer:
         if event.style is not None:
             return Leaf(event.value, place)
         try:
-            return Leaf(scalar(event.value), place)
+            return Leaf(read_scalar(event.value), place)
         except ValueError as error:
             self.problems.append(place.problem(path, str(error)))
             return Leaf(0, place)
@@ -204,13 +204,13 @@ class _Composer:
             height = max(height, below + 1, below_key + 1)
             if name is not None:
                 keys[name] = key.place
-                entries[name] = _placed(value, key.place)
+                entries[name] = _place_at_key(value, key.place)
         self.events.take()
         return Table(entries, self.place(event), keys), height
 
     def key(self, key: Node, path: Path, known: dict[str, Place], merges: bool) -> str | None:
         """The name, or None (and a complaint) where it cannot be one."""
-        name = plain(key)
+        name = to_plain(key)
         if merges:
             self.problems.append(
                 key.place.problem(
@@ -221,7 +221,7 @@ class _Composer:
             )
         elif not isinstance(name, str):
             self.problems.append(
-                key.place.problem(path, f"a key must be text, found {found(name)}", _key_hint(name))
+                key.place.problem(path, f"a key must be text, found {describe_value(name)}", _key_hint(name))
             )
         elif name in known:
             first = known[name]
@@ -250,7 +250,7 @@ def _key_hint(name: object) -> str:
             return f'quote it: "{name}"'
 
 
-def _placed(value: Node, key: Place) -> Node:
+def _place_at_key(value: Node, key: Place) -> Node:
     """A list or mapping that begins on a later line is found at its key."""
     return (
         replace(value, place=key) if not isinstance(value, Leaf) and value.place.line != key.line else value

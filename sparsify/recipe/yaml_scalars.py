@@ -17,7 +17,7 @@ LONGEST_NUMBER: Final = 300
 """Characters of a number; Python refuses to print whole numbers beyond 4300."""
 
 
-def scalar(text: str) -> str | int | float | bool | None:
+def read_scalar(text: str) -> str | int | float | bool | None:
     """The value of an unquoted scalar. Raises ValueError for a number that is too long."""
     if NULL.fullmatch(text):
         return None
@@ -25,12 +25,17 @@ def scalar(text: str) -> str | int | float | bool | None:
         return True
     if FALSE.fullmatch(text):
         return False
-    number = _number(text)
+    number = _read_number(text)
     return text if number is None else number
 
 
-def _number(text: str) -> int | float | None:
-    for pattern, read in ((DECIMAL, int), (OCTAL, _octal), (HEXADECIMAL, _hexadecimal), (FLOAT, float)):
+def _read_number(text: str) -> int | float | None:
+    for pattern, read in (
+        (DECIMAL, int),
+        (OCTAL, _read_octal),
+        (HEXADECIMAL, _read_hexadecimal),
+        (FLOAT, float),
+    ):
         if pattern.fullmatch(text):
             if len(text) > LONGEST_NUMBER:
                 raise ValueError(f"a number of {len(text)} characters")
@@ -40,9 +45,9 @@ def _number(text: str) -> int | float | None:
     return float("nan") if NOT_A_NUMBER.fullmatch(text) else None
 
 
-def _octal(text: str) -> int:
+def _read_octal(text: str) -> int:
     return int(text[2:], 8)
 
 
-def _hexadecimal(text: str) -> int:
+def _read_hexadecimal(text: str) -> int:
     return int(text[2:], 16)

@@ -5,16 +5,16 @@ from math import nan
 
 from sparsify.formatting.numbers import (
     divide,
-    few,
-    known,
+    format_milliseconds,
+    format_share,
+    format_size,
+    format_times,
+    is_known,
+    list_few,
     metric,
     metric_change,
-    milliseconds,
-    share,
-    size,
-    times,
 )
-from sparsify.formatting.table import Table, columns
+from sparsify.formatting.table import Table, make_columns
 from sparsify.reporting import table_titles
 from sparsify_schemas.recipe import Baseline as Kind
 from sparsify_schemas.report import Baseline, Latency, Report, Side
@@ -40,7 +40,7 @@ def baseline_table(report: Report) -> Table:
     if not report.baselines:
         return Table(table_titles.BASELINES, (), ())
     has_peak = bool(report.cut.peak_memory)
-    heads = columns(
+    heads = make_columns(
         "model",
         ">MACs left",
         ">parameters left",
@@ -67,14 +67,14 @@ def baseline_table(report: Report) -> Table:
 def _model_row(
     report: Report, name: str, side: Side, ms: list[float], after_cut: float | None
 ) -> tuple[str, ...]:
-    peak = [size(side.peak_memory)] if report.cut.peak_memory else []
+    peak = [format_size(side.peak_memory)] if report.cut.peak_memory else []
     percent = report.metric.percent
     return (
         name,
-        share(divide(side.macs, report.dense.macs)),
-        share(divide(side.params, report.dense.params)),
+        format_share(divide(side.macs, report.dense.macs)),
+        format_share(divide(side.params, report.dense.params)),
         *peak,
-        *map(milliseconds, ms),
+        *map(format_milliseconds, ms),
         metric(after_cut, percent),
         metric(side.validation_metric, percent),
         metric(side.test_metric, percent),
@@ -115,7 +115,7 @@ def _baseline_notes(report: Report) -> Iterator[str]:
     fewer = [baseline.kind for baseline in report.baselines if baseline.side.epochs < report.cut.epochs]
     if fewer:
         yield (
-            f"The cut model was trained for more epochs in this run than {few(tuple(fewer))}: "
+            f"The cut model was trained for more epochs in this run than {list_few(tuple(fewer))}: "
             "those before its cut."
         )
     yield from _warn_of_slower(report)
@@ -137,7 +137,7 @@ def _warn_of_slower(report: Report) -> Iterator[str]:
     for baseline in report.baselines:
         own = next((timed for timed in baseline.latency if timed.target == target), None)
         if own and own.high < cut.low and cut.speedup > SLOWER * own.speedup:
-            ratio = times(divide(cut.speedup, own.speedup))
+            ratio = format_times(divide(cut.speedup, own.speedup))
             yield (
                 f"Warning: {baseline.kind} takes {ratio} the time of the cut model on {target}: "
                 "none of its cuts that were timed came to the same cost."
@@ -146,7 +146,7 @@ def _warn_of_slower(report: Report) -> Iterator[str]:
 
 def _metric_lead(cut: Side, other: Side) -> float | None:
     """Difference on the test set, or on the validation set where there is no test set."""
-    if known(cut.test_metric):
+    if is_known(cut.test_metric):
         own, others = cut.test_metric, other.test_metric
     else:
         own, others = cut.validation_metric, other.validation_metric

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from sparsify.formatting.numbers import divide, known
+from sparsify.formatting.numbers import divide, is_known
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Latency, LayerRow, Report, Side
 from sparsify_schemas.rule import Rule
@@ -34,10 +34,10 @@ class Change:
     @property
     def same(self) -> bool:
         """Whether nothing changed; such rows are listed on request only."""
-        return _equal(self.old, self.new)
+        return _are_equal(self.old, self.new)
 
 
-def resolved(recipe: Recipe) -> dict[str, Any]:
+def resolve_recipe(recipe: Recipe) -> dict[str, Any]:
     """A recipe as a plain mapping in which equal meaning is equal text.
 
     Every default is written out, a constant schedule is its number, and a rule's layers are in order of
@@ -52,48 +52,48 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 def diff_recipes(
     a: Mapping[str, Any], b: Mapping[str, Any], *, unchanged: bool = False
 ) -> tuple[Change, ...]:
-    """The changes from `a` to `b`, both in the form of `resolved`; `unchanged` adds the rest.
+    """The changes from `a` to `b`, both in the form of `resolve_recipe`; `unchanged` adds the rest.
 
     Rules are matched by their layers and group, stages and targets by name, whatever their position; a rule
     or stage that finds no partner is one change. diff_recipes(a, a) is empty.
     """
-    return tuple(c for c in _mappings("", a, b) if unchanged or not c.same)
+    return tuple(c for c in _diff_mappings("", a, b) if unchanged or not c.same)
 
 
 def diff_runs(
     a: Report, b: Report, recipe_a: Mapping[str, Any], recipe_b: Mapping[str, Any], *, unchanged: bool = False
 ) -> tuple[Change, ...]:
     """The changes from run `a` to run `b`: first `recipe.`, then `metrics.`, then `widths.`."""
-    recipes = (_under("recipe.", c) for c in _mappings("", recipe_a, recipe_b))
+    recipes = (_prefix_change("recipe.", c) for c in _diff_mappings("", recipe_a, recipe_b))
     found = (
         *recipes,
-        *_figures(_metrics(a), _metrics(b), _remarks(a, b)),
-        *_figures(_widths(a.layers), _widths(b.layers), {}),
+        *_diff_figures(_list_metrics(a), _list_metrics(b), _write_remarks(a, b)),
+        *_diff_figures(_list_widths(a.layers), _list_widths(b.layers), {}),
     )
     return tuple(c for c in found if unchanged or not c.same)
 
 
-def change(path: str, old: Any, new: Any, remark: str = "") -> Change:
+def make_change(path: str, old: Any, new: Any, remark: str = "") -> Change:
     """Make a Change and compute its delta."""
-    return Change(path, old, new, _delta(old, new), remark)
+    return Change(path, old, new, _compute_delta(old, new), remark)
 
 
-def _under(prefix: str, c: Change) -> Change:
+def _prefix_change(prefix: str, c: Change) -> Change:
     return Change(prefix + c.path, c.old, c.new, c.delta, c.remark)
 
 
-def _any(path: str, old: Any, new: Any) -> Iterator[Change]:
+def _diff_values(path: str, old: Any, new: Any) -> Iterator[Change]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        yield from _mappings(path, old, new)
-    elif _records(old) and _records(new) and (old or new):
-        yield from _lists(path, old, new)
+        yield from _diff_mappings(path, old, new)
+    elif _are_records(old) and _are_records(new) and (old or new):
+        yield from _diff_lists(path, old, new)
     else:
-        yield change(path, old, new)
+        yield make_change(path, old, new)
 
 
-def _mappings(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
+def _diff_mappings(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
     for key in dict.fromkeys((*old, *new)):
-        yield from _any(_join_path(path, key), old.get(key), new.get(key))
+        yield from _diff_values(_join_path(path, key), old.get(key), new.get(key))
 
 
 def _join_path(path: str, key: str) -> str:
@@ -102,26 +102,28 @@ def _join_path(path: str, key: str) -> str:
     return f"{path}[{key}]" if path == "targets" else f"{path}.{key}"
 
 
-def _lists(path: str, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> Iterator[Change]:
+def _diff_lists(
+    path: str, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]
+) -> Iterator[Change]:
     match path:
         case "rules":
             keys: tuple[_Key, ...] = (_layers_and_group, _layers_only, _same_group)
             matters = any(r.get("override") for r in (*old, *new))
         case "stages":
-            keys, matters = (_name, _same_kind), True
+            keys, matters = (_take_name, _same_kind), True
         case _:
             keys, matters = (), False
-    pairs = _pair(old, new, keys)
-    labels = _labels(path, old, new, pairs)
+    pairs = _pair_entries(old, new, keys)
+    labels = _label_pairs(path, old, new, pairs)
     for (i, j), name in zip(pairs, labels, strict=True):
         left, right = (None if i is None else old[i]), (None if j is None else new[j])
         label = f"{path}[{name}]"
         if left is None or right is None:
-            yield change(label, _short(path, left), _short(path, right))
+            yield make_change(label, _shorten_entry(path, left), _shorten_entry(path, right))
         else:
-            yield from _mappings(label, left, right)
+            yield from _diff_mappings(label, left, right)
     if matters:
-        yield from _order(path, pairs, labels)
+        yield from _diff_order(path, pairs, labels)
 
 
 _Key = Callable[[int, Mapping[str, Any]], Hashable]
@@ -141,7 +143,7 @@ def _same_group(index: int, rule: Mapping[str, Any]) -> Hashable:
     return "group", index, str(rule.get("group"))
 
 
-def _name(_: int, stage: Mapping[str, Any]) -> Hashable:
+def _take_name(_: int, stage: Mapping[str, Any]) -> Hashable:
     return "name", str(stage.get("name"))
 
 
@@ -149,7 +151,7 @@ def _same_kind(index: int, stage: Mapping[str, Any]) -> Hashable:
     return "kind", index, str(stage.get("kind"))
 
 
-def _pair(
+def _pair_entries(
     old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], keys: tuple[_Key, ...]
 ) -> list[_Partners]:
     """Partners by the first key that fits; without keys, by position.
@@ -171,7 +173,7 @@ def _pair(
     return [*((partner.get(j), j) for j in range(len(new))), *((i, None) for i in free)]
 
 
-def _labels(
+def _label_pairs(
     path: str, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], pairs: list[_Partners]
 ) -> list[str]:
     """A name for each pair that does not depend on which list came first.
@@ -181,20 +183,20 @@ def _labels(
     labels = []
     for i, j in pairs:
         left, right = (None if i is None else old[i]), (None if j is None else new[j])
-        labels.append(_label(path, i, j, left, right))
+        labels.append(_label_pair(path, i, j, left, right))
     seen: dict[str, int] = {}
-    for k in sorted(range(len(pairs)), key=lambda k: (None in pairs[k], _place(pairs[k]))):
+    for k in sorted(range(len(pairs)), key=lambda k: (None in pairs[k], _find_place(pairs[k]))):
         plain = labels[k]
         seen[plain] = seen.get(plain, 0) + 1
         labels[k] = plain if seen[plain] == 1 else f"{plain}#{seen[plain]}"
     return labels
 
 
-def _place(partners: _Partners) -> int:
+def _find_place(partners: _Partners) -> int:
     return next(i for i in partners if i is not None)
 
 
-def _label(
+def _label_pair(
     path: str, i: int | None, j: int | None, left: Mapping[str, Any] | None, right: Mapping[str, Any] | None
 ) -> str:
     """The name of both entries, or the position where their names differ."""
@@ -204,7 +206,7 @@ def _label(
     is_rule_pair = path == "rules" and left is not None and right is not None
     if is_rule_pair and left is not None and right is not None and left.get("layers") == right.get("layers"):
         return _layers_name(left)
-    return str(_place((i, j)))
+    return str(_find_place((i, j)))
 
 
 def _entry_name(path: str, entry: Mapping[str, Any]) -> str | None:
@@ -226,7 +228,7 @@ def _layers_name(rule: Mapping[str, Any]) -> str:
     return layers if isinstance(layers, str) else ",".join(map(str, layers or ()))
 
 
-def _order(path: str, pairs: list[_Partners], labels: list[str]) -> Iterator[Change]:
+def _diff_order(path: str, pairs: list[_Partners], labels: list[str]) -> Iterator[Change]:
     """The order of the entries that both lists have, where order matters."""
     both = []
     for (i, j), name in zip(pairs, labels, strict=True):
@@ -234,10 +236,10 @@ def _order(path: str, pairs: list[_Partners], labels: list[str]) -> Iterator[Cha
             both.append((i, name))
     before, after = [name for _, name in sorted(both)], [name for _, name in both]
     if before != after:
-        yield change(f"{path}.order", before, after)
+        yield make_change(f"{path}.order", before, after)
 
 
-def _short(path: str, entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _shorten_entry(path: str, entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """An entry that only one side has, without default values."""
     if entry is None:
         return None
@@ -247,7 +249,7 @@ def _short(path: str, entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {k: v for k, v in entry.items() if v is not None and not (k in defaults and defaults[k] == v)}
 
 
-def _records(value: Any) -> bool:
+def _are_records(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(v, Mapping) for v in value)
 
 
@@ -259,27 +261,27 @@ def _unfold(value: Any) -> Any:
     return [_unfold(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _are_equal(a: Any, b: Any) -> bool:
     if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
         return True
     if isinstance(a, bool) != isinstance(b, bool):
         return False
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_equal(v, b[k]) for k, v in a.items())
+        return a.keys() == b.keys() and all(_are_equal(v, b[k]) for k, v in a.items())
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(_equal, a, b))
+        return len(a) == len(b) and all(map(_are_equal, a, b))
     return bool(a == b)
 
 
-def _delta(old: Any, new: Any) -> float | None:
-    x, y = _number(old), _number(new)
+def _compute_delta(old: Any, new: Any) -> float | None:
+    x, y = _read_number(old), _read_number(new)
     if x is None or y is None or x[1] != y[1]:
         return None
     delta = y[0] - x[0]
-    return delta if known(delta) else None
+    return delta if is_known(delta) else None
 
 
-def _number(value: Any) -> tuple[float, str] | None:
+def _read_number(value: Any) -> tuple[float, str] | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):
@@ -288,7 +290,7 @@ def _number(value: Any) -> tuple[float, str] | None:
     return (float(found[1]), found[2]) if found else None
 
 
-def _metrics(report: Report) -> dict[str, Any]:
+def _list_metrics(report: Report) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, side in (("cut", report.cut), ("dense", report.dense)):
         fields = {field: getattr(side, field) for field in Side.model_fields if field != "metrics"}
@@ -327,7 +329,7 @@ def _metric_path(field: str, report: Report) -> str:
     return f"{which}_{judged_by.name}{unit}"
 
 
-def _remarks(a: Report, b: Report) -> dict[str, str]:
+def _write_remarks(a: Report, b: Report) -> dict[str, str]:
     """Remarks on times: measured on another processor, or no measurable difference."""
     before = {t.target: t for t in a.latency}
     remarks: dict[str, str] = {}
@@ -338,20 +340,22 @@ def _remarks(a: Report, b: Report) -> dict[str, str]:
         if a.environment.processor != b.environment.processor:
             for field in ("dense_ms", "cut_ms", "speedup"):
                 remarks[f"{path}.{field}"] = "other processor"
-        elif _overlap(before[timing.target], timing):
+        elif _do_overlap(before[timing.target], timing):
             remarks[f"{path}.speedup"] = "no measurable difference"
     return remarks
 
 
-def _overlap(a: Latency, b: Latency) -> bool:
+def _do_overlap(a: Latency, b: Latency) -> bool:
     return a.low <= b.high and b.low <= a.high
 
 
-def _widths(layers: Sequence[LayerRow]) -> dict[str, Any]:
+def _list_widths(layers: Sequence[LayerRow]) -> dict[str, Any]:
     # Layers without MACs, such as normalisations, have the width of the layer before them.
     return {f"widths.{layer.name}": layer.outputs_after for layer in layers if layer.macs}
 
 
-def _figures(old: Mapping[str, Any], new: Mapping[str, Any], remarks: Mapping[str, str]) -> Iterator[Change]:
+def _diff_figures(
+    old: Mapping[str, Any], new: Mapping[str, Any], remarks: Mapping[str, str]
+) -> Iterator[Change]:
     for path in dict.fromkeys((*old, *new)):
-        yield change(path, old.get(path), new.get(path), remarks.get(path, ""))
+        yield make_change(path, old.get(path), new.get(path), remarks.get(path, ""))

@@ -1,19 +1,19 @@
 """The result of a run in one or two sentences."""
 
 from sparsify.formatting.numbers import (
-    brief,
-    count,
+    add_sign,
+    count_noun,
     divide,
-    known,
+    drop_zeros,
+    format_count,
+    format_milliseconds,
+    format_points,
+    format_share,
+    format_size,
+    is_known,
     metric,
     metric_change,
-    milliseconds,
-    plural,
-    points,
-    share,
-    signed,
-    size,
-    spaced,
+    space_unit,
 )
 from sparsify.formatting.verdict_text import verdict_words
 from sparsify.reporting.latency_table import timing_words
@@ -28,17 +28,17 @@ _LABELS = {
 }
 
 
-def headline(report: Report) -> str:
+def write_headline(report: Report) -> str:
     """What remains of the model, its speed and deciding metric, the verdict, and the missed limits."""
     dense, cut = report.dense, report.cut
     parts = [
-        f"{share(divide(cut.macs, dense.macs))} of the MACs",
-        f"{share(divide(cut.params, dense.params))} of the parameters",
+        f"{format_share(divide(cut.macs, dense.macs))} of the MACs",
+        f"{format_share(divide(cut.params, dense.params))} of the parameters",
     ]
     nonzero = divide(cut.nonzero, cut.params)
     zeros = 0.0 if nonzero is None else 1 - nonzero
     if zeros >= 0.005:
-        parts.append(f"{share(zeros)} of what remains is zero but stored")
+        parts.append(f"{format_share(zeros)} of what remains is zero but stored")
     parts += [timing_words(timing, report.environment.cores) for timing in report.latency]
     parts.append(_describe_metric(report))
     text = f"{', '.join(parts)}; {verdict_words(report.verdict)}."
@@ -48,7 +48,7 @@ def headline(report: Report) -> str:
 
 def describe_missed(limit: Limit) -> str:
     """'MACs 26.1 % (limit 25 %)'."""
-    return f"{limit_name(limit)} {format_limit(limit, limit.achieved)} (limit {spaced(limit.asked)})"
+    return f"{limit_name(limit)} {format_limit(limit, limit.achieved)} (limit {space_unit(limit.asked)})"
 
 
 def limit_name(limit: Limit) -> str:
@@ -62,14 +62,14 @@ def limit_name(limit: Limit) -> str:
 def format_limit(limit: Limit, value: float) -> str:
     """A value in the unit in which the recipe gives the limit: a percentage, a count, a size or a time."""
     if limit.what == "budget.accuracy_drop":
-        return points(value) if limit.asked.endswith("pp") else signed(metric(value, percent=False))
+        return format_points(value) if limit.asked.endswith("pp") else add_sign(metric(value, percent=False))
     if limit.asked.endswith("%"):
-        return share(value)
+        return format_share(value)
     if limit.what.startswith("budget.latency."):
-        return milliseconds(value)
+        return format_milliseconds(value)
     if limit.what in ("budget.bytes", "budget.peak_memory"):
-        return size(value, limit.asked)
-    return count(value)
+        return format_size(value, limit.asked)
+    return format_count(value)
 
 
 def _describe_metric(report: Report) -> str:
@@ -79,12 +79,12 @@ def _describe_metric(report: Report) -> str:
         ("test", dense.test_metric, cut.test_metric),
         ("validation", dense.validation_metric, cut.validation_metric),
     ):
-        if after is None or not known(after):
+        if after is None or not is_known(after):
             continue
-        text = f"{name} {judged_by.name} {brief(metric(after, judged_by.percent))}"
-        if before is None or not known(before):
+        text = f"{name} {judged_by.name} {drop_zeros(metric(after, judged_by.percent))}"
+        if before is None or not is_known(before):
             return text
-        trained = f" after {plural(more, 'more epoch')} of training" if more else ""
-        change = brief(metric_change(after - before, judged_by.percent))
-        return f"{text}{trained} (dense {brief(metric(before, judged_by.percent))}, {change})"
+        trained = f" after {count_noun(more, 'more epoch')} of training" if more else ""
+        change = drop_zeros(metric_change(after - before, judged_by.percent))
+        return f"{text}{trained} (dense {drop_zeros(metric(before, judged_by.percent))}, {change})"
     return f"{judged_by.name} not measured"

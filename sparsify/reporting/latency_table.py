@@ -2,17 +2,17 @@
 
 from sparsify.formatting.numbers import (
     MISSING,
+    add_sign,
+    count_noun,
     divide,
-    fixed,
-    known,
-    milliseconds,
-    plain,
-    plural,
-    share,
-    signed,
-    times,
+    format_fixed,
+    format_milliseconds,
+    format_plain,
+    format_share,
+    format_times,
+    is_known,
 )
-from sparsify.formatting.table import Table, columns
+from sparsify.formatting.table import Table, make_columns
 from sparsify.reporting import table_titles
 from sparsify_schemas.report import Latency, Report
 
@@ -30,15 +30,19 @@ def speed_words(latency: Latency) -> str:
     if slower is None or slower <= 0:
         return "speed not measured" if latency.measured else "speed not predicted"
     if not latency.measured:
-        ratio = f"{times(latency.speedup)} faster" if latency.speedup >= 1 else f"{times(slower)} slower"
+        ratio = (
+            f"{format_times(latency.speedup)} faster"
+            if latency.speedup >= 1
+            else f"{format_times(slower)} slower"
+        )
         return f"{ratio} (predicted, not measured)"
-    if not (known(low) and known(high)):
+    if not (is_known(low) and is_known(high)):
         return "speed not measured"
     if low <= 1 <= high:
         return f"no measurable difference in speed ({_format_interval(low, high)})"
     if low > 1:
-        return f"{times(latency.speedup)} faster ({_format_interval(low, high)})"
-    return f"{times(slower)} slower ({_format_interval(divide(1, high), divide(1, low))})"
+        return f"{format_times(latency.speedup)} faster ({_format_interval(low, high)})"
+    return f"{format_times(slower)} slower ({_format_interval(divide(1, high), divide(1, low))})"
 
 
 def is_overloaded(latency: Latency, cores: int) -> bool:
@@ -56,12 +60,12 @@ def latency_table(
     rows = tuple(
         (
             t.target,
-            milliseconds(t.dense_ms),
-            milliseconds(t.cut_ms),
-            times(t.speedup),
+            format_milliseconds(t.dense_ms),
+            format_milliseconds(t.cut_ms),
+            format_times(t.speedup),
             _format_interval(t.low, t.high) if t.measured else MISSING,
             str(t.pairs),
-            plain(round(t.load, 1)),
+            format_plain(round(t.load, 1)),
         )
         for t in latency
     )
@@ -71,10 +75,12 @@ def latency_table(
     for t in latency:
         if is_overloaded(t, cores):
             notes.append(
-                f"Warning: {t.target} was timed at a load average of {fixed(t.load, 1)} "
-                f"on {plural(cores, 'core')}; do not trust it, time again on an idle machine."
+                f"Warning: {t.target} was timed at a load average of {format_fixed(t.load, 1)} "
+                f"on {count_noun(cores, 'core')}; do not trust it, time again on an idle machine."
             )
-    heads = columns("target", *(f">{n}" for n in names), ">speed-up", ">95 % interval", ">pairs", ">load")
+    heads = make_columns(
+        "target", *(f">{n}" for n in names), ">speed-up", ">95 % interval", ">pairs", ">load"
+    )
     return Table(title, heads, rows, tuple(notes))
 
 
@@ -84,19 +90,19 @@ def _describe_prediction(t: Latency) -> str:
         return ""
     measured, predicted = divide(1, t.speedup), divide(t.predicted_cut_ms, t.predicted_dense_ms)
     ratio = None if measured is None or predicted is None else divide(predicted, measured)
-    error = "" if ratio is None else f"; the fraction is off by {signed(share(ratio - 1))}"
+    error = "" if ratio is None else f"; the fraction is off by {add_sign(format_share(ratio - 1))}"
     return (
-        f"{t.target}: predicted {milliseconds(t.predicted_cut_ms)} ({share(predicted)} of dense), "
-        f"measured {milliseconds(t.cut_ms)} ({share(measured)}){error}."
+        f"{t.target}: predicted {format_milliseconds(t.predicted_cut_ms)} ({format_share(predicted)} of dense), "
+        f"measured {format_milliseconds(t.cut_ms)} ({format_share(measured)}){error}."
     )
 
 
 def _format_interval(low: float | None, high: float | None) -> str:
-    if low is None or high is None or not (known(low) and known(high)):
+    if low is None or high is None or not (is_known(low) and is_known(high)):
         return MISSING
     is_near_one = min(abs(low - 1), abs(high - 1)) < 0.005
     decimals = 3 if is_near_one else 2  # the side of 1 on which an end lies must show
-    return f"{fixed(low, decimals)} to {fixed(high, decimals)}"
+    return f"{format_fixed(low, decimals)} to {format_fixed(high, decimals)}"
 
 
 def find_headline_latency(report: Report) -> Latency | None:

@@ -4,13 +4,23 @@ from collections.abc import Iterator, Mapping
 from typing import assert_never
 
 from sparsify.cost.cost_model import Costs
-from sparsify.formatting.numbers import MISSING, count, few, milliseconds, plain, plural, share, size, spaced
-from sparsify.formatting.table import Table, columns
+from sparsify.formatting.numbers import (
+    MISSING,
+    count_noun,
+    format_count,
+    format_milliseconds,
+    format_plain,
+    format_share,
+    format_size,
+    list_few,
+    space_unit,
+)
+from sparsify.formatting.table import Table, make_columns
 from sparsify.formatting.table import as_text as lay_out_all
 from sparsify.formatting.verdict_text import LABELS
 from sparsify.graph.model_map import Branch, Coupled
-from sparsify.pruning.planning.baseline_recipes import same_dense, training
-from sparsify.pruning.planning.cut_targets import moments
+from sparsify.pruning.planning.baseline_recipes import list_training_stages, shares_dense_model
+from sparsify.pruning.planning.cut_targets import list_cuts
 from sparsify.pruning.planning.group_types import group_type_of
 from sparsify.pruning.planning.plan import Assignment, Plan
 from sparsify_schemas.group import (
@@ -44,55 +54,53 @@ def describe(plan: Plan, width: int = 100) -> str:
         >>> text.splitlines()[1]
         'A cut by the current weights would leave 50.0 % of the MACs and 51.1 % of the parameters.'
     """
-    head = Table("", (), (), tuple(summary(plan).splitlines()))
-    return lay_out_all((head, *tables(plan)), width)
+    head = Table("", (), (), tuple(summarize(plan).splitlines()))
+    return lay_out_all((head, *list_tables(plan)), width)
 
 
-def summary(plan: Plan) -> str:
+def summarize(plan: Plan) -> str:
     """One or two sentences: how much of the model the rules reach, and what a cut would leave now."""
-    reached = _reached(plan)
+    reached = _list_reached(plan)
     branches = {branch.name for branch in plan.map.branches if not branch.group.protected}
     groups = f"{len(reached - branches)} of {len(plan.map.coupled)} coupled groups"
-    parts = [plural(len(plan.recipe.rules), "rule"), f"{groups} reached"]
+    parts = [count_noun(len(plan.recipe.rules), "rule"), f"{groups} reached"]
     if branches:
-        parts.append(f"{len(reached & branches)} of {plural(len(branches), 'residual block')}")
+        parts.append(f"{len(reached & branches)} of {count_noun(len(branches), 'residual block')}")
     parts.append(f"{_protected_count(plan)} protected")
     text = f"{plan.recipe.title}: {', '.join(parts)}; plan {plan.digest}"
-    after = costs(plan)
+    after = compute_costs(plan)
     if plan.preview and after["macs"] < plan.map.macs:
         macs, params = (
-            share(_part(after["macs"], plan.map.macs)),
-            share(_part(after["params"], plan.map.params)),
+            format_share(_divide(after["macs"], plan.map.macs)),
+            format_share(_divide(after["params"], plan.map.params)),
         )
-        text += (
-            f"\nA cut by the {_weights(plan)} would leave {macs} of the MACs and {params} of the parameters."
-        )
+        text += f"\nA cut by the {_summarize_weights(plan)} would leave {macs} of the MACs and {params} of the parameters."
     return text
 
 
-def _weights(plan: Plan) -> str:
+def _summarize_weights(plan: Plan) -> str:
     return "current weights (which are random)" if plan.random else "current weights"
 
 
-def tables(plan: Plan) -> tuple[Table, ...]:
+def list_tables(plan: Plan) -> tuple[Table, ...]:
     """The tables that `sparsify plan` shows, in order, without empty ones."""
     rules = [_rule_table(plan, a) for a in plan.assignments if not plan.recipe.rules[a.rule].protect]
     found = [*rules, _costs_table(plan), _protected_table(plan), _stages_table(plan), _notes_table(plan)]
     return tuple(t for t in found if t.rows or t.notes)
 
 
-def costs(plan: Plan) -> dict[str, float]:
+def compute_costs(plan: Plan) -> dict[str, float]:
     """MACs, params and bytes at the preview's widths. They do not depend on which units are removed."""
     by_name = plan.map.by_name
     removed = {name: range(kept, by_name[name].width) for name, kept in plan.preview if name in by_name}
     return Costs(plan.map).of(removed)
 
 
-def _part(value: float, whole: float) -> float | None:
+def _divide(value: float, whole: float) -> float | None:
     return value / whole if whole else None
 
 
-def _reached(plan: Plan) -> set[str]:
+def _list_reached(plan: Plan) -> set[str]:
     """Coupled groups that a rule reaches and nothing protects."""
     names: set[str] = set()
     for assignment in plan.assignments:
@@ -108,25 +116,25 @@ def _protected_count(plan: Plan) -> int:
 def _rule_table(plan: Plan, assignment: Assignment) -> Table:
     rule = plan.recipe.rules[assignment.rule]
     layers = ", ".join(rule.layers)
-    title = f"rules.{assignment.rule}: {_plural(rule)} of {layers}"
+    title = f"rules.{assignment.rule}: {_name_groups(rule)} of {layers}"
     facts = ", ".join(_rule_facts(rule, assignment.multiple))
     notes = (f"{facts[:1].upper()}{facts[1:]}.",)
     if rule.group is not None and in_one_tensor(rule.group):
         heads = ["tensor", "shape", ">weights"]
         if within(rule.group):
             heads.append(">groups")
-        return Table(title, columns(*heads), _weight_rows(plan, assignment, rule.group), notes)
+        return Table(title, make_columns(*heads), _weight_rows(plan, assignment, rule.group), notes)
     preview = dict(plan.preview)
     if removes_branches(rule.group):
         branches = [branch for branch in plan.map.branches if branch.name in assignment.coupled]
         rows = tuple(_branch_row(plan, branch, preview) for branch in branches)
         title = f"rules.{assignment.rule}: residual branches of {layers}"
         heads = ["block or branch", "class", ">of the MACs", ">of the parameters", "replaced by", "now"]
-        return Table(title, columns(*heads), rows, notes)
+        return Table(title, make_columns(*heads), rows, notes)
     groups = [plan.map.by_name[name] for name in assignment.coupled]
     rows = tuple(_group_row(plan, assignment, group, preview) for group in groups)
     heads = ["layers matched", ">of the MACs", ">width", ">after", "narrowed with them"]
-    return Table(title, columns(*heads), rows, notes)
+    return Table(title, make_columns(*heads), rows, notes)
 
 
 def _group_row(
@@ -140,11 +148,11 @@ def _group_row(
     macs = sum(layer.macs for layer in plan.map.layers if layer.name in matched)
     after = preview.get(group.name)
     return (
-        few(matched) or group.name,
-        share(_part(macs, plan.map.macs)),
+        list_few(matched) or group.name,
+        format_share(_divide(macs, plan.map.macs)),
         str(group.width),
         MISSING if after is None else str(after),
-        few(others) or MISSING,
+        list_few(others) or MISSING,
     )
 
 
@@ -157,8 +165,8 @@ def _branch_row(plan: Plan, branch: Branch, preview: Mapping[str, int]) -> tuple
     return (
         branch.name,
         branch.type,
-        share(_part(branch.macs, plan.map.macs)),
-        share(_part(params, plan.map.params)),
+        format_share(_divide(branch.macs, plan.map.macs)),
+        format_share(_divide(params, plan.map.params)),
         "zeros" if any(stub.zeros for stub in branch.stubs) else "its input",
         now,
     )
@@ -169,14 +177,14 @@ def _weight_rows(plan: Plan, assignment: Assignment, group: Group) -> tuple[tupl
     for tensor in plan.map.tensors:
         if tensor.name not in assignment.tensors:
             continue
-        row = [tensor.name, " x ".join(map(str, tensor.shape)), count(tensor.numel)]
+        row = [tensor.name, " x ".join(map(str, tensor.shape)), format_count(tensor.numel)]
         if within(group):
-            row.append(count(count_inside(group, tensor.shape)))
+            row.append(format_count(count_inside(group, tensor.shape)))
         rows.append(tuple(row))
     return tuple(rows)
 
 
-def _plural(rule: Rule) -> str:
+def _name_groups(rule: Rule) -> str:
     match rule.group:
         case Block():
             return f"{rule.group} blocks"
@@ -189,7 +197,7 @@ def _plural(rule: Rule) -> str:
 def _rule_facts(rule: Rule, multiple: int) -> Iterator[str]:
     """What a rule does, in parts of a sentence."""
     is_inner = rule.group is not None and in_one_tensor(rule.group)
-    yield f"penalty {_penalty(rule.penalty, is_inner)}" if rule.penalty else "no penalty"
+    yield f"penalty {_describe_penalty(rule.penalty, is_inner)}" if rule.penalty else "no penalty"
     if rule.criterion.kind == "random":
         yield "pruned at random"
     else:
@@ -197,7 +205,7 @@ def _rule_facts(rule: Rule, multiple: int) -> Iterator[str]:
     if isinstance(rule.group, Pattern):
         yield f"{rule.group.stay} of every {rule.group.of} weights along the inputs are kept"
     elif rule.sparsity:
-        yield f"{spaced(str(rule.sparsity))} removed"
+        yield f"{space_unit(str(rule.sparsity))} removed"
     elif is_inner:
         yield "groups that are already zero are removed"
     else:
@@ -207,36 +215,36 @@ def _rule_facts(rule: Rule, multiple: int) -> Iterator[str]:
     if multiple > 1:
         yield f"widths are multiples of {multiple}"
     if rule.keep.limits:
-        yield f"limits for {plural(len(rule.keep.limits), 'layer')}"
+        yield f"limits for {count_noun(len(rule.keep.limits), 'layer')}"
     if rule.keep.uniform:
         yield "all layers keep the same number"
 
 
-def _penalty(penalty: Penalty, inner: bool) -> str:
+def _describe_penalty(penalty: Penalty, inner: bool) -> str:
     facts = penalty.facts()
-    fields = {name: _field(getattr(penalty, name)) for name in type(penalty).model_fields}
+    fields = {name: _format_field(getattr(penalty, name)) for name in type(penalty).model_fields}
     if facts.strength is not None:
-        fields["strength"] = _scheduled(facts.strength)
+        fields["strength"] = _describe_strength(facts.strength)
     scope = " on each layer alone" if facts.reach == "slices" and not inner else ""
     return facts.summary.format_map(fields) + scope
 
 
-def _field(value: object) -> str:
-    return plain(value) if isinstance(value, float) else str(value)
+def _format_field(value: object) -> str:
+    return format_plain(value) if isinstance(value, float) else str(value)
 
 
-def _scheduled(value: Strength) -> str:
+def _describe_strength(value: Strength) -> str:
     match value.kind:
         case "auto":
             return value.kind
         case "constant":
-            return plain(value.value)
+            return format_plain(value.value)
         case "step":
-            return f"{plain(value.value)} times {plain(value.factor)} at {', '.join(map(str, value.at))}"
+            return f"{format_plain(value.value)} times {format_plain(value.factor)} at {', '.join(map(str, value.at))}"
         case "one_shot":
-            return f"{plain(value.from_)}, {plain(value.to)} from {value.at} on"
+            return f"{format_plain(value.from_)}, {format_plain(value.to)} from {value.at} on"
         case "linear" | "cosine" | "cubic" | "exponential":
-            return f"{plain(value.from_)} to {plain(value.to)} ({value.kind}, {value.start} to {value.end})"
+            return f"{format_plain(value.from_)} to {format_plain(value.to)} ({value.kind}, {value.start} to {value.end})"
         case _:
             assert_never(value)
 
@@ -245,7 +253,7 @@ def _costs_table(plan: Plan) -> Table:
     dense: dict[str, float] = {"macs": plan.map.macs, "params": plan.map.params, "bytes": plan.map.bytes}
     if plan.map.lifetimes is not None:
         dense["peak_memory"] = Costs(plan.map).dense["peak_memory"]
-    after = costs(plan)
+    after = compute_costs(plan)
     floors = {floor.what.removeprefix("budget."): floor for floor in plan.floors}
     rows = []
     for what, value in dense.items():
@@ -254,17 +262,17 @@ def _costs_table(plan: Plan) -> Table:
         rows.append(
             (
                 LABELS[what],
-                _amount(what, value, asked),
-                _amount(what, after[what], asked) if plan.preview else MISSING,
-                share(_part(after[what], value)) if plan.preview else MISSING,
-                MISSING if asked is None else f"at most {spaced(str(asked))}",
-                share(_part(floor.least, floor.dense)) if floor else MISSING,
+                _format_amount(what, value, asked),
+                _format_amount(what, after[what], asked) if plan.preview else MISSING,
+                format_share(_divide(after[what], value)) if plan.preview else MISSING,
+                MISSING if asked is None else f"at most {space_unit(str(asked))}",
+                format_share(_divide(floor.least, floor.dense)) if floor else MISSING,
             )
         )
     rows += _latency_rows(plan)
     drop = plan.recipe.budget.accuracy_drop
     if drop:
-        limit = f"drop at most {spaced(str(drop.at_most))}"
+        limit = f"drop at most {space_unit(str(drop.at_most))}"
         rows.append(
             (
                 f"validation {deciding_metric(plan.recipe.task).name}",
@@ -277,10 +285,10 @@ def _costs_table(plan: Plan) -> Table:
         )
     predicted = ", milliseconds as predicted" if plan.recipe.budget.latency else ""
     notes = (
-        f"after: a cut by the {_weights(plan)}{predicted}; "
+        f"after: a cut by the {_summarize_weights(plan)}{predicted}; "
         "lowest: everything removed that rules and protections allow.",
     )
-    heads = columns("", ">dense", ">after", ">left", ">budget", ">lowest")
+    heads = make_columns("", ">dense", ">after", ">left", ">budget", ">lowest")
     return Table("Model", heads, tuple(rows), notes)
 
 
@@ -292,16 +300,16 @@ def _latency_rows(plan: Plan) -> Iterator[tuple[str, str, str, str, str, str]]:
         if floor is not None:
             yield (
                 f"time on {target}",
-                milliseconds(floor.dense),
-                milliseconds(after),
-                share(_part(after, floor.dense)) if after else MISSING,
-                f"at most {spaced(str(asked))}",
-                share(_part(floor.least, floor.dense)),
+                format_milliseconds(floor.dense),
+                format_milliseconds(after),
+                format_share(_divide(after, floor.dense)) if after else MISSING,
+                f"at most {space_unit(str(asked))}",
+                format_share(_divide(floor.least, floor.dense)),
             )
 
 
-def _amount(what: str, value: float, asked: object) -> str:
-    return size(value, str(asked or "")) if what in ("bytes", "peak_memory") else count(value)
+def _format_amount(what: str, value: float, asked: object) -> str:
+    return format_size(value, str(asked or "")) if what in ("bytes", "peak_memory") else format_count(value)
 
 
 def _protected_table(plan: Plan) -> Table:
@@ -309,17 +317,17 @@ def _protected_table(plan: Plan) -> Table:
     for group in plan.map.coupled:
         if group.protected is not None:
             reasons.setdefault(group.protected, []).append(f"{group.name} ({group.width})")
-    rows = tuple((few(tuple(names), 4), why) for why, names in reasons.items())
-    reached = _reached(plan)
+    rows = tuple((list_few(tuple(names), 4), why) for why, names in reasons.items())
+    reached = _list_reached(plan)
     free = tuple(g.name for g in plan.map.coupled if g.protected is None and g.name not in reached)
-    notes = (f"No rule reaches the width of {few(free, 8)}.",) if free else ()
-    return Table("Protected", columns("not pruned", "why"), rows, notes)
+    notes = (f"No rule reaches the width of {list_few(free, 8)}.",) if free else ()
+    return Table("Protected", make_columns("not pruned", "why"), rows, notes)
 
 
 def _stages_table(plan: Plan) -> Table:
     has_penalties = any(rule.penalty for rule in plan.recipe.rules)
-    rows = [(stage.name, _stage(stage, has_penalties)) for stage in plan.recipe.stages]
-    return Table("Stages", columns("stage", "what happens"), (*rows, *_baseline_rows(plan)))
+    rows = [(stage.name, _describe_stage(stage, has_penalties)) for stage in plan.recipe.stages]
+    return Table("Stages", make_columns("stage", "what happens"), (*rows, *_baseline_rows(plan)))
 
 
 def _baseline_rows(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -327,13 +335,15 @@ def _baseline_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     kinds = plan.recipe.baselines
     if not kinds:
         return
-    before, after = (sum(stage.epochs for stage in stages) for stages in training(plan.recipe, plan.random))
+    before, after = (
+        sum(stage.epochs for stage in stages) for stages in list_training_stages(plan.recipe, plan.random)
+    )
     each = "no epochs after the cut"
     if after:
-        each = f"{len(kinds)} x the {plural(after, 'epoch')} after the cut"
+        each = f"{len(kinds)} x the {count_noun(after, 'epoch')} after the cut"
     shared = ""
-    if before and not same_dense(plan.recipe):
-        shared = f", and {plural(before, 'epoch')} before it once, without penalties"
+    if before and not shares_dense_model(plan.recipe):
+        shared = f", and {count_noun(before, 'epoch')} before it once, without penalties"
     yield "baselines", f"{', '.join(kinds)}, each at the cost of the cut model: {each}{shared}"
 
 
@@ -341,55 +351,55 @@ def _name_optimizer(optimizer: Optimizer) -> str:
     return optimizer.use if isinstance(optimizer, OtherOptimizer) else optimizer.kind
 
 
-def _stage(stage: Stage, has_penalties: bool) -> str:
+def _describe_stage(stage: Stage, has_penalties: bool) -> str:
     match stage:
         case Cut():
-            return f"select, remove, verify{_goal(stage)}"
+            return f"select, remove, verify{_describe_goal(stage)}"
         case Train():
             parts = [
-                f"train {plural(stage.epochs, 'epoch')}, batch {stage.batch}",
-                f", {_name_optimizer(stage.optimizer)} lr {_scheduled(stage.optimizer.lr)}",
-                _manner(stage),
+                f"train {count_noun(stage.epochs, 'epoch')}, batch {stage.batch}",
+                f", {_name_optimizer(stage.optimizer)} lr {_describe_strength(stage.optimizer.lr)}",
+                _describe_manner(stage),
                 ", penalties on" if stage.penalties and has_penalties else "",
-                _cuts(stage),
+                _describe_cuts(stage),
             ]
             return "".join(parts)
         case Repair(method="merge"):
             return "add what removed units computed to those most like them, without data"
         case Repair():
             words = {"least_squares": "least squares", "batch_norm": "batch-norm statistics", "mean": "means"}
-            examples = plural(stage.examples, "training example")
+            examples = count_noun(stage.examples, "training example")
             return f"refit by {words[stage.method]} on {examples}, without labels"
         case _:
             assert_never(stage)
 
 
-def _manner(stage: Train) -> str:
+def _describe_manner(stage: Train) -> str:
     """How a training step differs from the default."""
     parts = [f"warm-up {stage.warmup}"] if stage.warmup.value else []
-    parts += [f"clipped at {plain(stage.clip)}"] if stage.clip is not None else []
+    parts += [f"clipped at {format_plain(stage.clip)}"] if stage.clip is not None else []
     parts += [stage.precision] if stage.precision != "fp32" else []
     parts += ["sharded"] if stage.shard else []
     parts += [f"in {stage.accumulate} parts"] if stage.accumulate > 1 else []
-    parts += [_distillation(stage.distill)] if stage.distill is not None else []
+    parts += [_describe_distillation(stage.distill)] if stage.distill is not None else []
     return "".join(f", {part}" for part in parts)
 
 
-def _distillation(spec: Distill) -> str:
-    weight, temperature = plain(spec.weight), plain(spec.temperature)
+def _describe_distillation(spec: Distill) -> str:
+    weight, temperature = format_plain(spec.weight), format_plain(spec.temperature)
     return f"distilled from the dense model (weight {weight}, temperature {temperature})"
 
 
-def _cuts(stage: Train) -> str:
+def _describe_cuts(stage: Train) -> str:
     if stage.cuts is None:
         return ""
-    after = [str(epoch) for epoch, _ in moments(stage.epochs, stage.cuts)]
+    after = [str(epoch) for epoch, _ in list_cuts(stage.epochs, stage.cuts)]
     if len(after) > 3:
         after = [*after[:3], "...", after[-1]]
-    return f", cut after epoch {', '.join(after)} ({stage.cuts.schedule}){_goal(stage.cuts)}"
+    return f", cut after epoch {', '.join(after)} ({stage.cuts.schedule}){_describe_goal(stage.cuts)}"
 
 
-def _goal(goal: Goal) -> str:
+def _describe_goal(goal: Goal) -> str:
     """How far a cut goes, where it does not meet the recipe's budget at once."""
     parts = [f"{goal.way} of the target reduction"] if goal.way.fraction < 1 else []
     parts += [f"to {what} {limit}" for what, limit in goal.budget or () if limit is not None]
@@ -400,7 +410,7 @@ def _notes_table(plan: Plan) -> Table:
     notes = [f"- {note}" for note in plan.notes]
     drop = plan.recipe.budget.accuracy_drop
     if drop:
-        trials = plural(drop.trials, "trial")
+        trials = count_noun(drop.trials, "trial")
         notes.insert(
             0, f"- accuracy_drop: at most {trials} find how deep to cut; this plan shows the shallowest cut"
         )

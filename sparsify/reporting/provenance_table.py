@@ -2,8 +2,8 @@
 
 from itertools import groupby
 
-from sparsify.formatting.numbers import MISSING, plural
-from sparsify.formatting.table import Table, columns
+from sparsify.formatting.numbers import MISSING, count_noun
+from sparsify.formatting.table import Table, make_columns
 from sparsify.reporting import table_titles
 from sparsify_schemas.report import Report
 
@@ -13,7 +13,7 @@ WEIGHTS = "model.safetensors"
 def provenance_table(report: Report) -> Table:
     """Date, seed, digests, machine and versions."""
     machine = report.environment
-    place = [f"{machine.processor}, {plural(machine.cores, 'core')}, {machine.platform}"]
+    place = [f"{machine.processor}, {count_noun(machine.cores, 'core')}, {machine.platform}"]
     place += filter(None, [describe_processes(report)])
     packages = [f"{name} {number}" for name, number in sorted(machine.packages.items())]
     rows = (
@@ -26,7 +26,7 @@ def provenance_table(report: Report) -> Table:
         ("machine", "; ".join(place)),
         ("versions", ", ".join([f"Python {machine.python}", *packages])),
     )
-    return Table(table_titles.PROVENANCE, columns("", ""), rows)
+    return Table(table_titles.PROVENANCE, make_columns("", ""), rows)
 
 
 def describe_processes(report: Report) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sparsify.errors import RunError, first_line
-from sparsify.files import read
+from sparsify.files import read_bytes
 from sparsify_schemas.report import Report
 
 FILE = "report.json"
@@ -30,7 +30,7 @@ def read_report(run: Path) -> Report:
             f"'sparsify runs {run}' lists the runs in a folder"
         )
     try:
-        return Report.model_validate_json(read(file))
+        return Report.model_validate_json(read_bytes(file))
     except ValidationError as error:
         raise RunError(
             f"{file}: damaged, not a report ({first_line(error)}); make it again with 'sparsify apply'"

@@ -4,26 +4,26 @@ from collections.abc import Iterator, Sequence
 
 from sparsify.formatting.numbers import (
     MISSING,
-    count,
-    digits,
+    add_sign,
+    count_noun,
     divide,
-    few,
-    known,
+    format_count,
+    format_digits,
+    format_milliseconds,
+    format_share,
+    format_size,
+    format_times,
+    is_known,
+    list_few,
     metric,
     metric_change,
-    milliseconds,
-    plural,
-    share,
-    signed,
-    size,
-    spaced,
-    times,
+    space_unit,
 )
-from sparsify.formatting.table import Table, as_markdown, columns, escape
+from sparsify.formatting.table import Table, as_markdown, escape_markdown, make_columns
 from sparsify.formatting.verdict_text import verdict_words
 from sparsify.reporting import table_titles
 from sparsify.reporting.baseline_table import baseline_table
-from sparsify.reporting.headline import format_limit, headline, limit_name
+from sparsify.reporting.headline import format_limit, limit_name, write_headline
 from sparsify.reporting.latency_table import latency_table
 from sparsify.reporting.provenance_table import provenance_table
 from sparsify.reporting.training_tables import (
@@ -41,7 +41,7 @@ _MANY_LAYERS = 24
 """More layers than this are shown on a terminal only where they changed."""
 
 
-def tables(report: Report, *, every_layer: bool = True) -> tuple[Table, ...]:
+def list_tables(report: Report, *, every_layer: bool = True) -> tuple[Table, ...]:
     """The tables in the order of the page, without empty ones.
 
     every_layer: otherwise a long list of layers shows only those that changed.
@@ -66,13 +66,13 @@ def tables(report: Report, *, every_layer: bool = True) -> tuple[Table, ...]:
 
 def to_markdown(report: Report) -> str:
     """The report as a page: headline, tables, a thinned history, provenance."""
-    shown = [*tables(report)]
+    shown = [*list_tables(report)]
     if report.history:
         # Before the notes, which are the last table where there are any.
         place = -1 if report.notes else len(shown)
         shown.insert(place, history_table(report, _HISTORY_ROWS))
     shown.append(provenance_table(report))
-    return f"# {escape(report.title)}\n\n**{escape(headline(report))}**\n\n{as_markdown(shown)}\n"
+    return f"# {escape_markdown(report.title)}\n\n**{escape_markdown(write_headline(report))}**\n\n{as_markdown(shown)}\n"
 
 
 def _sides_table(report: Report) -> Table:
@@ -83,8 +83,10 @@ def _sides_table(report: Report) -> Table:
         ("parameters", dense.params, cut.params),
         ("parameters not zero", dense.nonzero, cut.nonzero),
     ):
-        change = signed(count(after - before))
-        rows.append((label, count(before), count(after), share(divide(after, before)), change))
+        change = add_sign(format_count(after - before))
+        rows.append(
+            (label, format_count(before), format_count(after), format_share(divide(after, before)), change)
+        )
     for label, bytes_before, bytes_after in (
         ("weights file", dense.bytes, cut.bytes),
         ("peak memory", dense.peak_memory, cut.peak_memory),
@@ -92,35 +94,35 @@ def _sides_table(report: Report) -> Table:
     ):
         if bytes_before is None or bytes_after is None:
             continue
-        left = share(divide(bytes_after, bytes_before))
-        change = signed(size(bytes_after - bytes_before))
-        rows.append((label, size(bytes_before), size(bytes_after), left, change))
+        left = format_share(divide(bytes_after, bytes_before))
+        change = add_sign(format_size(bytes_after - bytes_before))
+        rows.append((label, format_size(bytes_before), format_size(bytes_after), left, change))
     percent = report.metric.percent
     for which, of_dense, of_cut in (
         ("validation", dense.validation_metric, cut.validation_metric),
         ("test", dense.test_metric, cut.test_metric),
     ):
-        if known(of_dense) or known(of_cut):
-            change = metric_change(_difference(of_cut, of_dense), percent)
+        if is_known(of_dense) or is_known(of_cut):
+            change = metric_change(_subtract(of_cut, of_dense), percent)
             label = f"{which} {report.metric.name}"
             rows.append((label, metric(of_dense, percent), metric(of_cut, percent), MISSING, change))
     for name, figure in dense.metrics.items():
         if name in cut.metrics:
-            rows.append((name, digits(figure), digits(cut.metrics[name]), MISSING, MISSING))
-    heads = columns("", ">dense", ">cut", ">left", ">change")
+            rows.append((name, format_digits(figure), format_digits(cut.metrics[name]), MISSING, MISSING))
+    heads = make_columns("", ">dense", ">cut", ">left", ">change")
     notes = (*_verdict_notes(report.verdict), *_training_notes(dense, cut))
     return Table(table_titles.DENSE_AND_CUT, heads, tuple(rows), notes)
 
 
-def _difference(after: float | None, before: float | None) -> float | None:
+def _subtract(after: float | None, before: float | None) -> float | None:
     return None if after is None or before is None else after - before
 
 
 def _training_notes(dense: Side, cut: Side) -> Iterator[str]:
     more = cut.epochs - dense.epochs
-    has_metric = known(dense.validation_metric) or known(dense.test_metric)
+    has_metric = is_known(dense.validation_metric) or is_known(dense.test_metric)
     if more and has_metric:
-        yield f"The cut model was trained for {plural(more, 'more epoch')} than the dense one."
+        yield f"The cut model was trained for {count_noun(more, 'more epoch')} than the dense one."
 
 
 def _verdict_notes(verdict: Verdict) -> Iterator[str]:
@@ -147,7 +149,7 @@ def _list_batches(sizes: Sequence[int]) -> str:
     """'inputs of 1, 2 and 5 examples'."""
     *first, last = map(str, sizes)
     if not first:
-        return f"inputs of {plural(sizes[0], 'example')}"
+        return f"inputs of {count_noun(sizes[0], 'example')}"
     return f"inputs of {', '.join(first)} and {last} examples"
 
 
@@ -161,12 +163,12 @@ def _limits_table(report: Report) -> Table:
         )
         for limit in report.limits
     )
-    return Table(table_titles.LIMITS, columns("limit", ">asked", ">achieved", ""), rows)
+    return Table(table_titles.LIMITS, make_columns("limit", ">asked", ">achieved", ""), rows)
 
 
 def _describe_asked(limit: Limit) -> str:
     bound = "at most" if limit.what.startswith("budget.") else "at least"
-    return f"{bound} {spaced(limit.asked)}"
+    return f"{bound} {space_unit(limit.asked)}"
 
 
 def _int8_table(report: Report) -> Table:
@@ -188,13 +190,16 @@ def _int8_table(report: Report) -> Table:
         f"float32.",
     )
     rows = tuple(_form_row(form, found.forms[0], targets, report.metric.percent) for form in found.forms)
-    return Table(table_titles.INT8, columns(*heads), rows, notes)
+    return Table(table_titles.INT8, make_columns(*heads), rows, notes)
 
 
 def _form_row(form: Form, reference: Form, targets: Sequence[str], percent: bool) -> tuple[str, ...]:
-    row = [f"{form.model}, {form.dtype}", size(form.bytes)]
+    row = [f"{form.model}, {form.dtype}", format_size(form.bytes)]
     for target in targets:
-        row += [milliseconds(form.ms[target]), times(divide(reference.ms[target], form.ms[target]))]
+        row += [
+            format_milliseconds(form.ms[target]),
+            format_times(divide(reference.ms[target], form.ms[target])),
+        ]
     return (*row, metric(form.validation_metric, percent), metric(form.test_metric, percent))
 
 
@@ -205,7 +210,7 @@ def _layers_table(report: Report, every_layer: bool) -> Table:
     if not every_layer and len(computing) > _MANY_LAYERS:
         shown = tuple(layer for layer in computing if layer.params_after < layer.params or layer.zeros)
     rows = tuple(_layer_row(report, layer) for layer in shown)
-    heads = columns("layer", "type", ">inputs", ">outputs", ">sparsity", ">MACs dense", ">MACs cut")
+    heads = make_columns("layer", "type", ">inputs", ">outputs", ">sparsity", ">MACs dense", ">MACs cut")
     notes = tuple(_layer_notes(report.layers, computing, shown))
     return Table(table_titles.LAYERS, heads, rows, notes)
 
@@ -221,9 +226,9 @@ def _layer_row(report: Report, layer: LayerRow) -> tuple[str, ...]:
         layer.type,
         inputs,
         outputs,
-        share(_sparsity(layer)),
-        share(divide(layer.macs, report.dense.macs)),
-        share(divide(layer.macs_after, report.cut.macs)),
+        format_share(_format_sparsity(layer)),
+        format_share(divide(layer.macs, report.dense.macs)),
+        format_share(divide(layer.macs_after, report.cut.macs)),
     )
 
 
@@ -231,7 +236,7 @@ def _format_change(before: int, after: int) -> str:
     return str(before) if before == after else f"{before} -> {after}"
 
 
-def _sparsity(layer: LayerRow) -> float | None:
+def _format_sparsity(layer: LayerRow) -> float | None:
     """Fraction of a layer's dense parameters that were removed or are zero."""
     stored = divide(layer.params_after, layer.params)
     return None if stored is None else 1 - stored * (1 - layer.zeros)
@@ -245,21 +250,27 @@ def _layer_notes(
         if layer.protected:
             reasons.setdefault(layer.protected, []).append(layer.name)
     for reason, names in reasons.items():
-        yield f"{few(tuple(names))} kept {'its' if len(names) == 1 else 'their'} width: {reason}."
+        yield f"{list_few(tuple(names))} kept {'its' if len(names) == 1 else 'their'} width: {reason}."
     unchanged = len(computing) - len(shown)
     if unchanged:
-        yield f"{plural(unchanged, 'layer')} that kept all weights not shown; --md and --json show them."
+        yield f"{count_noun(unchanged, 'layer')} that kept all weights not shown; --md and --json show them."
     without_macs = len(layers) - len(computing)
     if without_macs:
-        yield f"{plural(without_macs, 'layer')} without MACs (normalisation and the like) not shown."
+        yield f"{count_noun(without_macs, 'layer')} without MACs (normalisation and the like) not shown."
 
 
 def _zeros_table(report: Report) -> Table:
     rows = tuple(
-        (row.what, row.group or MISSING, count(row.weights), share(row.nominal), share(row.effective))
+        (
+            row.what,
+            row.group or MISSING,
+            format_count(row.weights),
+            format_share(row.nominal),
+            format_share(row.effective),
+        )
         for row in report.sparsities
     )
-    heads = columns("", "group", ">dense weights", ">nominal", ">effective")
+    heads = make_columns("", "group", ">dense weights", ">nominal", ">effective")
     notes = (
         "nominal: fraction of the rule's own weights that it set to zero.",
         "effective: fraction of the dense weights that were removed or are zero, dead units included.",
@@ -272,4 +283,4 @@ def _computation_table(report: Report) -> Table:
         (entry.module, entry.form, f"{entry.live} of {entry.columns}", entry.why)
         for entry in report.executions
     )
-    return Table(table_titles.COMPUTATION, columns("layer", "computed", ">columns", "why"), rows)
+    return Table(table_titles.COMPUTATION, make_columns("layer", "computed", ">columns", "why"), rows)

@@ -4,37 +4,37 @@ from collections.abc import Callable, Iterator
 
 from sparsify.formatting.numbers import (
     MISSING,
+    add_sign,
+    count_noun,
     divide,
-    fixed,
-    known,
+    format_fixed,
+    format_plain,
+    format_points,
+    format_seconds,
+    format_share,
+    is_known,
     metric,
-    plain,
-    plural,
-    points,
-    seconds,
-    share,
-    signed,
 )
-from sparsify.formatting.table import Table, columns
+from sparsify.formatting.table import Table, make_columns
 from sparsify.formatting.verdict_text import verdict_words
-from sparsify.pruning.planning.depth_search import best
+from sparsify.pruning.planning.depth_search import choose_best
 from sparsify.reporting import table_titles
 from sparsify.reporting.report_file import FILE
 from sparsify_schemas.report import Epoch, RepairRow, Report, Trial
 
 _PENALTY_COLUMNS: dict[str, tuple[Callable[[float | None], str], str, str]] = {
     "woken": (
-        share,
+        format_share,
         "reactivated",
         "fraction of GSM weights that switched from inactive to active between two steps",
     ),
     "threshold": (
-        plain,
+        format_plain,
         "threshold",
         "weights up to this magnitude were set to zero at the end of the epoch",
     ),
-    "due": (share, "due", "fraction of the goal that strength auto should have reached by now"),
-    "reached": (share, "reached", "fraction of the goal that zero weights amount to"),
+    "due": (format_share, "due", "fraction of the goal that strength auto should have reached by now"),
+    "reached": (format_share, "reached", "fraction of the goal that zero weights amount to"),
 }
 """Fields of an epoch that only some penalties fill: how a value is shown, the heading, what it means."""
 
@@ -46,14 +46,14 @@ def stages_table(report: Report) -> Table:
             stage.name,
             stage.kind,
             str(stage.epochs) if stage.epochs else MISSING,
-            seconds(stage.seconds),
-            plain(_round_loss(stage.loss)),
+            format_seconds(stage.seconds),
+            format_plain(_round_loss(stage.loss)),
             metric(stage.validation_metric, report.metric.percent),
-            share(stage.penalty_share),
+            format_share(stage.penalty_share),
         )
         for stage in report.stages
     )
-    heads = columns("stage", "kind", ">epochs", ">time", ">loss", ">validation", ">in penalties")
+    heads = make_columns("stage", "kind", ">epochs", ">time", ">loss", ">validation", ">in penalties")
     return Table(table_titles.STAGES, heads, rows)
 
 
@@ -67,9 +67,9 @@ def agreement_table(report: Report) -> Table:
     for stage in report.stages:
         if stage.agreement is not None:
             agreement = stage.agreement
-            correlation, error = fixed(agreement.correlation, 3), share(agreement.error)
-            rows.append((stage.name, correlation, error, share(agreement.same_prediction)))
-    heads = columns("after stage", ">correlation", ">error", ">same prediction")
+            correlation, error = format_fixed(agreement.correlation, 3), format_share(agreement.error)
+            rows.append((stage.name, correlation, error, format_share(agreement.same_prediction)))
+    heads = make_columns("after stage", ">correlation", ">error", ">same prediction")
     return Table(table_titles.AGREEMENT, heads, tuple(rows), tuple(_repair_notes(report)))
 
 
@@ -77,7 +77,7 @@ def _repair_notes(report: Report) -> Iterator[str]:
     """Warnings of outputs that no longer follow the inputs, and what each repair did."""
     for stage in report.stages:
         if stage.agreement is not None and stage.agreement.correlation < LEAST_CORRELATION:
-            correlation = fixed(stage.agreement.correlation, 3)
+            correlation = format_fixed(stage.agreement.correlation, 3)
             yield (
                 f"Warning: after '{stage.name}' the outputs hardly follow the inputs (correlation with the "
                 f"dense outputs {correlation}); cut less, limit what each layer loses by "
@@ -93,15 +93,15 @@ def describe_repair(name: str, repair: RepairRow) -> str:
         return f"{name} was undone: on held-out examples the outputs came no closer to the dense ones."
     outcomes = [layer.outcome for layer in repair.layers]
     if repair.before is None or repair.after is None:
-        count = plural(len(outcomes), "layer")
+        count = count_noun(len(outcomes), "layer")
         return f"{name}: {repair.method}, without data; {outcomes.count('merged')} of {count} changed."
     layers = ""
     if outcomes:
         verb = "merged" if repair.method == "merge" else "refitted"
         unchanged = sum(outcome != verb for outcome in outcomes)
-        layers = f" {len(outcomes) - unchanged} of {plural(len(outcomes), 'layer')} {verb};"
-    before, after = fixed(repair.before.correlation, 3), fixed(repair.after.correlation, 3)
-    examples = plural(repair.examples, "unlabelled training example")
+        layers = f" {len(outcomes) - unchanged} of {count_noun(len(outcomes), 'layer')} {verb};"
+    before, after = format_fixed(repair.before.correlation, 3), format_fixed(repair.after.correlation, 3)
+    examples = count_noun(repair.examples, "unlabelled training example")
     return (
         f"{name}: {repair.method} on {examples};{layers} correlation {before} -> "
         f"{after} on held-out examples."
@@ -115,14 +115,14 @@ def cuts_table(report: Report) -> Table:
         (
             cut.stage,
             str(cut.epoch) if cut.epoch else MISSING,
-            share(divide(cut.macs, dense.macs)),
-            share(divide(cut.params, dense.params)),
+            format_share(divide(cut.macs, dense.macs)),
+            format_share(divide(cut.params, dense.params)),
             metric(cut.validation_metric, report.metric.percent),
             verdict_words(cut.verdict),
         )
         for cut in report.rounds
     )
-    heads = columns("stage", ">after epoch", ">MACs left", ">parameters left", ">validation", "verdict")
+    heads = make_columns("stage", ">after epoch", ">MACs left", ">parameters left", ">validation", "verdict")
     return Table(table_titles.CUTS, heads, rows if len(rows) > 1 else ())
 
 
@@ -130,10 +130,12 @@ def search_table(report: Report) -> Table:
     """A row for each depth that was tried for an accuracy_drop, and which one the report is of."""
     if report.search is None:
         return Table(table_titles.SEARCH, (), ())
-    taken = best(report.search)
+    taken = choose_best(report.search)
     trials = enumerate(report.search.trials, 1)
     rows = tuple(_trial_row(report, number, trial, trial == taken) for number, trial in trials)
-    heads = columns(">trial", ">depth", ">MACs left", ">parameters left", ">validation", ">drop", "", ">time")
+    heads = make_columns(
+        ">trial", ">depth", ">MACs left", ">parameters left", ">validation", ">drop", "", ">time"
+    )
     note = "depth: 0 % is what the other budgets ask for, 100 % is all that can be removed."
     return Table(table_titles.SEARCH, heads, rows, (note,))
 
@@ -142,18 +144,18 @@ def _trial_row(report: Report, number: int, trial: Trial, is_taken: bool) -> tup
     verdict = "within the limit" if trial.inside else "over the limit"
     return (
         str(number),
-        share(trial.depth),
-        share(divide(trial.macs, report.dense.macs)),
-        share(divide(trial.params, report.dense.params)),
+        format_share(trial.depth),
+        format_share(divide(trial.macs, report.dense.macs)),
+        format_share(divide(trial.params, report.dense.params)),
         metric(trial.validation_metric, report.metric.percent),
         _format_drop(trial.drop, report.metric.percent),
         f"{verdict}, taken" if is_taken else verdict,
-        seconds(trial.seconds),
+        format_seconds(trial.seconds),
     )
 
 
 def _format_drop(drop: float, percent: bool) -> str:
-    return points(drop) if percent else signed(metric(drop, percent=False))
+    return format_points(drop) if percent else add_sign(metric(drop, percent=False))
 
 
 def history_table(report: Report, most: int | None = None) -> Table:
@@ -165,7 +167,7 @@ def history_table(report: Report, most: int | None = None) -> Table:
     extra = [
         name for name in _PENALTY_COLUMNS if any(getattr(epoch, name) is not None for epoch in report.history)
     ]
-    heads = columns(
+    heads = make_columns(
         "stage",
         ">epoch",
         ">loss",
@@ -195,17 +197,17 @@ def _epoch_row(epoch: Epoch, extra: list[str], percent: bool) -> tuple[str, ...]
     return (
         epoch.stage,
         str(epoch.epoch),
-        plain(_round_loss(epoch.loss)),
+        format_plain(_round_loss(epoch.loss)),
         metric(epoch.train_metric, percent),
         metric(epoch.validation_metric, percent),
-        share(epoch.sparsity),
-        plain(epoch.strength),
+        format_share(epoch.sparsity),
+        format_plain(epoch.strength),
         *more,
-        plain(epoch.lr),
-        seconds(epoch.seconds),
+        format_plain(epoch.lr),
+        format_seconds(epoch.seconds),
     )
 
 
 def _round_loss(loss: float | None) -> float | None:
     """To three digits."""
-    return float(f"{loss:.3g}") if loss is not None and known(loss) else None
+    return float(f"{loss:.3g}") if loss is not None and is_known(loss) else None

@@ -13,9 +13,9 @@ from torch import nn
 
 from sparsify.cost.measure import count_macs
 from sparsify.events import Note
-from sparsify.formatting.numbers import metric_change, share
+from sparsify.formatting.numbers import format_share, metric_change
 from sparsify.objective.objective import evaluate
-from sparsify.pruning.planning.depth_search import best, next_depth
+from sparsify.pruning.planning.depth_search import choose_best, choose_next_depth
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.setup import Run, load_checkpoint
@@ -53,7 +53,7 @@ def search_depth(
             f"{metric_change(_signed_change(run, trial), judged_by.percent)} of validation {judged_by.name}"
         )
         run.listener(Note(f"trial {len(search.trials)}: {change}, {verdict}"))
-        if best(search) == trial:
+        if choose_best(search) == trial:
             _write(run, replace(checkpoint, weights=model.state_dict()), run_folder.BEST)
         model, before = load_checkpoint(run, run_folder.BEFORE)
         checkpoint = _choose_depth(run, replace(before, search=search))
@@ -71,17 +71,17 @@ def _choose_depth(run: Run, checkpoint: Checkpoint) -> Checkpoint:
 
     A depth of None, not written, ends the search.
     """
-    limit = _limit(run)
+    limit = _find_limit(run)
     assert checkpoint.search is not None
     has_other_limits = run.recipe.budget.model_copy(update={"accuracy_drop": None}) != Budget()
-    depth = next_depth(checkpoint.search, limit, has_other_limits)
+    depth = choose_next_depth(checkpoint.search, limit, has_other_limits)
     checkpoint = replace(checkpoint, search=checkpoint.search.model_copy(update={"depth": depth}))
     if depth is not None:
         number = len(checkpoint.search.trials) + 1 if checkpoint.search else 1
         run.listener(
             Note(
                 f"trial {number} of at most {limit.trials}: "
-                f"depth {share(depth)} (0 % is what the budget asks for, 100 % is all that can be removed)"
+                f"depth {format_share(depth)} (0 % is what the budget asks for, 100 % is all that can be removed)"
             )
         )
         _write(run, checkpoint)
@@ -89,7 +89,7 @@ def _choose_depth(run: Run, checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _judge_trial(run: Run, model: nn.Module, checkpoint: Checkpoint) -> Trial:
-    limit, search = _limit(run), checkpoint.search
+    limit, search = _find_limit(run), checkpoint.search
     assert search is not None and search.depth is not None and run.datasets is not None
     figure = evaluate(model, run.datasets.validation, run.objective).deciding
     drop = run.objective.deciding.worse_by(search.dense, figure)
@@ -111,7 +111,7 @@ def _signed_change(run: Run, trial: Trial) -> float:
     return -trial.drop if run.objective.deciding.better == "higher" else trial.drop
 
 
-def _limit(run: Run) -> AccuracyDrop:
+def _find_limit(run: Run) -> AccuracyDrop:
     limit = run.recipe.budget.accuracy_drop
     assert limit is not None  # there is no search otherwise
     return limit

@@ -21,7 +21,7 @@ from sparsify.errors import RunError, SparsifyError
 from sparsify.events import Listener, Note, silence
 from sparsify.forward.input_records import apply_record
 from sparsify.objective.objective import check_trainable, make_objective
-from sparsify.pruning.fitting_inputs import inputs_for
+from sparsify.pruning.fitting_inputs import find_inputs
 from sparsify.pruning.make_plan import plan_recipe
 from sparsify.pruning.planning.plan import Plan
 from sparsify.recipe import Positions
@@ -179,7 +179,7 @@ def preview(
         datasets = data_for_inputs(loaded)
         if datasets is not None:
             check_trainable(model, datasets, make_objective(loaded.task, datasets.classes))
-        return plan_request(request, model, inputs_for(loaded, model, datasets), datasets, listener)
+        return plan_request(request, model, find_inputs(loaded, model, datasets), datasets, listener)
 
 
 def measure_layers(
@@ -197,7 +197,7 @@ def measure_layers(
     request = make_request(recipe, model_file, (), (), model_file is None, False)
     with torch.random.fork_rng(devices=[]):
         model, _ = read_dense_model(request)
-        inputs = inputs_for(request.loaded.recipe, model, data_for_inputs(request.loaded.recipe))
+        inputs = find_inputs(request.loaded.recipe, model, data_for_inputs(request.loaded.recipe))
         positions = Positions(request.loaded.positions.file)
         layer_map = plan_recipe(_without_goals(request), model, inputs, positions=positions).map
         calibrate.build_latency_model(

@@ -16,20 +16,20 @@ from sparsify.cost import measure
 from sparsify.cost.measure.memory import measure_peak
 from sparsify.errors import RecipeError, RunError, TrainingError, first_line
 from sparsify.events import Note
-from sparsify.files import read
-from sparsify.formatting.numbers import count, share, size
+from sparsify.files import read_bytes
+from sparsify.formatting.numbers import format_count, format_share, format_size
 from sparsify.formatting.verdict_text import LABELS
 from sparsify.modelfile.weights import save_weights
 from sparsify.pruning import cut
 from sparsify.pruning.planning.baseline_recipes import (
     Cost,
-    baseline_recipe,
-    chooser,
-    counted_in,
-    dense_recipe,
-    first_cut,
-    same_dense,
-    training,
+    choose_cost,
+    find_chooser,
+    find_first_cut,
+    list_training_stages,
+    make_baseline_recipe,
+    make_dense_recipe,
+    shares_dense_model,
 )
 from sparsify.pruning.planning.compile import compile_plan
 from sparsify.runs import run_folder
@@ -76,9 +76,9 @@ def make_baselines(
 def _describe_cost(cost: Cost) -> str:
     target = cost.what.removeprefix("latency.")
     if target != cost.what:
-        return f"{share(cost.value)} of the time on {target}"
+        return f"{format_share(cost.value)} of the time on {target}"
     in_bytes = cost.what in ("bytes", "peak_memory")
-    return f"{LABELS[cost.what]} {size(cost.value) if in_bytes else count(cost.value)}"
+    return f"{LABELS[cost.what]} {format_size(cost.value) if in_bytes else format_count(cost.value)}"
 
 
 def _make_baseline(
@@ -86,10 +86,10 @@ def _make_baseline(
 ) -> BaselineResult:
     """Train and cut one baseline in its folder. epochs: that its dense model was trained for in this run."""
     nested = replace(
-        _nested_run(run, kind, baseline_recipe(run.plan, kind, cost)),
+        _nested_run(run, kind, make_baseline_recipe(run.plan, kind, cost)),
         dense=dense,
-        chooser=chooser(kind),
-        first=first_cut(run.recipe),
+        chooser=find_chooser(kind),
+        first=find_first_cut(run.recipe),
     )
     model, checkpoint = run_stages(nested)
     if run.accelerator.is_main_process:
@@ -107,14 +107,14 @@ def _train_dense(run: Run, run_stages: RunStages) -> tuple[nn.Module, int]:
 
     It is the given model, or one that was trained without penalties.
     """
-    before_cut, _ = training(run.recipe, run.state.from_scratch)
+    before_cut, _ = list_training_stages(run.recipe, run.state.from_scratch)
     if not before_cut:
         return run.dense, 0
     epochs = sum(stage.epochs for stage in before_cut)
-    if same_dense(run.recipe):
+    if shares_dense_model(run.recipe):
         return rebuild_dense(run.folder, run.build), epochs
     run.listener(Note("dense model of the baselines: the same training without penalties"))
-    model, _ = run_stages(_nested_run(run, "dense", dense_recipe(run.recipe)))
+    model, _ = run_stages(_nested_run(run, "dense", make_dense_recipe(run.recipe)))
     return model, epochs
 
 
@@ -151,7 +151,7 @@ def _shared_cost(run: Run, model: nn.Module, checkpoint: Checkpoint) -> Cost:
         if not path.exists():
             _make_folder(path.parent)
             cost = _measure_cost(run, model, checkpoint)
-            files.write(path, files.as_json({"what": cost.what, "value": cost.value}))
+            files.write_bytes(path, files.as_json({"what": cost.what, "value": cost.value}))
         shared = [_read_cost(path)]
     broadcast_object_list(shared)
     assert shared[0] is not None
@@ -160,7 +160,7 @@ def _shared_cost(run: Run, model: nn.Module, checkpoint: Checkpoint) -> Cost:
 
 def _read_cost(path: Path) -> Cost:
     try:
-        body = json.loads(read(path))
+        body = json.loads(read_bytes(path))
         return Cost(str(body["what"]), float(body["value"]))
     except (ValueError, LookupError, TypeError) as error:
         reason = first_line(error)
@@ -169,13 +169,13 @@ def _read_cost(path: Path) -> Cost:
 
 def _measure_cost(run: Run, model: nn.Module, checkpoint: Checkpoint) -> Cost:
     """What the cut model costs, in the unit that the recipe's budget counts first."""
-    what = counted_in(run.recipe.budget)
+    what = choose_cost(run.recipe.budget)
     if what == "peak_memory":
         # Measured and not computed, as the budget of the baselines is compared with measurements.
         return Cost(what, measure_peak(model, run.inputs))
     name = what.removeprefix("latency.")
     if name == what:
-        return Cost(what, cut.left_of(run.plan, model, checkpoint.cuts)[what])
+        return Cost(what, cut.measure_left(run.plan, model, checkpoint.cuts)[what])
     target = run.recipe.targets[name]
     floor = next(floor for floor in run.plan.floors if floor.what == what)
     allowed = floor.limit / floor.dense

@@ -32,7 +32,7 @@ from sparsify.errors import ModelError, SparsifyError, first_line
 from sparsify.forward.calls import Call, Inputs, describe_batch, list_calls, resize_batch, tensors_by_path
 from sparsify.forward.input_records import apply_record, draw_from_record, read_record
 from sparsify.modelfile.formats import check_entries
-from sparsify.pruning.fitting_inputs import inputs_for
+from sparsify.pruning.fitting_inputs import find_inputs
 from sparsify.reporting.report_file import read_report
 from sparsify.runs import timed_targets
 from sparsify.runs.run_folder import read_recipe
@@ -70,7 +70,7 @@ def read_candidates(paths: Sequence[Path]) -> tuple[Candidate, ...]:
     Raises SparsifyError, which names what cannot be read.
     """
     if len(paths) > 1:
-        found = tuple(_read(path) for path in paths)
+        found = tuple(_read_candidate(path) for path in paths)
     elif paths[0].suffix in (".pt2", ".onnx"):
         raise SparsifyError(f"{paths[0]} is one model; name a second run, .pt2 or .onnx to time it against")
     else:
@@ -81,7 +81,7 @@ def read_candidates(paths: Sequence[Path]) -> tuple[Candidate, ...]:
     return found
 
 
-def compare(a: Candidate, b: Candidate, name: str, target: Target, seconds: float) -> BenchmarkResult:
+def time_pair(a: Candidate, b: Candidate, name: str, target: Target, seconds: float) -> BenchmarkResult:
     """Time two models in turn on a target, with the example inputs of the first that has some.
 
     Raises SparsifyError.
@@ -100,13 +100,13 @@ def compare(a: Candidate, b: Candidate, name: str, target: Target, seconds: floa
             f"{a.name} and {b.name} leave the sizes of their inputs open; time them against a run or a .pt2"
         )
     with pin_cores(target), use_threads(target), torch.inference_mode(), torch.random.fork_rng(devices=[]):
-        a, b = _translate(a, name, target), _translate(b, name, target)
+        a, b = _translate_program(a, name, target), _translate_program(b, name, target)
         pattern = None
         if isinstance(a.model, nn.Module):
             pattern = make_shared_pattern(a.model, _arrange_inputs(a, inputs), target)
         batch = resize_batch(inputs, target.batch)
         # The first twice: the difference between its two copies is the noise of this machine.
-        calls = [_prepare(c, _arrange_inputs(c, batch), name, target, pattern) for c in (a, a, b)]
+        calls = [_prepare_call(c, _arrange_inputs(c, batch), name, target, pattern) for c in (a, a, b)]
         return compare_calls((a.name, b.name), calls, name, target, seconds)
 
 
@@ -131,7 +131,7 @@ def _check_batch(candidate: Candidate, inputs: Inputs | None, name: str, target:
     )
 
 
-def _read(path: Path) -> Candidate:
+def _read_candidate(path: Path) -> Candidate:
     if not path.exists():
         raise SparsifyError(f"{path}: no such file or folder")
     if not path.is_file():
@@ -155,10 +155,10 @@ def _read_run(path: Path) -> Candidate:
     if recipe.inputs is None and recipe.calls is None and recipe.data is None:
         inputs = draw_planned_inputs(path)  # the run was saved from Python
     else:
-        given = inputs_for(recipe, model, data_for_inputs(recipe))
+        given = find_inputs(recipe, model, data_for_inputs(recipe))
         inputs = apply_record(read_planned_calls(path), given)
     targets = recipe.targets or timed_targets.default_targets()
-    return Candidate(str(path), model, inputs, targets, _signature(inputs))
+    return Candidate(str(path), model, inputs, targets, _list_entries(inputs))
 
 
 def _read_onnx(path: Path) -> Candidate:
@@ -210,10 +210,10 @@ def _read_program(path: Path) -> Candidate:
     if not inputs or not all(isinstance(value, Tensor) for value in values):
         raise ModelError(f"{path} was exported without tensors as example inputs, so it cannot be called")
     targets = timed_targets.default_targets()
-    return Candidate(str(path), program, inputs, targets, _signature(inputs), _fixed_batch(program))
+    return Candidate(str(path), program, inputs, targets, _list_entries(inputs), _fixed_batch(program))
 
 
-def _signature(inputs: Inputs) -> tuple[Entry, ...]:
+def _list_entries(inputs: Inputs) -> tuple[Entry, ...]:
     """The tensors of the first call."""
     first = list_calls(inputs)[0]
     is_named = isinstance(first.inputs, Mapping)
@@ -273,14 +273,14 @@ def _check_same_inputs(a: Candidate, b: Candidate) -> None:
     ordered = b.signature
     if set(a.names) == set(by_name):
         ordered = tuple(by_name[name] for name in a.names)
-    if len(a.signature) == len(ordered) and all(map(_fit, a.signature, ordered)):
+    if len(a.signature) == len(ordered) and all(map(_fits, a.signature, ordered)):
         return
     first = ", ".join(map(_describe_entry, a.signature))
     second = ", ".join(map(_describe_entry, ordered))
     raise SparsifyError(f"{b.name} takes {second}, and {a.name} takes {first}, so the two cannot be compared")
 
 
-def _fit(a: Entry, b: Entry) -> bool:
+def _fits(a: Entry, b: Entry) -> bool:
     if a.dtype != b.dtype or len(a.sizes) != len(b.sizes):
         return False
     sizes = zip(a.sizes[1:], b.sizes[1:], strict=True)
@@ -311,7 +311,7 @@ def _arrange_inputs(candidate: Candidate, inputs: Inputs) -> Inputs:
     return values
 
 
-def _translate(candidate: Candidate, name: str, target: Target) -> Candidate:
+def _translate_program(candidate: Candidate, name: str, target: Target) -> Candidate:
     """Translate a torch.export program to ONNX, where the target's runtime needs that."""
     if not isinstance(candidate.model, torch.export.ExportedProgram) or target.runtime not in _ONNX_RUNTIMES:
         return candidate
@@ -327,7 +327,7 @@ def _translate(candidate: Candidate, name: str, target: Target) -> Candidate:
     return replace(candidate, model=program.model_proto.SerializeToString())
 
 
-def _prepare(
+def _prepare_call(
     candidate: Candidate, inputs: Inputs, name: str, target: Target, pattern: Pattern | None
 ) -> TimedCall:
     """The call to time, tried once. Raises SparsifyError."""

@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter
 
 from sparsify.errors import RunError, first_line
-from sparsify.files import replacing
+from sparsify.files import replace_file
 from sparsify.modelfile.formats import check_entries, check_sizes
 from sparsify.runs.run_folder import CHECKPOINT
 from sparsify.training.stage_state import StageState
@@ -64,7 +64,7 @@ class Checkpoint:
             "moment": None if self.moment is None else _dump_moment(self.moment),
         }
         try:
-            with replacing(folder / name) as temporary:
+            with replace_file(folder / name) as temporary:
                 torch.save(body, temporary)
         except RuntimeError as error:  # how torch says that a disk is full
             raise RunError(

@@ -10,9 +10,9 @@ from torch import nn
 
 from sparsify.cost import measure
 from sparsify.cost.measure.memory import compute_peak, measure_peak
-from sparsify.files import write
+from sparsify.files import write_bytes
 from sparsify.modelfile import weights_digest
-from sparsify.modelfile.weights import tensors
+from sparsify.modelfile.weights import list_tensors
 from sparsify.objective.objective import Evaluation, evaluate
 from sparsify.runs.int8 import compare_int8, select_int8
 from sparsify.runs.layer_rows import list_layer_rows
@@ -20,7 +20,7 @@ from sparsify.runs.limits_met import check_limits
 from sparsify.runs.measurement_cache import MeasurementCache
 from sparsify.runs.reloaded_models import ReloadedModels
 from sparsify.runs.report_notes import write_notes
-from sparsify.runs.run_folder import BASELINES, DENSE, PARTS, QUANTISED, WEIGHTS, recipe_digest, sha256
+from sparsify.runs.run_folder import BASELINES, DENSE, PARTS, QUANTISED, WEIGHTS, hash_file, recipe_digest
 from sparsify.runs.run_record import BaselineResult, RunRecord
 from sparsify.runs.sparsity_rows import list_sparsity_rows
 from sparsify.runs.timed_targets import measure_latency, time_targets
@@ -152,7 +152,7 @@ def _name_further(which: str, found: Evaluation) -> dict[str, float]:
 
 
 def _count_bytes(model: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors(model).values())
+    return sum(t.numel() * t.element_size() for t in list_tensors(model).values())
 
 
 def _measure_int8(
@@ -176,7 +176,7 @@ def _measure_int8(
         recipe.seed,
         MeasurementCache(models.folder / PARTS, _cache_key(recipe, models.folder)),
     )
-    write(models.folder / QUANTISED, file)
+    write_bytes(models.folder / QUANTISED, file)
     return found
 
 
@@ -184,8 +184,8 @@ def _cache_key(recipe: Recipe, folder: Path) -> str:
     """Digest of what the int8 measurements depend on: both models, the data, the machine and its software."""
     parts = [
         recipe_digest(recipe),
-        sha256(folder / DENSE),
-        sha256(folder / WEIGHTS),
+        hash_file(folder / DENSE),
+        hash_file(folder / WEIGHTS),
         measure.describe_environment().model_dump_json(),
     ]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()

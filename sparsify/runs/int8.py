@@ -17,7 +17,7 @@ from sparsify.cost.measure.timing import choose_clock, time_interleaved
 from sparsify.data import Datasets, Examples, batches
 from sparsify.forward.calls import Inputs, list_calls, resize_batch, simplify_inputs
 from sparsify.objective.objective import Objective, evaluate
-from sparsify.runs.measurement_cache import Figures, MeasurementCache, sha256
+from sparsify.runs.measurement_cache import Figures, MeasurementCache, hash_text
 from sparsify_schemas.report import Form, Integers
 from sparsify_schemas.target import Cpu, Target
 
@@ -38,7 +38,7 @@ class _File:
 
     @cached_property
     def digest(self) -> str:
-        return sha256(self.content)
+        return hash_text(self.content)
 
 
 def select_int8(targets: Mapping[str, Target]) -> dict[str, Cpu]:
@@ -130,7 +130,7 @@ def _time_files(
 
     They are one part of the cache: only what was timed in turn may be compared.
     """
-    key = sha256(" ".join([target.model_dump_json(), *(file.digest for file in files)]).encode())
+    key = hash_text(" ".join([target.model_dump_json(), *(file.digest for file in files)]).encode())
     return cache.get_figures(
         f"times {key}", len(files), lambda: _time_interleaved(files, inputs, target, seconds, seed)
     )

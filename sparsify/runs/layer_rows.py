@@ -29,7 +29,7 @@ def list_layer_rows(plan: Plan, dense: nn.Module, cut: nn.Module, inputs: Inputs
         yield LayerRow(
             name=before.name,
             type=before.type,
-            kind=_kind(before),
+            kind=_name_kind(before),
             inputs=before.inputs,
             inputs_after=after.inputs,
             outputs=before.outputs,
@@ -43,7 +43,7 @@ def list_layer_rows(plan: Plan, dense: nn.Module, cut: nn.Module, inputs: Inputs
         )
 
 
-def _kind(layer: Layer) -> str | None:
+def _name_kind(layer: Layer) -> str | None:
     return layer.kind if layer.ancestors else None
 
 
@@ -52,7 +52,7 @@ def _row_of_removed_layer(layer: Layer, params: int) -> LayerRow:
     return LayerRow(
         name=layer.name,
         type=layer.type,
-        kind=_kind(layer),
+        kind=_name_kind(layer),
         inputs=layer.inputs,
         inputs_after=0,
         outputs=layer.outputs,

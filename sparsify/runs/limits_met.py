@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 from sparsify.formatting.numbers import divide
-from sparsify.pruning.planning.cut_targets import last_zeroed, left_inside
-from sparsify.pruning.planning.plan import Assignment, Plan, ranked_together
+from sparsify.pruning.planning.cut_targets import find_last_zeroed, measure_left_inside
+from sparsify.pruning.planning.plan import Assignment, Plan, join_ranked
 from sparsify_schemas.budget import allowed_drop
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.recipe import Recipe
@@ -98,8 +98,8 @@ def _check_accuracy_drop(recipe: Recipe, sides: tuple[Side, Side]) -> Iterable[L
 
 def _check_rules(plan: Plan, cuts: Sequence[Cuts]) -> Iterable[Limit]:
     """Each rule's own `sparsity`: the fraction of its groups that was removed or set to zero."""
-    zeroed = last_zeroed(cuts)
-    for assignments in ranked_together(plan):
+    zeroed = find_last_zeroed(cuts)
+    for assignments in join_ranked(plan):
         index = assignments[0].rule
         asked = plan.recipe.rules[index].sparsity
         if asked is None:
@@ -120,12 +120,12 @@ def _check_rules(plan: Plan, cuts: Sequence[Cuts]) -> Iterable[Limit]:
 
 def _count_zeroed(plan: Plan, assignments: Sequence[Assignment], cuts: Sequence[Cuts]) -> tuple[float, float]:
     """(groups of the dense model, groups set to zero or removed), of groups inside tensors."""
-    done = last_zeroed(cuts)[assignments[0].rule]
+    done = find_last_zeroed(cuts)[assignments[0].rule]
     # When the last cut counted its zeros, only residual branches were removed. Units that the zeros leave
     # dead, and kernels that shrink, come after.
     branches_removed = tuple(width for width in cuts[-1].widths if not width.keep)
     last = cuts[-1].model_copy(update={"executions": (), "widths": branches_removed})
-    remaining = left_inside(plan, assignments, (*cuts[:-1], last))
+    remaining = measure_left_inside(plan, assignments, (*cuts[:-1], last))
     total = done.groups / remaining
     return total, total * (1 - remaining) + done.gone
 

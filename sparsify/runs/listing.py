@@ -51,7 +51,7 @@ def list_runs(root: str | Path) -> tuple[RunRow, ...]:
         found = [p for p in Path(root).iterdir() if p.is_dir() and not p.name.startswith(".") and _is_run(p)]
     except OSError:
         return ()
-    return tuple(_row(p) for p in sorted(found, key=_sort_key))
+    return tuple(_make_row(p) for p in sorted(found, key=_sort_key))
 
 
 def _is_run(folder: Path) -> bool:
@@ -65,7 +65,7 @@ def _sort_key(folder: Path) -> tuple[str, int, str]:
     return folder.name, 0, ""
 
 
-def _row(folder: Path) -> RunRow:
+def _make_row(folder: Path) -> RunRow:
     name = folder.name
     if not (folder / run_folder.REPORT).exists():
         return _unfinished_row(folder)
@@ -119,7 +119,7 @@ def _find_problem(folder: Path, digests: Mapping[str, str]) -> str | None:
         if path.suffix == ".safetensors":
             is_intact = _has_full_length(path)
         else:
-            is_intact = run_folder.sha256(path) == digests[name]
+            is_intact = run_folder.hash_file(path) == digests[name]
         if not is_intact:
             return f"{name} is damaged"
     return None

@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from sparsify.errors import RunError, first_line
-from sparsify.files import read
-from sparsify.files import write as write_file
+from sparsify.files import read_bytes
+from sparsify.files import write_bytes as write_file
 from sparsify.runs import run_folder
 
 Figures = tuple[float | None, ...]
@@ -49,12 +49,12 @@ class MeasurementCache:
         """
         path, known = self.folder / name, self._read_record()
         if name in known.files and path.exists():
-            if run_folder.sha256(path) != known.files[name]:
+            if run_folder.hash_file(path) != known.files[name]:
                 raise RunError(f"{path} is damaged: its SHA-256 is not the one in {RECORD}; {_ADVICE}")
             return path.read_bytes()
         made = make()
         self._write(name, made)
-        self._write_record(replace(known, files=known.files | {name: sha256(made)}))
+        self._write_record(replace(known, files=known.files | {name: hash_text(made)}))
         return made
 
     def get_figures(self, what: str, count: int, make: Callable[[], Figures]) -> Figures:
@@ -75,7 +75,7 @@ class MeasurementCache:
         if not path.exists():
             return empty
         try:
-            found = _RECORD.validate_json(read(path))
+            found = _RECORD.validate_json(read_bytes(path))
         except ValidationError as error:
             raise RunError(f"{path} is damaged ({first_line(error)}); {_ADVICE}") from None
         return found if found.of == self.of else empty
@@ -91,6 +91,6 @@ class MeasurementCache:
         write_file(self.folder / name, data)
 
 
-def sha256(content: bytes) -> str:
+def hash_text(content: bytes) -> str:
     """The SHA-256 of bytes, in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()

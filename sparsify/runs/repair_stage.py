@@ -46,7 +46,7 @@ def repair_model_of_run(
     found: list[Repaired] = []
     if together or run.accelerator.is_main_process:
         found = [_repair(run, stage, model, checkpoint, processes)]
-    repair = _share(run, model, found)
+    repair = _broadcast_repair(run, model, found)
     validated = _validate(run, model)
     run.listener(Note(describe_repair(stage.name, repair)))
     row = StageRow(
@@ -112,7 +112,7 @@ def _training_examples(run: Run, checkpoint: Checkpoint, count: int) -> tuple[In
     return drawn if isinstance(drawn, tuple | Mapping) else (drawn,), len(order)
 
 
-def _share(run: Run, model: nn.Module, found: list[Repaired]) -> RepairRow:
+def _broadcast_repair(run: Run, model: nn.Module, found: list[Repaired]) -> RepairRow:
     """Give every process the weights and the figures of the main process."""
     rows: list[RepairRow | None] = [repair_row(found[0]) if found else None]
     if run.accelerator.num_processes > 1:

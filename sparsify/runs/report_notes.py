@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from sparsify.formatting.numbers import few, plural
+from sparsify.formatting.numbers import count_noun, list_few
 from sparsify.formatting.verdict_text import fold_notes
 from sparsify.runs.run_record import RunRecord
 from sparsify_schemas.cuts import Fold
@@ -36,10 +36,10 @@ def count_zeros(model: nn.Module, names: Iterable[str]) -> tuple[int, int]:
 def _note_unequal_training(record: RunRecord) -> Iterable[str]:
     """Where the accuracies compared are of models that were not trained for as long."""
     before, after = record.epochs
-    fine_tuned = f"fine-tuned for {plural(after, 'epoch')} after the cut"
+    fine_tuned = f"fine-tuned for {count_noun(after, 'epoch')} after the cut"
     if before and not record.dense_trained:
         more = f" and {fine_tuned}" if after else ""
-        trained = f"trained for {plural(before, 'epoch')} before the cut{more}"
+        trained = f"trained for {count_noun(before, 'epoch')} before the cut{more}"
         yield f"the cut model was {trained}; the dense model was not"
     elif after:
         yield f"the cut model was {fine_tuned}; the dense model was not"
@@ -65,8 +65,8 @@ def _note_removed_blocks(record: RunRecord) -> Iterable[str]:
         if not removes_branches(rules[assignment.rule].group):
             continue
         names = tuple(name for name in assignment.coupled if name in removed)
-        blocks = plural(len(assignment.coupled), "residual block")
-        listed = f": {few(names, 12)}" if names else ""
+        blocks = count_noun(len(assignment.coupled), "residual block")
+        listed = f": {list_few(names, 12)}" if names else ""
         yield f"rules.{assignment.rule}: {len(names)} of {blocks} were removed{listed}"
 
 

@@ -20,7 +20,7 @@ from typing import IO, Any, Self
 from pydantic import ValidationError
 
 from sparsify.errors import RunError, first_line
-from sparsify.files import as_json, read, write
+from sparsify.files import as_json, read_bytes, write_bytes
 from sparsify.recipe import load
 from sparsify_schemas.recipe import Recipe
 
@@ -76,7 +76,7 @@ class State:
         if not path.is_file():
             raise RunError(f"{folder} holds no interrupted run: {STATE} is missing")
         try:
-            values = json.loads(read(path))
+            values = json.loads(read_bytes(path))
             state = cls(**{**values, "allow": tuple(values["allow"])})
             texts = (state.model_file, state.failure, *state.allow)
             if not all(isinstance(text, str | None) for text in texts) or None in state.allow:
@@ -100,10 +100,10 @@ class State:
     @cached_property
     def digest(self) -> str:
         """`recipe_digest` of the recipe."""
-        return _digest(self.recipe)
+        return _hash_bytes(self.recipe)
 
     def write(self, folder: Path) -> None:
-        write(folder / STATE, as_json(asdict(self)))
+        write_bytes(folder / STATE, as_json(asdict(self)))
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -115,7 +115,7 @@ def read_recipe(folder: Path) -> Recipe:
 
 def recipe_digest(recipe: Recipe) -> str:
     """First 16 hexadecimal digits of the resolved recipe's SHA-256; key order and comments do not matter."""
-    return _digest(recipe_json(recipe))
+    return _hash_bytes(recipe_json(recipe))
 
 
 def recipe_json(recipe: Recipe) -> dict[str, Any]:
@@ -123,11 +123,11 @@ def recipe_json(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
-def _digest(body: dict[str, Any]) -> str:
+def _hash_bytes(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """The SHA-256 of a file, or of a run folder's report, which holds the digests of the rest.
 
     Raises RunError.

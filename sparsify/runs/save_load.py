@@ -17,7 +17,7 @@ from torch import nn
 from sparsify import files
 from sparsify.data import Datasets, example_inputs
 from sparsify.errors import RunError, first_line
-from sparsify.files import read
+from sparsify.files import read_bytes
 from sparsify.forward.calls import Call, Inputs, map_tensors, normalize_inputs
 from sparsify.forward.copies import copy_model
 from sparsify.forward.input_records import apply_record, draw_from_record, read_record
@@ -90,7 +90,7 @@ class Base:
         return cls(model, tuple(Cuts.model_validate(c) for c in body["cuts"]))
 
     def write(self, folder: Path) -> None:
-        files.write(folder / run_folder.BASE, files.as_json(self.to_json()))
+        files.write_bytes(folder / run_folder.BASE, files.as_json(self.to_json()))
 
 
 def load_run(folder: str | Path, *, build: Build | None = None) -> nn.Module:
@@ -202,8 +202,8 @@ def _move_to_cpu(inputs: Inputs) -> Inputs:
 
 def write_start(folder: Path, plan: Plan) -> None:
     """Write what is known before the first stage: the resolved recipe and the plan."""
-    files.write(folder / run_folder.RECIPE, dump(plan.recipe).encode())
-    files.write(folder / run_folder.PLAN, files.as_json(plan.to_json()))
+    files.write_bytes(folder / run_folder.RECIPE, dump(plan.recipe).encode())
+    files.write_bytes(folder / run_folder.PLAN, files.as_json(plan.to_json()))
 
 
 def complete_run(
@@ -230,12 +230,12 @@ def complete_run(
     check_reloads(model, models.cut, inputs, "cut model")
     report = evaluate_run(record, models, timing)
     report = report.model_copy(update={"files": _digest_files(folder)})
-    recipe = read(folder / run_folder.RECIPE).decode()
-    files.write(folder / run_folder.PAGE, report_tables.to_markdown(report).encode())
-    files.write(folder / run_folder.HTML, to_html(report, recipe).encode())
+    recipe = read_bytes(folder / run_folder.RECIPE).decode()
+    files.write_bytes(folder / run_folder.PAGE, report_tables.to_markdown(report).encode())
+    files.write_bytes(folder / run_folder.HTML, to_html(report, recipe).encode())
     # The two pages are new since, and the report holds their digests too.
     report = report.model_copy(update={"files": _digest_files(folder)})
-    files.write(folder / run_folder.REPORT, (report.model_dump_json(indent=1) + "\n").encode())
+    files.write_bytes(folder / run_folder.REPORT, (report.model_dump_json(indent=1) + "\n").encode())
     shutil.rmtree(folder / run_folder.PARTS, ignore_errors=True)
     return report
 
@@ -247,7 +247,7 @@ def _digest_files(folder: Path) -> dict[str, str]:
     digests = {}
     for name in names:
         if (folder / name).exists() and not name.endswith(run_folder.CHECKPOINT):
-            digests[name] = run_folder.sha256(folder / name)
+            digests[name] = run_folder.hash_file(folder / name)
     return digests
 
 
@@ -282,7 +282,7 @@ def verify_run(folder: Path, *names: str) -> Report:
         path = folder / name
         if not path.is_file():
             raise RunError(f"{path} is missing; the run is no longer complete")
-        if run_folder.sha256(path) != report.files[name]:
+        if run_folder.hash_file(path) != report.files[name]:
             raise RunError(
                 f"{path} was changed after the run: its SHA-256 differs from the one in {run_folder.REPORT}"
             )
@@ -292,13 +292,13 @@ def verify_run(folder: Path, *names: str) -> Report:
 def write_cuts(folder: Path, cuts: tuple[Cuts, ...]) -> None:
     """Write one cut as version 1 of the log, several as version 2, which a reader of version 1 refuses."""
     log = cuts[0] if len(cuts) == 1 else Rounds(rounds=cuts)
-    files.write(folder / run_folder.CUTS, (log.model_dump_json(indent=1) + "\n").encode())
+    files.write_bytes(folder / run_folder.CUTS, (log.model_dump_json(indent=1) + "\n").encode())
 
 
 def read_cuts(folder: Path) -> tuple[Cuts, ...]:
     """The cut logs of a run, in order. Raises RunError."""
     path = folder / run_folder.CUTS
-    body = read(path)
+    body = read_bytes(path)
     try:
         if _is_version_2(body):
             return Rounds.model_validate_json(body).rounds
@@ -319,7 +319,7 @@ def read_planned_calls(folder: Path) -> tuple[RecordedCall, ...]:
     """The calls that a run's plan was made with. Raises RunError."""
     path = folder / run_folder.PLAN
     try:
-        return read_record(json.loads(read(path))["map"]["inputs"])
+        return read_record(json.loads(read_bytes(path))["map"]["inputs"])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise RunError(f"{path} is damaged: {first_line(error)}") from None
 
@@ -342,7 +342,7 @@ def read_base(folder: Path) -> Base:
     if not path.exists():
         return Base(run_folder.read_recipe(folder).model)
     try:
-        return Base.from_json(json.loads(read(path)))
+        return Base.from_json(json.loads(read_bytes(path)))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {first_line(error)}") from None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from sparsify.errors import SparsifyError
-from sparsify.formatting.numbers import divide, known
+from sparsify.formatting.numbers import divide, is_known
 from sparsify.reporting.report_file import read_report
 from sparsify.runs import run_folder
 from sparsify.runs.listing import list_runs
@@ -104,18 +104,18 @@ def _summarize_model(
 ) -> SeedSummary:
     reports = [report for _, report in runs]
     pairs = [(report, side) for report, (side, _) in zip(reports, sides, strict=True)]
-    behind = [_difference(_metric(report.cut), _metric(side)) for report, side in pairs]
+    behind = [_subtract_known(_metric(report.cut), _metric(side)) for report, side in pairs]
     return SeedSummary(
         title=reports[0].title,
         recipe=recipe,
         model=model,
         runs=tuple(name for name, _ in runs),
         seeds=tuple(r.seed for r in reports),
-        macs=_spread([divide(side.macs, report.dense.macs) for report, side in pairs]),
-        params=_spread([divide(side.params, report.dense.params) for report, side in pairs]),
+        macs=_make_spread([divide(side.macs, report.dense.macs) for report, side in pairs]),
+        params=_make_spread([divide(side.params, report.dense.params) for report, side in pairs]),
         time=Spread(1.0, None) if model == "dense" else _time_spread([timed for _, timed in sides]),
-        metric=_spread([_metric(side) for side, _ in sides]),
-        behind=_spread(behind),
+        metric=_make_spread([_metric(side) for side, _ in sides]),
+        behind=_make_spread(behind),
         judged_by=reports[0].metric.name,
         percent=reports[0].metric.percent,
     )
@@ -126,19 +126,19 @@ def _time_spread(timed: Sequence[tuple[Latency, ...]]) -> Spread | None:
     firsts = [latencies[0] for latencies in timed if latencies]
     if len(firsts) < len(timed) or len({first.target for first in firsts}) != 1:
         return None
-    return _spread([divide(1, first.speedup) for first in firsts])
+    return _make_spread([divide(1, first.speedup) for first in firsts])
 
 
 def _metric(side: Side) -> float | None:
     return side.validation_metric if side.test_metric is None else side.test_metric
 
 
-def _difference(a: float | None, b: float | None) -> float | None:
+def _subtract_known(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
 
 
-def _spread(values: Sequence[float | None]) -> Spread | None:
-    found = [value for value in values if value is not None and known(value)]
+def _make_spread(values: Sequence[float | None]) -> Spread | None:
+    found = [value for value in values if value is not None and is_known(value)]
     if not found or len(found) < len(values):
         return None
     return Spread(mean(found), _standard_deviation(found))

@@ -21,17 +21,17 @@ from sparsify import files
 from sparsify.data import Datasets, Examples, batches, load_data
 from sparsify.errors import DataError, RunError, first_line
 from sparsify.events import Listener, Measuring, silence
-from sparsify.files import read
+from sparsify.files import read_bytes
 from sparsify.forward.copies import copy_model
 from sparsify.graph.group_layouts import coupled_layout
 from sparsify.graph.surgery import operations
 from sparsify.objective.objective import Objective, check_trainable, evaluate, make_objective
 from sparsify.pruning import scoring
 from sparsify.pruning.criteria.scores import group_scores
-from sparsify.pruning.criteria.statistics import looks
-from sparsify.pruning.fitting_inputs import inputs_for
+from sparsify.pruning.criteria.statistics import gather_statistics
+from sparsify.pruning.fitting_inputs import find_inputs
 from sparsify.pruning.make_plan import plan_recipe
-from sparsify.pruning.planning.candidates import candidates
+from sparsify.pruning.planning.candidates import list_candidates
 from sparsify.pruning.planning.plan import Plan
 from sparsify.recipe import Loaded
 from sparsify.runs import run_folder
@@ -100,7 +100,7 @@ def profile_layers(
         found = evaluate(model, validation, objective)
         empty = Profile(
             by=by,
-            digest=_digest(request, by, len(validation)),
+            digest=_compute_digest(request, by, len(validation)),
             network=plan.map.network,
             examples=len(validation),
             loss=found.loss,
@@ -108,21 +108,21 @@ def profile_layers(
             judged_by=objective.deciding,
             curves=tuple(_empty_curves(plan)),
         )
-        profile = _resume(out, empty)
+        profile = _resume_profile(out, empty)
         training = batches(datasets.train, 64, seed=derive_seed(loaded.seed, 0, 0))
-        taken = scoring.taken(training, loaded)
-        for longer in _measure(profile, plan, model, validation, taken, objective, listener):
+        taken = scoring.take_batches(training, loaded)
+        for longer in _measure_points(profile, plan, model, validation, taken, objective, listener):
             profile = longer
-            write(profile, out)
+            write_profile(profile, out)
     profile = set_limits(profile, tolerance)
-    write(profile, out)
+    write_profile(profile, out)
     return profile
 
 
 def read_profile(path: Path) -> Profile:
     """Read a profile from its file. Raises RunError."""
     try:
-        return Profile.model_validate_json(read(path))
+        return Profile.model_validate_json(read_bytes(path))
     except ValidationError as error:
         raise RunError(
             f"{path} is damaged or not a sensitivity profile ({first_line(error)}); "
@@ -130,9 +130,9 @@ def read_profile(path: Path) -> Profile:
         ) from None
 
 
-def write(profile: Profile, path: Path) -> None:
+def write_profile(profile: Profile, path: Path) -> None:
     """Write a profile to its file, whole or not at all. Raises RunError."""
-    files.write(path, (profile.model_dump_json(indent=1) + "\n").encode())
+    files.write_bytes(path, (profile.model_dump_json(indent=1) + "\n").encode())
 
 
 def set_limits(profile: Profile, tolerance: Tolerance | None) -> Profile:
@@ -189,7 +189,7 @@ def _plan_without_goals(loaded: Loaded, model: nn.Module, datasets: Datasets) ->
     recipe = loaded.recipe
     rules = tuple(rule if rule.protect else _without_goals(rule) for rule in recipe.rules)
     plain = recipe.model_copy(update={"budget": Budget(), "rules": rules})
-    return plan_recipe(plain, model, inputs_for(recipe, model, datasets), positions=loaded.positions)
+    return plan_recipe(plain, model, find_inputs(recipe, model, datasets), positions=loaded.positions)
 
 
 def _without_goals(rule: Rule) -> Rule:
@@ -198,7 +198,7 @@ def _without_goals(rule: Rule) -> Rule:
     return rule.model_copy(update={"penalty": None, "sparsity": sparsity, "keep": keep})
 
 
-def _digest(request: RunRequest, by: By, examples: int) -> str:
+def _compute_digest(request: RunRequest, by: By, examples: int) -> str:
     """Digest of all that a profile depends on. It does not depend on budget, penalties, stages and limits."""
     body = run_folder.recipe_json(request.loaded.recipe)
     recipe = {key: body.get(key) for key in ("model", "data", "inputs", "seed")}
@@ -220,7 +220,7 @@ def _empty_curves(plan: Plan) -> Iterator[Curve]:
             yield Curve(group=name, layers=named or (name,), width=group.width)
 
 
-def _resume(out: Path, empty: Profile) -> Profile:
+def _resume_profile(out: Path, empty: Profile) -> Profile:
     """The profile that an earlier call has begun, else the empty one.
 
     Raises RunError when the file holds the profile of something else.
@@ -236,7 +236,7 @@ def _resume(out: Path, empty: Profile) -> Profile:
     return found.model_copy(update={"network": empty.network})
 
 
-def _measure(
+def _measure_points(
     profile: Profile,
     plan: Plan,
     model: nn.Module,
@@ -248,7 +248,7 @@ def _measure(
     """Yield the profile after each point that is added."""
     match profile.by:
         case "ablation":
-            yield from _ablate(profile, plan, model, validation, training, objective, listener)
+            yield from _ablate_units(profile, plan, model, validation, training, objective, listener)
         case "taylor" | "gsm":
             if not all(curve.points for curve in profile.curves):
                 scores = _score_units(plan, model, validation, objective)
@@ -258,7 +258,7 @@ def _measure(
             assert_never(profile.by)
 
 
-def _ablate(
+def _ablate_units(
     profile: Profile,
     plan: Plan,
     model: nn.Module,
@@ -269,7 +269,7 @@ def _ablate(
 ) -> Iterator[Profile]:
     order = {
         found.name: found.order
-        for found in candidates(plan, *scoring.scored(plan, model, training, objective))
+        for found in list_candidates(plan, *scoring.score_units(plan, model, training, objective))
     }
     counts = [_removal_counts(curve, plan) for curve in profile.curves]
     total, done = sum(map(len, counts)), 0
@@ -314,7 +314,9 @@ def _score_units(
     layout = coupled_layout(plan.map, names, parameters)
     given = list(batches(validation, _BATCH))
     taylor = Taylor(kind="taylor", batches=len(given))
-    scores = group_scores(taylor, layout, parameters, looks(copy, taylor, given, objective), plan.recipe.seed)
+    scores = group_scores(
+        taylor, layout, parameters, gather_statistics(copy, taylor, given, objective), plan.recipe.seed
+    )
     return {name: part.tolist() for name, part in layout.split(scores).items()}
 
 

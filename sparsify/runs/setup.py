@@ -25,7 +25,7 @@ from sparsify.forward.input_records import apply_record
 from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.modelfile.weights import save_weights
 from sparsify.objective.objective import Objective, check_trainable, make_objective
-from sparsify.pruning.fitting_inputs import inputs_for
+from sparsify.pruning.fitting_inputs import find_inputs
 from sparsify.pruning.make_plan import make_plan
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import Chooser, choose
@@ -111,7 +111,7 @@ def make_request(
     state = run_folder.State(
         recipe=run_folder.recipe_json(loaded.recipe),
         model_file=None if path is None else str(path),
-        model_digest=None if path is None else run_folder.sha256(path),
+        model_digest=None if path is None else run_folder.hash_file(path),
         allow=tuple(allow),
         from_scratch=from_scratch,
         strict=strict,
@@ -134,7 +134,7 @@ def resume_request(folder: Path, recipe: Source | None, overrides: Sequence[str]
     written = folder / run_folder.RECIPE
     if written.exists() and run_folder.recipe_digest(run_folder.read_recipe(folder)) != state.digest:
         raise RunError(f"{written} was changed since the run began; start a new run with it")
-    if state.model_file is not None and run_folder.sha256(Path(state.model_file)) != state.model_digest:
+    if state.model_file is not None and run_folder.hash_file(Path(state.model_file)) != state.model_digest:
         raise RunError(f"{state.model_file} was changed since the run began; start a new run with it")
     return RunRequest(load(state.parse_recipe(folder)), state, folder)
 
@@ -149,7 +149,7 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
     datasets = load_data(recipe.data, recipe.seed, recipe.task) if recipe.data is not None else None
     objective = make_objective(recipe.task, datasets.classes if datasets is not None else 0)
     model, base = read_dense_model(request)
-    inputs = inputs_for(recipe, model, datasets)
+    inputs = find_inputs(recipe, model, datasets)
     # Before the first epoch: a target that is not here must not be found out after the training.
     for name, target in recipe.targets.items():
         check_target(name, target)

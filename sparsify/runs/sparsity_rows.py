@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from sparsify.pruning.planning.cut_targets import last_zeroed
+from sparsify.pruning.planning.cut_targets import find_last_zeroed
 from sparsify.runs.report_notes import count_zeros
 from sparsify.runs.run_record import RunRecord
 from sparsify_schemas.report import (
@@ -15,7 +15,7 @@ from sparsify_schemas.report import (
 def list_sparsity_rows(record: RunRecord, dense: nn.Module, cut: nn.Module) -> Iterator[Sparsity]:
     """A row for each rule on groups inside tensors, and one named 'model' over all parameters."""
     tensors_of = {assignment.rule: assignment.tensors for assignment in record.plan.assignments}
-    zeroed = last_zeroed(record.cuts)
+    zeroed = find_last_zeroed(record.cuts)
     for done in zeroed.values():
         names = tensors_of[done.rule]
         total = sum(dense.get_parameter(name).numel() for name in names)

@@ -22,13 +22,13 @@ from sparsify.pruning.make_plan import plan_recipe
 from sparsify.pruning.planning.compile import compile_plan
 from sparsify.pruning.planning.cut_targets import (
     Target,
-    holding,
-    moments,
+    keep_present_rules,
+    list_cuts,
+    make_holding_rule,
     next_target,
-    rewritten,
-    still_there,
+    rewrite_recipe,
 )
-from sparsify.pruning.planning.depth_search import deepened
+from sparsify.pruning.planning.depth_search import deepen_budget
 from sparsify.pruning.planning.plan import Plan
 from sparsify.recipe import Positions
 from sparsify.runs import run_folder
@@ -72,7 +72,7 @@ def run_remaining_stages(run: Run, model: nn.Module, checkpoint: Checkpoint) -> 
 def _run_train_stage(
     run: Run, stage: Train, model: nn.Module, checkpoint: Checkpoint
 ) -> tuple[nn.Module, Checkpoint]:
-    cut_epochs = [epoch for epoch, _ in moments(stage.epochs, stage.cuts)] if stage.cuts else []
+    cut_epochs = [epoch for epoch, _ in list_cuts(stage.epochs, stage.cuts)] if stage.cuts else []
     progress = checkpoint.moment
     for epoch in (*cut_epochs, stage.epochs):
         if _is_cut_done(checkpoint, stage, epoch):
@@ -183,14 +183,14 @@ def _plan_next_cut(
         every_rule = tuple(range(len(run.recipe.rules)))
         if target == Target():
             return run.plan, every_rule
-        recipe = rewritten(run.plan, target)
+        recipe = rewrite_recipe(run.plan, target)
         plan = compile_plan(recipe, run.plan.map, positions=positions)
         return replace(plan, prices=run.plan.prices), every_rule
-    recipe = rewritten(run.plan, target, checkpoint.cuts)
+    recipe = rewrite_recipe(run.plan, target, checkpoint.cuts)
     rules: Sequence[Rule] = recipe.rules
     if stage is not None:
-        rules = [holding(rule, stage.penalties) for rule in rules]
-    remaining = still_there(run.plan, rules, _layer_names(model))
+        rules = [make_holding_rule(rule, stage.penalties) for rule in rules]
+    remaining = keep_present_rules(run.plan, rules, _layer_names(model))
     # Validators are skipped on purpose: no rule may be left once residual branches are removed.
     recipe = recipe.model_copy(update={"rules": tuple(remaining.values())})
     plan = plan_recipe(recipe, model, run.inputs, positions=positions)
@@ -204,7 +204,7 @@ def _next_target(run: Run, checkpoint: Checkpoint) -> Target | None:
     depth = checkpoint.search.depth if checkpoint.search is not None else None
     if target is None or target.budget is not None or depth is None:
         return target
-    return replace(target, budget=deepened(run.plan, depth))
+    return replace(target, budget=deepen_budget(run.plan, depth))
 
 
 def _layer_names(model: nn.Module) -> set[str]:
@@ -254,8 +254,8 @@ def _carry_penalty_state(
 ) -> dict[int, dict[str, Any]]:
     """Prune the penalties' state along with the model, and key it by the rules of the cut model's plan."""
     rules = run.plan.recipe.rules
-    before = list(still_there(run.plan, rules, _layer_names(model)))
-    after = list(still_there(run.plan, rules, _layer_names(result.model)))
+    before = list(keep_present_rules(run.plan, rules, _layer_names(model)))
+    after = list(keep_present_rules(run.plan, rules, _layer_names(result.model)))
     new_index = {old: after.index(rule) for old, rule in enumerate(before) if rule in after}
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
 

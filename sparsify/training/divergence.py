@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sparsify.distributed import whole
+from sparsify.distributed import gather_tensor
 from sparsify.errors import TrainingError
 from sparsify.objective.objective import Evaluation
 from sparsify.training.stage_state import StageRun
@@ -18,7 +18,8 @@ def check_weights(run: StageRun, epoch: int, validation: Evaluation | None) -> N
             "scaled by; choose precision bf16 or fp32"
         )
     spoilt = next(
-        (n for n, p in run.model.named_parameters() if not bool(whole(p.detach()).isfinite().all())), None
+        (n for n, p in run.model.named_parameters() if not bool(gather_tensor(p.detach()).isfinite().all())),
+        None,
     )
     if spoilt is not None:
         raise make_divergence_error(run, epoch, run.steps - 1, f"'{spoilt}' holds values that are not finite")

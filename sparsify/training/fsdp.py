@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.distributed import is_sharded, whole
+from sparsify.distributed import gather_tensor, is_sharded
 
 
-def shard(model: nn.Module, device: torch.device) -> nn.Module:
+def shard_model(model: nn.Module, device: torch.device) -> nn.Module:
     """Spread a model over all processes, in place: each of its parts by itself,
     or all at once where parts share parameters."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -19,37 +19,37 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     every = list(model.named_parameters(remove_duplicate=False))
     if len(every) == len({id(p) for _, p in every}):
-        for part in _parts(model):
+        for part in _list_parts(model):
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
     # otherwise what is changed in place after a pass without gradients would be lost
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     return model
 
 
-def _parts(model: nn.Module) -> Iterator[nn.Module]:
+def _list_parts(model: nn.Module) -> Iterator[nn.Module]:
     """Children with parameters; of lists of modules, which have no forward pass, what they hold."""
     for child in model.children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
-            yield from _parts(child)
+            yield from _list_parts(child)
         elif any(True for _ in child.parameters()):
             yield child
 
 
-def gathered(state: Any) -> Any:
+def gather_state(state: Any) -> Any:
     """Nested mappings and lists with every sharded tensor gathered,
     all others as they are; all processes must call."""
     match state:
         case Tensor():
-            return whole(state)
+            return gather_tensor(state)
         case Mapping():
-            return {key: gathered(value) for key, value in state.items()}
+            return {key: gather_state(value) for key, value in state.items()}
         case list():
-            return [gathered(value) for value in state]
+            return [gather_state(value) for value in state]
         case _:
             return state
 
 
-def spread(value: Any, parameter: Tensor) -> Any:
+def shard_value(value: Any, parameter: Tensor) -> Any:
     """A gathered tensor of a sharded parameter's shape, sharded as that is; anything else as it is."""
     if (
         not is_sharded(parameter)

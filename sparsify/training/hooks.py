@@ -17,7 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.cost.cost_model import Costs
-from sparsify.distributed import alike, bare, extent, is_sharded, local, part_of, sharing, unwrapped
+from sparsify.distributed import (
+    find_extent,
+    find_processes,
+    is_sharded,
+    local_part,
+    shard_like,
+    take_part,
+    unwrap_model,
+    unwrap_optimizer,
+)
 from sparsify.errors import ModelError
 from sparsify.graph.dead_units import find_dead_units
 from sparsify.graph.model_shapes import check_shapes
@@ -26,8 +35,8 @@ from sparsify.training.hooks_state import HooksState, match_state, save_penaltie
 from sparsify.training.optimizers import read_scalar, trained_parameters
 from sparsify.training.output_watch import OutputWatch
 from sparsify.training.penalties import auto_strength
-from sparsify.training.penalties.setup import Regularizer, ready, strength
-from sparsify.training.penalties.state import recalled
+from sparsify.training.penalties.setup import Regularizer, build_regularizers, compute_strength
+from sparsify.training.penalties.state import match_saved_state
 from sparsify.training.zeroed_groups import mask_zeros, measure_remaining, measure_sparsity
 from sparsify_schemas.group import in_one_tensor
 from sparsify_schemas.penalty import Threshold
@@ -49,7 +58,7 @@ class Hooks:
         processes: Any = None,
     ) -> None:
         self._plan = plan
-        self._model = model = unwrapped(model)
+        self._model = model = unwrap_model(model)
         self._parameters = trained_parameters(model, optimizer)
         self._regularizers = tuple(regularizers)
         self._steered = [r.steered for r in regularizers if r.steered is not None]
@@ -115,8 +124,8 @@ class Hooks:
             # is of the model before a cut: what is zero now is held.
             parameter = self._parameters[name]
             if mask.shape == parameter.shape:
-                part = local(mask) if is_sharded(mask) else part_of(mask, extent(name, parameter))
-                self._masks[name] = alike(part.to(local(parameter.detach())), parameter)
+                part = local_part(mask) if is_sharded(mask) else take_part(mask, find_extent(name, parameter))
+                self._masks[name] = shard_like(part.to(local_part(parameter.detach())), parameter)
         for here, value in pairs:
             here.copy_(value)
 
@@ -127,7 +136,9 @@ class Hooks:
         self._step, self._span = step, (step, self._span[1])
         for r in self._regularizers:
             if not r.spec.facts().chooses:  # else it chooses anew, for what the next cut is to leave
-                for here, saved in recalled(r.action, r.layouts, self._parameters, own.get(r.rule)) or ():
+                for here, saved in (
+                    match_saved_state(r.action, r.layouts, self._parameters, own.get(r.rule)) or ()
+                ):
                     here.copy_(saved)
 
     @property
@@ -203,30 +214,32 @@ class Hooks:
             return None
         since, until = self._span
         due = min(
-            auto_strength.due(s.spec, self._step - since, self._length[0], until - since)
+            auto_strength.compute_due(s.spec, self._step - since, self._length[0], until - since)
             for s in self._steered
         )
-        return due, auto_strength.reached(self._plan, self._steered, self._weights(), self.remaining())
+        return due, auto_strength.measure_progress(
+            self._plan, self._steered, self._weights(), self.remaining()
+        )
 
     def _strength_of(self, regularizer: Regularizer) -> float | None:
-        return strength(regularizer, self._step, *self._length, self._span)
+        return compute_strength(regularizer, self._step, *self._length, self._span)
 
     def _steer(self, optimizer: torch.optim.Optimizer) -> None:
         """Right after a proximal action: later the optimizer's momentum may have woken a dead group a
         little."""
         (since, until), (per_epoch, whole) = self._span, self._length
-        moment = auto_strength.interval(
+        moment = auto_strength.count_interval(
             whole, max((r.spec.facts().every for r in self._regularizers if r.steered), default=1)
         )
         if self._steered and self._step % moment == 0:
-            lr = max(float(group["lr"]) for group in optimizer.param_groups) * auto_strength.horizon(
+            lr = max(float(group["lr"]) for group in optimizer.param_groups) * auto_strength.count_horizon(
                 until - since, moment
             )
-            auto_strength.steer(
+            auto_strength.adjust_strengths(
                 self._plan,
                 self._steered,
                 self._weights(),
-                auto_strength.When(self._step - since, per_epoch, until - since, whole, moment, lr),
+                auto_strength.ControlStep(self._step - since, per_epoch, until - since, whole, moment, lr),
             )
 
     def _before(
@@ -259,7 +272,7 @@ class Hooks:
         if read_scalar(optimizer, "found_inf", 0.0):
             return  # the step will be skipped
         weights = self._weights()
-        gradients = {n: local(p.grad) for n, p in self._parameters.items() if p.grad is not None}
+        gradients = {n: local_part(p.grad) for n, p in self._parameters.items() if p.grad is not None}
         # A fused optimizer under a GradScaler still holds scaled gradients here
         # and unscales them inside its kernel.
         scale = read_scalar(optimizer, "grad_scale", 1.0)
@@ -299,7 +312,7 @@ class Hooks:
 
     def _weights(self) -> dict[str, Tensor]:
         """This process's part of every parameter; a penalty changes it in place."""
-        return {name: local(p.detach()) for name, p in self._parameters.items()}
+        return {name: local_part(p.detach()) for name, p in self._parameters.items()}
 
     def _act_proximally(self, i: int, regularizer: Regularizer) -> None:
         if regularizer.action.proximal is None or not any(self._pending[i]):
@@ -359,10 +372,10 @@ def attach(
         ...     hooks.sparsity() > 0
         True
     """
-    processes, model, optimizer = sharing(model), unwrapped(model), bare(optimizer)
+    processes, model, optimizer = find_processes(model), unwrap_model(model), unwrap_optimizer(optimizer)
     check_shapes(plan.map, model)
     parameters = trained_parameters(model, optimizer)
-    regularizers = ready(plan, parameters, steps_per_epoch, steps) if penalties else []
+    regularizers = build_regularizers(plan, parameters, steps_per_epoch, steps) if penalties else []
     rules = plan.recipe.rules
     held = [
         t

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparsify.errors import ModelError
 from sparsify.training.penalties.setup import Regularizer
-from sparsify.training.penalties.state import Pairs, recalled, remembered
+from sparsify.training.penalties.state import Pairs, copy_state, match_saved_state
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def save_penalties(
     regularizers: Sequence[Regularizer], parameters: Mapping[str, Tensor]
 ) -> dict[int, dict[str, Any]]:
     """Rule -> a copy of the state of its penalty."""
-    return {r.rule: remembered(r.action, r.layouts, parameters) for r in regularizers}
+    return {r.rule: copy_state(r.action, r.layouts, parameters) for r in regularizers}
 
 
 def match_state(
@@ -76,7 +76,7 @@ def match_state(
     pairs: Pairs = []
     for regularizer in regularizers:
         own = saved.own[regularizer.rule]
-        found = recalled(regularizer.action, regularizer.layouts, parameters, own)
+        found = match_saved_state(regularizer.action, regularizer.layouts, parameters, own)
         if found is None:
             raise refused
         pairs += found

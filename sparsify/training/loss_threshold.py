@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sparsify.distributed import local, whole
+from sparsify.distributed import gather_tensor, local_part
 
 _PRECISION = 1000
 """bisection ends when it knows the number of weights to so fine a part of all"""
 
 
-def plateaued(losses: Sequence[float], patience: int) -> bool:
+def has_plateaued(losses: Sequence[float], patience: int) -> bool:
     """Whether the last `patience` validation losses are all no better than the best before them."""
     return len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
 
@@ -25,8 +25,8 @@ def zero_smallest(weights: Sequence[Tensor], loss: Callable[[], float], toleranc
     T = 0 where none can go.
     Source: Tartaglione et al., arXiv:2011.09905.
     """
-    magnitudes = torch.cat([whole(w).abs().flatten() for w in weights])
-    weights = [local(w) for w in weights]
+    magnitudes = torch.cat([gather_tensor(w).abs().flatten() for w in weights])
+    weights = [local_part(w) for w in weights]
     kept = [w.clone() for w in weights]
     magnitudes = magnitudes[magnitudes > 0].sort().values
     bound = (1 + tolerance) * loss()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import RunError
-from sparsify.training.fsdp import spread
+from sparsify.training.fsdp import shard_value
 
 
 def _known_state(optimizer: torch.optim.Optimizer) -> set[str] | None:
@@ -51,7 +51,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
             "start a new run"
         )
     state = {
-        place: {key: spread(value, parameters[place]) for key, value in own.items()}
+        place: {key: shard_value(value, parameters[place]) for key, value in own.items()}
         for place, own in saved["state"].items()
     }
     optimizer.load_state_dict({**saved, "state": state})

@@ -23,9 +23,9 @@ from sparsify.events import EpochDone, Listener, StageStarted, silence
 from sparsify.objective.objective import CLASSIFICATION, Evaluation, Objective, evaluate, smooth_labels
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training.divergence import check_weights, refuse_overflow
-from sparsify.training.fsdp import gathered, shard
+from sparsify.training.fsdp import gather_state, shard_model
 from sparsify.training.hooks import attach
-from sparsify.training.loss_threshold import plateaued, zero_smallest
+from sparsify.training.loss_threshold import has_plateaued, zero_smallest
 from sparsify.training.optimizers import make_optimizer
 from sparsify.training.restore import restore_optimizer, restore_scale
 from sparsify.training.seeds import derive_seed
@@ -72,14 +72,14 @@ def train_stage(
     Raises TrainingError when the loss is no longer finite, before the step that would spoil the weights;
     DataError when there are more classes than the model has outputs.
     """
-    steps = _steps(stage, datasets, accelerator)
+    steps = _count_steps(stage, datasets, accelerator)
     if not objective.classes:
         objective = replace(objective, classes=datasets.classes)
     listener(StageStarted(stage.name, "train", stage.epochs, steps, restore.epochs if restore else 0))
     if restore is not None:
         model.load_state_dict(restore.model)
     apart = stage.shard and accelerator.num_processes > 1
-    trained = shard(copy_model(model).to(accelerator.device), accelerator.device) if apart else model
+    trained = shard_model(copy_model(model).to(accelerator.device), accelerator.device) if apart else model
     raw = make_optimizer(stage.optimizer, trained)
     prepared, scaler = (
         trained if apart else accelerator.prepare(model),
@@ -122,26 +122,26 @@ def train_stage(
             listener,
             objective,
             smooth_labels(objective, stage.label_smoothing),
-            _frozen(teacher, accelerator.device) if stage.distill is not None else None,
+            _freeze_teacher(teacher, accelerator.device) if stage.distill is not None else None,
         )
         moment = restore or StageState(0, (), 0.0, 0.0, 0.0, {}, {}, {})
         for epoch in range(moment.epochs, until or stage.epochs):
-            moment = _epoch(run, derive_seed(seed, stage_index, epoch), epoch, moment)
+            moment = _run_epoch(run, derive_seed(seed, stage_index, epoch), epoch, moment)
             if on_epoch is not None:
                 on_epoch(moment)
     accelerator.free_memory()
     model.to("cpu")
     if apart:
-        model.load_state_dict(gathered(trained.state_dict()))
+        model.load_state_dict(gather_state(trained.state_dict()))
     return moment
 
 
-def _frozen(teacher: nn.Module | None, device: torch.device) -> nn.Module | None:
+def _freeze_teacher(teacher: nn.Module | None, device: torch.device) -> nn.Module | None:
     """A copy in eval mode on the device, so that the teacher itself stays where it is."""
     return None if teacher is None else copy_model(teacher).to(device).eval().requires_grad_(False)
 
 
-def _epoch(run: StageRun, seed: int, epoch: int, before: StageState) -> StageState:
+def _run_epoch(run: StageRun, seed: int, epoch: int, before: StageState) -> StageState:
     """One pass over the training set and one over the validation set."""
     started, hooks_before = time.perf_counter(), run.hooks.seconds if run.hooks else 0.0
     loss, accuracy, lr = train_epoch(run, seed, epoch)
@@ -154,7 +154,7 @@ def _epoch(run: StageRun, seed: int, epoch: int, before: StageState) -> StageSta
     validation = _validate(run)
     check_weights(run, epoch, validation)
     threshold = (
-        _thresholded(run, before.history, validation.loss, last=epoch + 1 == run.stage.epochs)
+        _zero_below_threshold(run, before.history, validation.loss, last=epoch + 1 == run.stage.epochs)
         if run.hooks and validation
         else None
     )
@@ -199,9 +199,9 @@ def _epoch(run: StageRun, seed: int, epoch: int, before: StageState) -> StageSta
         seconds=before.seconds + ended - started,
         step_seconds=before.step_seconds + trained - started,
         penalty_seconds=before.penalty_seconds + (run.hooks.seconds - hooks_before if run.hooks else 0.0),
-        model=gathered(run.model.state_dict()),
-        optimizer=gathered(run.optimizer.state_dict()),
-        hooks=gathered(run.hooks.state_dict()) if run.hooks else {},
+        model=gather_state(run.model.state_dict()),
+        optimizer=gather_state(run.optimizer.state_dict()),
+        hooks=gather_state(run.hooks.state_dict()) if run.hooks else {},
         scaler=run.scaler.state_dict(),
     )
 
@@ -213,7 +213,9 @@ def _validate(run: StageRun) -> Evaluation | None:
     return evaluate(run.model, run.datasets.validation, run.objective)
 
 
-def _thresholded(run: StageRun, history: Sequence[Epoch], loss: float, *, last: bool) -> float | None:
+def _zero_below_threshold(
+    run: StageRun, history: Sequence[Epoch], loss: float, *, last: bool
+) -> float | None:
     """Set small weights to zero and hold them there, where a penalty asks for it and
     it is due; the largest that went."""
     assert run.hooks is not None
@@ -223,7 +225,7 @@ def _thresholded(run: StageRun, history: Sequence[Epoch], loss: float, *, last: 
     spec, names = asked
     since = max((i for i, row in enumerate(history) if row.threshold is not None), default=0)
     before = [row.validation_loss for row in history[since:] if row.validation_loss is not None]
-    if not (last or plateaued([*before, loss], spec.patience)):
+    if not (last or has_plateaued([*before, loss], spec.patience)):
         return None
     weights = [run.model.get_parameter(name).detach() for name in names]
     found = zero_smallest(
@@ -235,7 +237,7 @@ def _thresholded(run: StageRun, history: Sequence[Epoch], loss: float, *, last: 
     return found
 
 
-def _steps(stage: Train, datasets: Datasets, accelerator: Accelerator) -> int:
+def _count_steps(stage: Train, datasets: Datasets, accelerator: Accelerator) -> int:
     """Optimizer steps of an epoch."""
     if not len(datasets.train):
         raise TrainingError(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparsify.cost.cost_model import Costs, absolute_limits
-from sparsify.distributed import whole
+from sparsify.distributed import gather_tensor
 from sparsify.graph.dead_units import flag_nonzero
 from sparsify.graph.group_layouts import inner_layout
 from sparsify.pruning.planning.plan import Plan
@@ -55,7 +55,7 @@ def _count_zero_groups(group: Group, weights: Mapping[str, Tensor]) -> tuple[int
 
 def _count_zero_weights(weights: Mapping[str, Tensor]) -> tuple[int, int]:
     """(weights that are zero, all weights)."""
-    zero = sum(int(whole((weight == 0).sum())) for weight in weights.values())
+    zero = sum(int(gather_tensor((weight == 0).sum())) for weight in weights.values())
     return zero, sum(weight.numel() for weight in weights.values())
 
 

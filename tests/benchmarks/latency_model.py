@@ -41,7 +41,7 @@ from sparsify.cost.measure.timing import choose_clock
 from sparsify.events import Event, Measuring
 from sparsify.graph import build_map
 from sparsify.graph.verify import trial_cuts
-from sparsify.recipe import presets
+from sparsify.recipe import list_presets
 
 TOGETHER = 5
 """cuts that are timed interleaved"""
@@ -97,7 +97,7 @@ def network(name: str, size: int) -> nn.Module:
 def tried(name: str, target: str, count: int, size: int, any_width: bool) -> dict[str, Any]:
     """The errors of one network on one target."""
     started, model, x = time.perf_counter(), network(name, size), (torch.randn(1, 3, size, size),)
-    spec = presets()[target]
+    spec = list_presets()[target]
     with torch.random.fork_rng():
         map = trial_cuts.protect_failing_groups(
             model, build_map.build_map(model, x, measure.count_macs(model, x)[1]), x

@@ -26,7 +26,7 @@ from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.schedule import Constant, Schedule, Scheduled
 from sparsify_schemas.stage import Optimizer
 from sparsify_schemas.target import Target
-from sparsify_schemas.written import written
+from sparsify_schemas.written import to_written
 
 EXAMPLES: dict[str, Any] = {
     "use": "RMSprop",
@@ -79,7 +79,7 @@ def test_every_member_reads_back_as_it_is_written(kind: type[BaseModel]) -> None
     """Defaults are written out into a run's recipe, so they must not be refused there."""
     spec = made(kind)
     adapter: TypeAdapter[Any] = TypeAdapter(Scheduled if kind is Constant else kind)
-    assert adapter.validate_python(written(spec), by_alias=True, by_name=False) == spec
+    assert adapter.validate_python(to_written(spec), by_alias=True, by_name=False) == spec
 
 
 @pytest.mark.parametrize("kind", members(Schedule), ids=ids(Schedule))

@@ -16,12 +16,18 @@ from sparsify.errors import RecipeError, RunError
 from sparsify.events import EpochDone, Event, StageStarted
 from sparsify.models import digits_cnn
 from sparsify.objective.objective import CLASSIFICATION, evaluate
-from sparsify.pruning.planning.baseline_recipes import Cost, baseline_recipe, counted_in, same_dense, training
+from sparsify.pruning.planning.baseline_recipes import (
+    Cost,
+    choose_cost,
+    list_training_stages,
+    make_baseline_recipe,
+    shares_dense_model,
+)
 from sparsify.pruning.planning.plan import Floor
-from sparsify.reporting.report_tables import tables
+from sparsify.reporting.report_tables import list_tables
 from sparsify.runs import run_folder
 from sparsify.runs.apply import apply, preview
-from sparsify.runs.run_folder import sha256
+from sparsify.runs.run_folder import hash_file
 from sparsify.runs.save_load import read_cuts, rebuild_baseline, verify_run
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.recipe import Recipe
@@ -84,7 +90,7 @@ def test_each_costs_no_more_than_the_cut_model_and_has_as_many_epochs(whole: Pat
         assert b.verdict.outcome == "equal" and b.cut_metric is not None
         assert [t.target for t in b.latency] == ["eager"]
     assert [
-        row[0] for row in next(t for t in tables(report) if t.title == "Compared with baselines").rows
+        row[0] for row in next(t for t in list_tables(report) if t.title == "Compared with baselines").rows
     ] == [
         "dense",
         "cut",
@@ -99,7 +105,7 @@ def test_every_figure_is_of_the_model_as_it_lies_on_disk(whole: Path) -> None:
         assert evaluate(model, test, CLASSIFICATION).deciding == b.side.test_metric
         assert sum(p.numel() for p in model.parameters()) == b.side.params
         own = f"{run_folder.BASELINES}/{b.kind}/{run_folder.WEIGHTS}"
-        assert verify_run(whole).files[own] == sha256(whole / own)
+        assert verify_run(whole).files[own] == hash_file(whole / own)
     left = {str(p.relative_to(whole)) for p in (whole / run_folder.BASELINES).rglob("*")}
     assert left == {
         "baselines/cost.json",
@@ -178,7 +184,7 @@ def test_a_given_model_is_what_the_baselines_are_cut_from() -> None:
     other = apply(by_hand, weights(), timing=0.05)
     assert read_cuts(run / run_folder.BASELINES / "magnitude")[0].widths == read_cuts(other)[0].widths
     assert own.side.epochs == 2 and own.cut_metric == verify_run(other).rounds[0].validation_metric
-    notes = next(t for t in tables(verify_run(run)) if t.title == "Compared with baselines").notes
+    notes = next(t for t in list_tables(verify_run(run)) if t.title == "Compared with baselines").notes
     assert (
         "The cut model was trained for more epochs in this run than magnitude: those before its cut." in notes
     )
@@ -200,7 +206,7 @@ def test_without_penalties_the_dense_model_is_not_trained_twice() -> None:
         listener=lambda e: begun.append(e.name) if isinstance(e, StageStarted) else None,
     )
     assert begun == ["learn", "cut", "finetune", "magnitude: cut", "magnitude: finetune"]
-    assert sha256(run / run_folder.WEIGHTS) == sha256(
+    assert hash_file(run / run_folder.WEIGHTS) == hash_file(
         run / run_folder.BASELINES / "magnitude" / run_folder.WEIGHTS
     ), "the same cut of the same model, trained on examples in the same order"
 
@@ -360,9 +366,9 @@ def test_a_loop_of_ones_own_is_told_that_it_gets_none() -> None:
 
 def test_what_equal_cost_means() -> None:
     asked = Budget.model_validate({"params": "40%", "latency": {"phone": "60%"}})
-    assert counted_in(asked) == "latency.phone"
-    assert counted_in(asked.model_copy(update={"latency": {}})) == "params"
-    assert counted_in(Budget()) == "macs"
+    assert choose_cost(asked) == "latency.phone"
+    assert choose_cost(asked.model_copy(update={"latency": {}})) == "params"
+    assert choose_cost(Budget()) == "macs"
     assert Cost("latency.phone", 0.575).budget.latency["phone"] == Share(100 * 0.575, "%")
     found = Cost("macs", 93440.0).budget.macs
     assert found is not None and 93440.0 <= found.count < 93440.1
@@ -372,7 +378,7 @@ def test_they_are_repaired_where_the_run_is() -> None:
     stages = [{"kind": "cut"}, {"kind": "repair"}, TUNE]
     recipe = {**RECIPE, "stages": stages, "inputs": [{"shape": [2, 1, 8, 8]}]}
     plan = sparsify.make_plan(recipe, digits_cnn().eval(), (torch.zeros(2, 1, 8, 8),))
-    theirs = baseline_recipe(plan, "random", Cost("macs", 90_000.0))
+    theirs = make_baseline_recipe(plan, "random", Cost("macs", 90_000.0))
     assert [(s.kind, s.name) for s in theirs.stages] == [
         ("cut", "random: cut"),
         ("repair", "random: repair"),
@@ -383,10 +389,10 @@ def test_they_are_repaired_where_the_run_is() -> None:
 def test_which_stages_are_theirs() -> None:
     gradual = {**LEARN, "name": "shrink", "epochs": 4, "cuts": {"every": "1ep"}}
     recipe = Recipe.model_validate({**RECIPE, "stages": [LEARN, gradual, TUNE]})
-    before, after = training(recipe, True)
+    before, after = list_training_stages(recipe, True)
     assert [s.name for s in before] == ["learn"] and [s.name for s in after] == ["shrink", "finetune"]
     assert not any(s.penalties or s.cuts for s in (*before, *after))
-    assert training(recipe, False)[0] == () and not same_dense(recipe)
+    assert list_training_stages(recipe, False)[0] == () and not shares_dense_model(recipe)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 import sparsify
 from sparsify.cost.measure import count_macs
-from sparsify.reporting.diff import diff_runs, resolved
+from sparsify.reporting.diff import diff_runs, resolve_recipe
 from sparsify.reporting.report_file import read_report
 from sparsify.reporting.report_tables import to_markdown
 from sparsify.runs.apply import apply
@@ -166,7 +166,10 @@ def test_a_diff_of_runs_shows_what_left():
     changes = {
         c.path: (c.old, c.new)
         for c in diff_runs(
-            read_report(none), read_report(one), resolved(read_recipe(none)), resolved(read_recipe(one))
+            read_report(none),
+            read_report(one),
+            resolve_recipe(read_recipe(none)),
+            resolve_recipe(read_recipe(one)),
         )
     }
     assert len(gone) == 4 and all(changes[f"widths.{name}"] == (8, 0) for name in gone)

@@ -349,7 +349,7 @@ def test_whatever_a_file_of_a_complete_run_holds(made: Path, name: str) -> None:
         rng = random.Random(f"{name} {n}")
         run = fresh(made)
         if name == run_folder.BASE:
-            files.write(
+            files.write_bytes(
                 run / name,
                 files.as_json(
                     {"model": RECIPE["model"], "cuts": [json.loads((run / run_folder.CUTS).read_bytes())]}

@@ -251,7 +251,7 @@ def test_a_write_that_fails_leaves_the_old_folder(bert: Path, monkeypatch: pytes
     run = bert
     sparsify.export(run, "huggingface", "hf")
     before = Path("hf/model.safetensors").read_bytes()
-    monkeypatch.setattr("sparsify.exporters.hugging_face.load", lambda kind, folder: 1 / 0)
+    monkeypatch.setattr("sparsify.exporters.hugging_face.load_pretrained", lambda kind, folder: 1 / 0)
     with pytest.raises(
         VerificationError,
         match="hf was not written: from_pretrained cannot run what was made: ZeroDivisionError",

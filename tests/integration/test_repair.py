@@ -11,7 +11,7 @@ import sparsify
 from sparsify.errors import RecipeError
 from sparsify.events import Event, Measuring, Note, StageStarted
 from sparsify.reporting.report_file import read_report
-from sparsify.reporting.report_tables import tables
+from sparsify.reporting.report_tables import list_tables
 from sparsify.runs.run_folder import CHECKPOINT
 
 RECIPE: dict[str, Any] = {
@@ -47,7 +47,7 @@ def test_a_run_repairs_after_its_cut() -> None:
     assert repair.agreement.error < cut.agreement.error and repair.agreement == repair.repair.after
     assert cut.validation_metric is not None and repair.validation_metric is not None
     assert repair.validation_metric > cut.validation_metric
-    table = next(t for t in tables(report) if t.title == "Agreement with the dense model")
+    table = next(t for t in list_tables(report) if t.title == "Agreement with the dense model")
     assert [row[0] for row in table.rows] == ["cut", "repair"]
     said = next(note for note in table.notes if note.startswith("repair: "))
     assert said.startswith("repair: least_squares on 300 unlabelled training examples; ")

@@ -10,7 +10,7 @@ import torch
 from sparsify.errors import RecipeError
 from sparsify.events import CutDone, EpochDone, Event, StageStarted, StepDone
 from sparsify.reporting import report_tables
-from sparsify.reporting.diff import diff_runs, resolved
+from sparsify.reporting.diff import diff_runs, resolve_recipe
 from sparsify.runs import run_folder
 from sparsify.runs.apply import apply, preview
 from sparsify.runs.run_folder import read_recipe
@@ -262,7 +262,7 @@ def test_report_and_diff_show_each_round(whole: dict[str, Path]) -> None:
     found = verify_run(whole["rounds"])
     page = report_tables.to_markdown(found)
     assert "## Cuts" in page and "| first |" in page and "| second |" in page
-    a, b = (resolved(read_recipe(whole[name])) for name in RECIPES)
+    a, b = (resolve_recipe(read_recipe(whole[name])) for name in RECIPES)
     paths = {c.path: (c.old, c.new) for c in diff_runs(found, verify_run(whole["gradual"]), a, b)}
     assert paths["metrics.rounds[first].macs_left"] == (parts(found)[0], None)
     assert paths["metrics.rounds[shrink@2].verdict"] == (None, "equal")

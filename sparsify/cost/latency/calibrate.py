@@ -71,7 +71,7 @@ def build_latency_model(
             table.model_copy(update={"networks": {**table.networks, digest: found}}),
             tables.table_path(target),
         )
-    return calibrate(bare, model_map, found)
+    return calibrate_table(bare, model_map, found)
 
 
 def read_width_steps(targets: Mapping[str, Target]) -> dict[str, Steps]:
@@ -80,7 +80,7 @@ def read_width_steps(targets: Mapping[str, Target]) -> dict[str, Steps]:
     return {name: tables.width_steps(tables.read_table(name, target)) for name, target in targets.items()}
 
 
-def calibrate(bare: LatencyModel, model_map: ModelMap, networks: Iterable[Network]) -> LatencyModel:
+def calibrate_table(bare: LatencyModel, model_map: ModelMap, networks: Iterable[Network]) -> LatencyModel:
     """The latency model, corrected by networks that were timed whole."""
     shapes = Costs(model_map).shapes
     of = {c.name: c.width for c in model_map.coupled}

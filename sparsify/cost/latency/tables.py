@@ -102,7 +102,7 @@ def write_table(table: Table, path: Path) -> None:
     """Write a table atomically, merged with what another process added meanwhile. Raises TargetError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(
+        files.write_bytes(
             path, (merge_with_file(table, path).model_dump_json(indent=1) + "\n").encode(), shared=True
         )
     except (OSError, RunError) as error:

@@ -11,7 +11,7 @@ from typing import assert_never
 
 from sparsify.cost.measure.machine import count_cores
 from sparsify.errors import TargetError
-from sparsify.formatting.numbers import plural
+from sparsify.formatting.numbers import count_noun
 from sparsify_schemas.target import Cpu, Cuda, Target
 
 _EXTRAS = {"onnxruntime": ("ONNX Runtime", "onnx"), "openvino": ("OpenVINO", "openvino")}
@@ -78,7 +78,7 @@ def _why_too_many_threads(target: Cpu) -> str | None:
     if target.threads <= have:
         return None
     return (
-        f"asks for {target.threads} threads, but this machine has {plural(have, 'core')}; "
+        f"asks for {target.threads} threads, but this machine has {count_noun(have, 'core')}; "
         "lower 'threads', or give a 'table' that was measured on the target machine"
     )
 

@@ -24,14 +24,14 @@ def describe_environment() -> Environment:
     """Python, packages, processor."""
     return Environment(
         python=platform.python_version(),
-        packages={name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        packages={name: found for name in _PACKAGES if (found := _find_version(name)) is not None},
         processor=processor_name(),
         cores=count_cores(),
         platform=platform.platform(),
     )
 
 
-def _version(package: str) -> str | None:
+def _find_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -9,7 +9,7 @@ from sparsify.errors import ModelError
 from sparsify.graph.group_index import Axis, Layout, tiles
 
 
-def distances(layout: Layout, weights: Mapping[str, Tensor]) -> Tensor:
+def measure_distances(layout: Layout, weights: Mapping[str, Tensor]) -> Tensor:
     """sum over the other units v of the same name of ||w_u - w_v||_2, w_u everything of unit u in tensors of
     two or more
     dimensions: [count]. Raises ModelError where a name has no such tensor.
@@ -18,7 +18,7 @@ def distances(layout: Layout, weights: Mapping[str, Tensor]) -> Tensor:
     """
     device = next(iter(weights.values())).device
     found = torch.zeros(layout.count, dtype=torch.float64, device=device)
-    products = _products(layout, weights)
+    products = _multiply_units(layout, weights)
     for name, first, width in layout.names:
         if name not in products:
             raise ModelError(
@@ -32,7 +32,7 @@ def distances(layout: Layout, weights: Mapping[str, Tensor]) -> Tensor:
     return found
 
 
-def _products(layout: Layout, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _multiply_units(layout: Layout, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Name -> inner product of every pair of its units: [width, width], float64."""
     total: dict[str, Tensor] = {}
     for part in layout.parts:
@@ -40,8 +40,8 @@ def _products(layout: Layout, weights: Mapping[str, Tensor]) -> dict[str, Tensor
         if weight.dim() < 2:
             continue
         for axis in part.axes:
-            rows = _rows(weight, axis)
-            for place, own in _owners(layout, axis):
+            rows = _flatten_rows(weight, axis)
+            for place, own in _list_owners(layout, axis):
                 name, first, width = layout.names[place]
                 slots = axis.slots[own] - first
                 if not bool((torch.bincount(slots, minlength=width) * width == len(slots)).all()):
@@ -55,7 +55,7 @@ def _products(layout: Layout, weights: Mapping[str, Tensor]) -> dict[str, Tensor
     return total
 
 
-def _owners(layout: Layout, axis: Axis) -> Iterator[tuple[int, Tensor]]:
+def _list_owners(layout: Layout, axis: Axis) -> Iterator[tuple[int, Tensor]]:
     """(place in the layout's names, indices of the axis that are its) for every name that the axis holds."""
     firsts = torch.tensor([first for _, first, _ in layout.names], device=axis.slots.device)
     owner = torch.bucketize(axis.slots, firsts, right=True) - 1
@@ -65,7 +65,7 @@ def _owners(layout: Layout, axis: Axis) -> Iterator[tuple[int, Tensor]]:
             yield place, torch.nonzero(owner == place).flatten()
 
 
-def _rows(weight: Tensor, axis: Axis) -> Tensor:
+def _flatten_rows(weight: Tensor, axis: Axis) -> Tensor:
     """What lies at every index of an axis, flat: [indices, ...]."""
     if axis.tile is not None:
         down, rows, across, columns = tiled = tiles(weight.shape, axis.tile)

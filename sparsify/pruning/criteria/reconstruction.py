@@ -117,8 +117,8 @@ def reconstruction_scores(
                 f"without groups reads '{name}'; use magnitude or taylor there"
             )
     layers = {reader.layer for own in readers.values() for reader in own}
-    moments = _look(model.eval(), sorted(layers), [x for x, _ in batches], seed)
-    return {name: _scores(model, readers[name], moments, groups[name].width, ridge) for name in groups}
+    moments = _gather_moments(model.eval(), sorted(layers), [x for x, _ in batches], seed)
+    return {name: _score_units(model, readers[name], moments, groups[name].width, ridge) for name in groups}
 
 
 def find_readers(model: nn.Module, group: Coupled) -> Iterator[Reader]:
@@ -138,7 +138,7 @@ def find_readers(model: nn.Module, group: Coupled) -> Iterator[Reader]:
         yield Reader(layer, tuple((columns == unit).nonzero().flatten() for unit in range(group.width)))
 
 
-def _look(
+def _gather_moments(
     model: nn.Module, layers: Sequence[str], inputs: Sequence[Tensor], seed: int
 ) -> dict[str, _Moments]:
     """Pass the examples through the model, forwards and backwards, and add up what the layers see."""
@@ -198,7 +198,7 @@ def _add_curvature(module: nn.Module, own: _Moments, output: Tensor, gradient: T
     own.examples += len(output)
 
 
-def _scores(
+def _score_units(
     model: nn.Module, readers: Sequence[Reader], moments: Mapping[str, _Moments], width: int, ridge: float
 ) -> Tensor:
     surgeons = [

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparsify.errors import ModelError
 from sparsify.graph.group_index import Layout, is_scale, wide
-from sparsify.pruning.criteria.filter_distance import distances
+from sparsify.pruning.criteria.filter_distance import measure_distances
 from sparsify_schemas.criterion import (
     Activation,
     BnScale,
@@ -26,47 +26,53 @@ from sparsify_schemas.criterion import (
 )
 
 Tensors = Mapping[str, Tensor]
-Looks = Callable[[], Iterable[None]]
+Statistics = Callable[[], Iterable[None]]
 """each step of the iteration leaves in the weights' `grad` what a criterion looks at:
 the gradient of the loss on one batch (fisher: on one example), or the root mean square of the inputs that the
 weights multiply (activation, wanda)"""
 
 
-def group_scores(spec: Criterion, layout: Layout, weights: Tensors, looks: Looks | None, seed: int) -> Tensor:
+def group_scores(
+    spec: Criterion, layout: Layout, weights: Tensors, looks: Statistics | None, seed: int
+) -> Tensor:
     """The score of every slot of a layout: [count]. `looks` is needed by criteria that look at data."""
     match spec:
         case Magnitude():
             powers = layout.reduce(lambda name: wide(weights[name].detach()).abs().pow(spec.norm))[:-1]
-            return _normalized(spec.normalize, powers, layout, weights)
+            return _normalize(spec.normalize, powers, layout, weights)
         case Taylor():
             changes = _over_batches(
-                spec, looks, lambda: layout.reduce(lambda name: _product(weights[name]))[:-1].abs()
+                spec,
+                looks,
+                lambda: layout.reduce(lambda name: _multiply_by_gradient(weights[name]))[:-1].abs(),
             )
-            return _normalized(spec.normalize, changes, layout, weights)
+            return _normalize(spec.normalize, changes, layout, weights)
         case Fisher():
             return _over_batches(
-                spec, looks, lambda: layout.reduce(lambda name: _product(weights[name]))[:-1].square() / 2
+                spec,
+                looks,
+                lambda: layout.reduce(lambda name: _multiply_by_gradient(weights[name]))[:-1].square() / 2,
             )
         case Sensitivity() | Wanda():
             products = _over_batches(
                 spec, looks, lambda: layout.reduce(lambda name: _size_of_product(weights[name]))[:-1]
             )
             how = spec.normalize if isinstance(spec, Wanda) else "none"
-            return _normalized(how, products, layout, weights)
+            return _normalize(how, products, layout, weights)
         case Activation():
             sizes = layout.sizes(weights).clamp(min=1)
             arriving = _over_batches(
                 spec, looks, lambda: (layout.reduce(lambda name: weights[name].grad) / sizes)[:-1]
             )
-            return _normalized(spec.normalize, arriving, layout, weights)
+            return _normalize(spec.normalize, arriving, layout, weights)
         case Lamp():
             squares = layout.reduce(lambda name: wide(weights[name].detach()).square())[:-1]
-            return torch.cat([_lamp(own) for own in layout.split(squares).values()])
+            return torch.cat([_score_lamp(own) for own in layout.split(squares).values()])
         case BnScale():
-            return _scales(layout, weights)
+            return _sum_scales(layout, weights)
         case Fpgm():
-            apart = distances(layout, weights)
-            return torch.cat([own / _mean(own) for own in layout.split(apart).values()]).float()
+            apart = measure_distances(layout, weights)
+            return torch.cat([own / _clamp_mean(own) for own in layout.split(apart).values()]).float()
         case Reconstruction():
             raise ModelError("criterion 'reconstruction' scores the units of whole coupled groups of a model")
         case Random():
@@ -75,7 +81,7 @@ def group_scores(spec: Criterion, layout: Layout, weights: Tensors, looks: Looks
             assert_never(spec)
 
 
-def weight_scores(spec: Criterion, weight: Tensor, looks: Looks | None, seed: int) -> Tensor:
+def weight_scores(spec: Criterion, weight: Tensor, looks: Statistics | None, seed: int) -> Tensor:
     """The score of every element of one tensor, in its shape."""
 
     def zeros() -> Tensor:
@@ -105,7 +111,7 @@ def weight_scores(spec: Criterion, weight: Tensor, looks: Looks | None, seed: in
             )
             return _divided(spec.normalize, arriving)
         case Lamp():
-            return _lamp(wide(weight.detach()).square().flatten()).view_as(weight)
+            return _score_lamp(wide(weight.detach()).square().flatten()).view_as(weight)
         case BnScale():
             raise ModelError("criterion 'bn_scale' scores whole channels, not single weights")
         case Fpgm():
@@ -118,7 +124,7 @@ def weight_scores(spec: Criterion, weight: Tensor, looks: Looks | None, seed: in
             assert_never(spec)
 
 
-def _normalized(how: Normalize, scores: Tensor, layout: Layout, weights: Tensors) -> Tensor:
+def _normalize(how: Normalize, scores: Tensor, layout: Layout, weights: Tensors) -> Tensor:
     """The scores of all slots, made comparable between layers."""
     if how == "none":
         return scores
@@ -156,11 +162,11 @@ def _divided(how: Normalize, scores: Tensor) -> Tensor:
     return scores / divisor.clamp(min=torch.finfo(scores.dtype).tiny)
 
 
-def _mean(scores: Tensor) -> Tensor:
+def _clamp_mean(scores: Tensor) -> Tensor:
     return scores.mean().clamp(min=torch.finfo(scores.dtype).tiny)
 
 
-def _lamp(squares: Tensor) -> Tensor:
+def _score_lamp(squares: Tensor) -> Tensor:
     """n_u / sum of all n_v >= n_u, for one layer; equal ones in the order of their places."""
     order = squares.argsort(descending=True, stable=True)
     ranked = squares[order]
@@ -169,7 +175,7 @@ def _lamp(squares: Tensor) -> Tensor:
     return scores
 
 
-def _scales(layout: Layout, weights: Tensors) -> Tensor:
+def _sum_scales(layout: Layout, weights: Tensors) -> Tensor:
     scales = {part.name for part in layout.parts if is_scale(part.name, weights[part.name])}
     covered = layout.reduce(lambda name: torch.ones_like(weights[name].detach()) if name in scales else None)
     without = [name for name, own in layout.split(covered[:-1]).items() if not bool((own > 0).all())]
@@ -181,7 +187,7 @@ def _scales(layout: Layout, weights: Tensors) -> Tensor:
     return layout.reduce(lambda name: wide(weights[name].detach()).abs() if name in scales else None)[:-1]
 
 
-def _product(weight: Tensor) -> Tensor | None:
+def _multiply_by_gradient(weight: Tensor) -> Tensor | None:
     return None if weight.grad is None else wide(weight.detach()) * weight.grad
 
 
@@ -189,7 +195,7 @@ def _size_of_product(weight: Tensor) -> Tensor | None:
     return None if weight.grad is None else (wide(weight.detach()) * weight.grad).abs()
 
 
-def _over_batches(spec: Criterion, looks: Looks | None, measure: Callable[[], Tensor]) -> Tensor:
+def _over_batches(spec: Criterion, looks: Statistics | None, measure: Callable[[], Tensor]) -> Tensor:
     if looks is None:
         raise ValueError(f"criterion '{spec.kind}' needs training batches")
     total, count = None, 0

@@ -13,17 +13,17 @@ from sparsify.data.columns import batch_size, split_values
 from sparsify.errors import ModelError
 from sparsify.objective.objective import Objective, measure_batch, move
 from sparsify.objective.predictions import call_on_batch
-from sparsify.pruning.criteria.scores import Looks
+from sparsify.pruning.criteria.scores import Statistics
 from sparsify_schemas.criterion import Criterion, FromData
 
 Batch = tuple[Any, Any]
 """(inputs, targets)"""
-_SEEN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SEEN_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def looks(
+def gather_statistics(
     model: nn.Module, spec: Criterion, batches: Sequence[Batch] | None, objective: Objective | None
-) -> Looks | None:
+) -> Statistics | None:
     """How a criterion looks at a model, which it leaves in eval mode;
     None where it needs no data or there is none."""
     if batches is None or objective is None or not isinstance(spec, FromData):
@@ -31,12 +31,12 @@ def looks(
     own = list(islice(batches, spec.batches))
     match spec.facts().sees:
         case "inputs":
-            return partial(_inputs, model, spec.kind, own)
+            return partial(_visit_inputs, model, spec.kind, own)
         case "gradients":
-            return partial(_gradients, model, spec.kind, own, objective)
+            return partial(_visit_gradients, model, spec.kind, own, objective)
         case "gradients of examples":
             alone = [example for batch in own for example in _one_by_one(batch)]
-            return partial(_gradients, model, spec.kind, alone, objective)
+            return partial(_visit_gradients, model, spec.kind, alone, objective)
         case "weights" | "model":
             return None
 
@@ -47,7 +47,9 @@ def _one_by_one(batch: Batch) -> list[Batch]:
     return list(zip(split_values(x, count), split_values(y, count), strict=True))
 
 
-def _gradients(model: nn.Module, kind: str, batches: Sequence[Batch], objective: Objective) -> Iterator[None]:
+def _visit_gradients(
+    model: nn.Module, kind: str, batches: Sequence[Batch], objective: Objective
+) -> Iterator[None]:
     device = next(model.parameters()).device
     model.eval().requires_grad_(True)
     has_gradient = False
@@ -70,9 +72,9 @@ def _gradients(model: nn.Module, kind: str, batches: Sequence[Batch], objective:
         )
 
 
-def _inputs(model: nn.Module, kind: str, batches: Sequence[Batch]) -> Iterator[None]:
+def _visit_inputs(model: nn.Module, kind: str, batches: Sequence[Batch]) -> Iterator[None]:
     """Root mean squares over a batch and, for convolutions, over positions; the same for every output."""
-    seen = [module for module in model.modules() if isinstance(module, _SEEN)]
+    seen = [module for module in model.modules() if isinstance(module, _SEEN_LAYERS)]
     if not seen:
         raise ModelError(
             f"criterion '{kind}' sees convolutions and Linear layers, and the model has neither; "
@@ -84,13 +86,13 @@ def _inputs(model: nn.Module, kind: str, batches: Sequence[Batch]) -> Iterator[N
         model.zero_grad(set_to_none=True)
         with ExitStack() as stack, torch.no_grad():
             for module in seen:
-                handle = module.register_forward_hook(_note)
+                handle = module.register_forward_hook(_note_input)
                 stack.callback(handle.remove)
             call_on_batch(model, move(x, device))
         yield
 
 
-def _note(module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
+def _note_input(module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
     weight, x = module.get_parameter("weight"), args[0].detach().float()
     if isinstance(module, nn.Linear):
         rms = x.flatten(0, -2).square().mean(0).sqrt()

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from sparsify.errors import Problem
 from sparsify.graph.model_map import Layer, ModelMap
 from sparsify.pruning.planning.group_types import (
-    clashing,
     find_groups,
     find_tensors,
+    list_clashing,
 )
-from sparsify.pruning.planning.match_layers import around, matched
+from sparsify.pruning.planning.match_layers import find_overlapping_branches, match_layers
 from sparsify.pruning.planning.pattern_fit import check_patterns
 from sparsify.pruning.planning.plan import Assignment
 from sparsify.recipe import Positions
@@ -22,7 +22,9 @@ def assign_rules(
 ) -> Iterable[Assignment]:
     rules = recipe.rules
     layers: dict[int, list[Layer]] = {
-        i: matched(recipe, positions, map, i, problems) for i, rule in enumerate(rules) if not rule.protect
+        i: match_layers(recipe, positions, map, i, problems)
+        for i, rule in enumerate(rules)
+        if not rule.protect
     }
     claimed: dict[tuple[str, str], int] = {}
     owner: dict[str, tuple[int, str]] = {}
@@ -40,7 +42,11 @@ def assign_rules(
                 )
                 continue
             claimed[layer.name, str(rule.group)] = index
-            for group in [g for c in find_groups(rule.group, map, layer) for g in (c, *around(map, c))]:
+            for group in [
+                g
+                for c in find_groups(rule.group, map, layer)
+                for g in (c, *find_overlapping_branches(map, c))
+            ]:
                 before, through = owner.get(group.name, (index, layer.name))
                 if group.protected is None and before != index and first == index and not rule.override:
                     text = (
@@ -85,7 +91,7 @@ def _check_clashes(
         if group is None:
             continue
         kind = kind_of(group)
-        clashes = clashing(kind)
+        clashes = list_clashing(kind)
         for layer in own:
             earlier = [first[layer.name, other] for other in clashes if (layer.name, other) in first]
             rival = next(iter(earlier), None)

@@ -43,7 +43,7 @@ class Cost:
                 )
 
 
-def counted_in(budget: Budget) -> str:
+def choose_cost(budget: Budget) -> str:
     """What equal cost means: the first latency that is limited, else the first count that is, else MACs."""
     target = next(iter(budget.latency), None)
     return (
@@ -53,61 +53,61 @@ def counted_in(budget: Budget) -> str:
     )
 
 
-def first_cut(recipe: Recipe) -> int:
+def find_first_cut(recipe: Recipe) -> int:
     """Index of the first stage that cuts, at which each baseline begins."""
     return next(i for i, stage in enumerate(recipe.stages) if goal(stage) is not None)
 
 
-def training(recipe: Recipe, random: bool) -> tuple[tuple[Train, ...], tuple[Train, ...]]:
+def list_training_stages(recipe: Recipe, random: bool) -> tuple[tuple[Train, ...], tuple[Train, ...]]:
     """The stages that the baselines' dense model is trained through,
     and those of each baseline after its cut.
 
     random: the run begins with random weights. A stage that cuts between its epochs counts as after the cut.
     """
-    first = first_cut(recipe)
-    before = _plain(recipe.stages[:first]) if random else ()
-    return before, _plain(recipe.stages[first:])
+    first = find_first_cut(recipe)
+    before = _drop_penalties(recipe.stages[:first]) if random else ()
+    return before, _drop_penalties(recipe.stages[first:])
 
 
-def _plain(stages: tuple[Stage, ...]) -> tuple[Train, ...]:
+def _drop_penalties(stages: tuple[Stage, ...]) -> tuple[Train, ...]:
     return tuple(
         s.model_copy(update={"penalties": False, "cuts": None}) for s in stages if isinstance(s, Train)
     )
 
 
-def _plain_with_repairs(stages: tuple[Stage, ...]) -> Iterator[Train | Repair]:
+def _drop_penalties_and_cuts(stages: tuple[Stage, ...]) -> Iterator[Train | Repair]:
     """Trained without penalties, and repaired where the run is."""
     for stage in stages:
         match stage:
             case Repair():
                 yield stage
             case Train():
-                yield from _plain((stage,))
+                yield from _drop_penalties((stage,))
             case Cut():
                 pass
             case _:
                 assert_never(stage)
 
 
-def same_dense(recipe: Recipe) -> bool:
+def shares_dense_model(recipe: Recipe) -> bool:
     """Whether the run itself trains, up to its cut, without penalties and without cutting."""
-    first = first_cut(recipe)
+    first = find_first_cut(recipe)
     penalised = any(rule.penalty is not None for rule in recipe.rules)
     return isinstance(recipe.stages[first], Cut) and not (
         penalised and any(isinstance(s, Train) and s.penalties for s in recipe.stages[:first])
     )
 
 
-def dense_recipe(recipe: Recipe) -> Recipe:
+def make_dense_recipe(recipe: Recipe) -> Recipe:
     """For the dense model of the baselines of a run from random weights."""
-    before, _ = training(recipe, True)
+    before, _ = list_training_stages(recipe, True)
     stages = tuple(s.model_copy(update={"name": f"baselines: {s.name}"}) for s in before)
     return recipe.model_copy(
         update={"title": f"{recipe.title}: dense", "stages": stages, "budget": Budget(), "baselines": ()}
     )
 
 
-def baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:
+def make_baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:
     """The recipe with this choice in place of the rules' own,
     nothing asked for but the cost, and the cut at once.
 
@@ -117,13 +117,13 @@ def baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:
     recipe = plan.recipe
     multiples = {a.rule: a.multiple for a in plan.assignments}
     rules = tuple(
-        rule if rule.protect else _rule(rule, kind, multiples.get(i, 1))
+        rule if rule.protect else _make_rule(rule, kind, multiples.get(i, 1))
         for i, rule in enumerate(recipe.rules)
         if rule.protect
         or not (in_one_tensor(rule.group) or (kind == "uniform_width" and removes_branches(rule.group)))
     )
-    first = first_cut(recipe)
-    before, after = recipe.stages[:first], _plain_with_repairs(recipe.stages[first:])
+    first = find_first_cut(recipe)
+    before, after = recipe.stages[:first], _drop_penalties_and_cuts(recipe.stages[first:])
     stages = (
         *before,
         Cut(kind="cut", name=f"{kind}: cut"),
@@ -139,7 +139,7 @@ def baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:
     return recipe.model_copy(update=changes)
 
 
-def _rule(rule: Rule, kind: Baseline, multiple: int) -> Rule:
+def _make_rule(rule: Rule, kind: Baseline, multiple: int) -> Rule:
     """Widths that pay and floors stay; limits found by looking at accuracy are part of what is compared.
     Of what goes by MACs the widths are part of that, and nothing else."""
     if removes_branches(rule.group):
@@ -153,13 +153,13 @@ def _rule(rule: Rule, kind: Baseline, multiple: int) -> Rule:
         update={
             "penalty": None,
             "sparsity": None,
-            "criterion": _criterion(kind, rule.criterion),
+            "criterion": _choose_criterion(kind, rule.criterion),
             "keep": keep,
         }
     )
 
 
-def _criterion(kind: Baseline, own: Criterion) -> Criterion:
+def _choose_criterion(kind: Baseline, own: Criterion) -> Criterion:
     match kind:
         case "by_macs":
             return own
@@ -171,7 +171,7 @@ def _criterion(kind: Baseline, own: Criterion) -> Criterion:
             assert_never(kind)
 
 
-def chooser(kind: Baseline) -> Chooser:
+def find_chooser(kind: Baseline) -> Chooser:
     """How units are chosen, given their scores."""
     match kind:
         case "uniform_width":

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
-from sparsify.pruning.planning.plan import Assignment, Plan, stays
+from sparsify.pruning.planning.plan import Assignment, Plan, count_kept_by_limits
 from sparsify_schemas.group import removes_branches
 from sparsify_schemas.rule import Keep
 
@@ -53,13 +53,13 @@ def width_kept(width: int, wanted: int, floor: int, multiple: int) -> int:
     return min(width, ceil(kept / multiple) * multiple)
 
 
-def candidates(
+def list_candidates(
     plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[str, Sequence[bool]]
 ) -> tuple[Candidate, ...]:
     """Every coupled group that a rule chooses in, its units sorted: dead ones, then by score."""
     found = []
     for assignment in plan.assignments:
-        floors = _floors(plan, assignment)
+        floors = _find_floors(plan, assignment)
         for name in assignment.coupled:
             width = plan.map.by_name[name].width
             values = [float(v) for v in scores.get(name, [0.0] * width)]
@@ -81,19 +81,19 @@ def candidates(
     return tuple(found)
 
 
-def _floors(plan: Plan, assignment: Assignment) -> dict[str, int]:
+def _find_floors(plan: Plan, assignment: Assignment) -> dict[str, int]:
     """Coupled group -> units that stay in any case; of residual branches none yet."""
     rule = plan.recipe.rules[assignment.rule]
     if removes_branches(rule.group):
         return dict.fromkeys(assignment.coupled, 0)
     found = {
-        name: max(rule.keep.at_least or 1, stays(rule.keep, plan.map.by_name[name]))
+        name: max(rule.keep.at_least or 1, count_kept_by_limits(rule.keep, plan.map.by_name[name]))
         for name in assignment.coupled
     }
     return dict.fromkeys(found, max(found.values(), default=1)) if rule.keep.uniform else found
 
 
-def with_floors(
+def keep_best_branches(
     plan: Plan, groups: Sequence[Candidate], key: Callable[[Candidate], tuple[float, ...]]
 ) -> tuple[Candidate, ...]:
     """Of each rule with group depth as many residual branches marked to stay as
@@ -106,13 +106,13 @@ def with_floors(
     return tuple(replace(c, floor=1) if c.name in spared else c for c in groups)
 
 
-def with_least_share(plan: Plan, groups: Sequence[Candidate], part: float) -> tuple[Candidate, ...]:
+def keep_least_share(plan: Plan, groups: Sequence[Candidate], part: float) -> tuple[Candidate, ...]:
     """The candidates with the default bound: each keeps `LEAST_SHARE` of its living units, rounded up.
 
     Groups of rules that say `keep.at_least`, and residual branches, stay as they are;
     so do those of a rule whose own `sparsity` could not be reached otherwise.
     """
-    found = tuple(_with_least_share(plan, c) for c in groups)
+    found = tuple(_keep_least_share(plan, c) for c in groups)
     unreachable = set()
     for index, rule in enumerate(plan.recipe.rules):
         own = [c for c in found if c.rule == index]
@@ -124,7 +124,7 @@ def with_least_share(plan: Plan, groups: Sequence[Candidate], part: float) -> tu
     return tuple(a if a.rule in unreachable else b for a, b in zip(groups, found, strict=True))
 
 
-def _with_least_share(plan: Plan, candidate: Candidate) -> Candidate:
+def _keep_least_share(plan: Plan, candidate: Candidate) -> Candidate:
     rule = plan.recipe.rules[candidate.rule]
     if rule.keep.at_least is not None or removes_branches(rule.group):
         return candidate

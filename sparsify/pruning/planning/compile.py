@@ -8,7 +8,7 @@ from sparsify.cost.latency_model import LatencyModel
 from sparsify.errors import Problem, RecipeError
 from sparsify.graph.model_map import ModelMap
 from sparsify.pruning.planning.assignments import assign_rules
-from sparsify.pruning.planning.cut_targets import own_budgets
+from sparsify.pruning.planning.cut_targets import list_own_budgets
 from sparsify.pruning.planning.feasibility import (
     check_budget,
     check_sparsities,
@@ -20,7 +20,7 @@ from sparsify.pruning.planning.group_types import (
     width_step,
 )
 from sparsify.pruning.planning.limit_files import check_limits, note_other_networks
-from sparsify.pruning.planning.match_layers import matched
+from sparsify.pruning.planning.match_layers import match_layers
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.plan_notes import describe_kept_layers, write_notes
 from sparsify.pruning.planning.unvisited_layers import find_unproven_layers
@@ -52,9 +52,9 @@ def compile_plan(
     while what it reads may be narrowed.
     """
     problems: list[Problem] = []
-    map = _protected(recipe, positions, map, problems)
+    map = _mark_protected(recipe, positions, map, problems)
     assignments = tuple(
-        replace(a, multiple=_multiple(recipe, a.rule, steps))
+        replace(a, multiple=_choose_multiple(recipe, a.rule, steps))
         for a in assign_rules(recipe, positions, map, problems)
     )
     unproven = list(find_unproven_layers(recipe, map, assignments))
@@ -79,14 +79,14 @@ def compile_plan(
             *check_budget(positions, plan, "budget", recipe.budget, plan.floors),
             *check_sparsities(positions, plan),
         ]
-        for path, budget in own_budgets(recipe):
+        for path, budget in list_own_budgets(recipe):
             problems += check_budget(positions, plan, f"{path}.budget", budget, find_floors(plan, budget))
     if problems:
         raise RecipeError(problems)
     return plan
 
 
-def _multiple(recipe: Recipe, rule: int, steps: Mapping[str, Steps]) -> int:
+def _choose_multiple(recipe: Recipe, rule: int, steps: Mapping[str, Steps]) -> int:
     """What kept widths are multiples of. `auto` follows from the targets whose latency is budgeted, else from
     all."""
     asked, group = recipe.rules[rule].keep.multiple_of, recipe.rules[rule].group
@@ -97,24 +97,24 @@ def _multiple(recipe: Recipe, rule: int, steps: Mapping[str, Steps]) -> int:
     return max((width_step(group, step) for step in found), default=1)
 
 
-def _protected(recipe: Recipe, positions: Positions, map: ModelMap, problems: list[Problem]) -> ModelMap:
+def _mark_protected(recipe: Recipe, positions: Positions, map: ModelMap, problems: list[Problem]) -> ModelMap:
     """The map with the groups of protected layers marked, and the residual branches that they are in."""
     for index, rule in enumerate(recipe.rules):
         if not rule.protect:
             continue
-        for layer in matched(recipe, positions, map, index, problems):
+        for layer in match_layers(recipe, positions, map, index, problems):
             own = {c.name for c in find_coupled(map, layer, "out")}
             why = f"rules.{index} protects '{layer.name}'"
             coupled = tuple(
                 replace(c, protected=c.protected or why) if c.name in own else c for c in map.coupled
             )
-            map = replace(_with_branch_kept(map, layer.name, why), coupled=coupled)
+            map = replace(_mark_branches(map, layer.name, why), coupled=coupled)
         for branch in [b for b in map.branches if selects(rule.layers, b.module, b.classes)]:
-            map = _with_branch_kept(map, branch.module, f"rules.{index} protects '{branch.module}'")
+            map = _mark_branches(map, branch.module, f"rules.{index} protects '{branch.module}'")
     return map
 
 
-def _with_branch_kept(map: ModelMap, module: str, why: str) -> ModelMap:
+def _mark_branches(map: ModelMap, module: str, why: str) -> ModelMap:
     """The map with those residual branches marked to stay that a module is in."""
     held = {b.name for b in map.branches if b.holds(module)}
     return replace(

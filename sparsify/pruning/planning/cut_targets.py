@@ -14,7 +14,7 @@ from typing import assert_never
 from pydantic import TypeAdapter
 
 from sparsify.cost.cost_model import Costs, absolute_limits
-from sparsify.pruning.planning.plan import Assignment, Plan, ranked_together, stays
+from sparsify.pruning.planning.plan import Assignment, Plan, count_kept_by_limits, join_ranked
 from sparsify.recipe.schedules import value
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.cuts import Cuts, Zeroed
@@ -40,7 +40,7 @@ class Target:
     """in place of the recipe's"""
 
 
-def moments(epochs: int, cuts: Gradual) -> tuple[tuple[int, float], ...]:
+def list_cuts(epochs: int, cuts: Gradual) -> tuple[tuple[int, float], ...]:
     """(epochs done, share of the way) of every cut within a train stage; the last one comes at `end`."""
     end = math.ceil(cuts.end.steps(1, epochs))
     window = {
@@ -67,7 +67,7 @@ def next_target(recipe: Recipe, stage: int, epochs: int) -> Target | None:
                 return Target(spec.way.fraction, spec.budget)
             case Train(cuts=Gradual() as cuts):
                 done = epochs if index == 0 else 0
-                way = next((way for epoch, way in moments(spec.epochs, cuts) if epoch > done), None)
+                way = next((way for epoch, way in list_cuts(spec.epochs, cuts) if epoch > done), None)
                 if way is not None:
                     return Target(way, cuts.budget)
             case Train() | Repair():
@@ -77,7 +77,7 @@ def next_target(recipe: Recipe, stage: int, epochs: int) -> Target | None:
     return None
 
 
-def rewritten(plan: Plan, target: Target | None, cuts: Sequence[Cuts] = ()) -> Recipe:
+def rewrite_recipe(plan: Plan, target: Target | None, cuts: Sequence[Cuts] = ()) -> Recipe:
     """The recipe for what earlier cuts have left, so that a cut of that leaves what the
     target says; rules keep their places.
 
@@ -98,25 +98,31 @@ def rewritten(plan: Plan, target: Target | None, cuts: Sequence[Cuts] = ()) -> R
         if assignment.multiple > 1:  # what `auto` came to for the dense model holds to the end
             keep = keep.model_copy(update={"multiple_of": assignment.multiple})
         keep = (
-            keep.model_copy(update={"limits": _limits_left(plan, assignment, cuts)}) if keep.limits else keep
+            keep.model_copy(update={"limits": _rescale_limits(plan, assignment, cuts)})
+            if keep.limits
+            else keep
         )
         demands[assignment.rule] = demands[assignment.rule].model_copy(update={"keep": keep})
-    for together in ranked_together(plan):
+    for together in join_ranked(plan):
         first = plan.recipe.rules[together[0].rule]
         if first.sparsity is None:
             continue
         left = (
-            left_inside(plan, together, cuts) if in_one_tensor(first.group) else _left(plan, together, cuts)
+            measure_left_inside(plan, together, cuts)
+            if in_one_tensor(first.group)
+            else _measure_left(plan, together, cuts)
         )
         share = max(target.way * first.sparsity.fraction - (1 - left), 0.0) / left if left else 0.0
         for assignment in together:
             demands[assignment.rule] = demands[assignment.rule].model_copy(
                 update={"sparsity": Share(100 * share, "%")}
             )
-    return plan.recipe.model_copy(update={"rules": tuple(demands), "budget": _amounts(plan, target, cuts)})
+    return plan.recipe.model_copy(
+        update={"rules": tuple(demands), "budget": _compute_budget(plan, target, cuts)}
+    )
 
 
-def still_there(plan: Plan, rules: Sequence[Rule], left: Set[str]) -> dict[int, Rule]:
+def keep_present_rules(plan: Plan, rules: Sequence[Rule], left: Set[str]) -> dict[int, Rule]:
     """Place -> rule, without what speaks only of layers that left with a residual branch.
     left: names of the layers that have not."""
     found = {}
@@ -144,7 +150,7 @@ def still_there(plan: Plan, rules: Sequence[Rule], left: Set[str]) -> dict[int, 
     return found
 
 
-def holding(rule: Rule, penalties: bool) -> Rule:
+def make_holding_rule(rule: Rule, penalties: bool) -> Rule:
     """A rule for training between cuts or after them:
     what it has set to zero inside tensors is held there."""
     if not in_one_tensor(rule.group):
@@ -171,18 +177,18 @@ def _has_goal(rule: Rule) -> bool:
     return rule.penalty is not None and rule.penalty.facts().goal is not None
 
 
-def last_zeroed(cuts: Sequence[Cuts]) -> dict[int, Zeroed]:
+def find_last_zeroed(cuts: Sequence[Cuts]) -> dict[int, Zeroed]:
     """Rule -> what it last set to zero inside weight tensors."""
     return {done.rule: done for each in cuts for done in each.zeroed}
 
 
-def left_inside(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]) -> float:
+def measure_left_inside(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]) -> float:
     """Share of the groups inside these rules' tensors that earlier cuts have left,
     of those in layers that have not left as a
     whole: columns that are gathered or cropped away are gone, and units that died of zeros,
     which no rule of their own took."""
     there = kept = 0.0
-    narrowed = _without_dead(plan, cuts)
+    narrowed = _shrink_shapes(plan, cuts)
     branches = {w.group for done in cuts for w in done.widths if not w.keep}
     away = {name for b in plan.map.branches if b.name in branches for name in b.tensors}
     shapes = {t.name: t.shape for t in plan.map.tensors if t.name not in away}
@@ -199,7 +205,7 @@ def left_inside(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]
     return kept / there if there else 1.0
 
 
-def _without_dead(plan: Plan, cuts: Sequence[Cuts]) -> dict[str, list[int]]:
+def _shrink_shapes(plan: Plan, cuts: Sequence[Cuts]) -> dict[str, list[int]]:
     """Shapes of the dense model's tensors without the units that left unasked."""
     shapes = {t.name: list(t.shape) for t in plan.map.tensors}
     asked = {name for assignment in plan.assignments for name in assignment.coupled}
@@ -215,7 +221,7 @@ def _without_dead(plan: Plan, cuts: Sequence[Cuts]) -> dict[str, list[int]]:
     return shapes
 
 
-def _left(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]) -> float:
+def _measure_left(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]) -> float:
     """Share of these rules' coupled groups that earlier cuts have left."""
     widths = {w.group: w.kept for done in cuts for w in done.widths}  # the last cut has the last word
     names = [name for assignment in together for name in assignment.coupled]
@@ -224,7 +230,7 @@ def _left(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]) -> f
     return now / before if before else 1.0
 
 
-def _limits_left(plan: Plan, assignment: Assignment, cuts: Sequence[Cuts]) -> dict[str, Share]:
+def _rescale_limits(plan: Plan, assignment: Assignment, cuts: Sequence[Cuts]) -> dict[str, Share]:
     """A rule's limits as shares of the widths that earlier cuts have left."""
     keep, now = (
         plan.recipe.rules[assignment.rule].keep,
@@ -232,13 +238,13 @@ def _limits_left(plan: Plan, assignment: Assignment, cuts: Sequence[Cuts]) -> di
     )
     found = {}
     for group in map(plan.map.by_name.__getitem__, assignment.coupled):
-        width, least = now.get(group.name, group.width), stays(keep, group)
+        width, least = now.get(group.name, group.width), count_kept_by_limits(keep, group)
         if width and least:
             found[group.name] = Share(100 * max(width - least, 0) / width, "%")
     return found
 
 
-def own_budgets(recipe: Recipe) -> tuple[tuple[str, Budget], ...]:
+def list_own_budgets(recipe: Recipe) -> tuple[tuple[str, Budget], ...]:
     """(path in the recipe, budget) of every cut that has a budget of its own."""
     paths = (
         (f"stages.{i}" if isinstance(s, Cut) else f"stages.{i}.cuts", goal(s))
@@ -249,7 +255,7 @@ def own_budgets(recipe: Recipe) -> tuple[tuple[str, Budget], ...]:
     )
 
 
-def _amounts(plan: Plan, target: Target, cuts: Sequence[Cuts]) -> Budget:
+def _compute_budget(plan: Plan, target: Target, cuts: Sequence[Cuts]) -> Budget:
     """The budget part of the way, as amounts; a hair above, as no budget may be missed for a rounding.
 
     What is held as measured stays a share as long as the dense model is at hand,
@@ -275,14 +281,14 @@ def _amounts(plan: Plan, target: Target, cuts: Sequence[Cuts]) -> Budget:
             measured - absolute_limits(asked, {"peak_memory": measured})["peak_memory"]
         )
         written["peak_memory"] = (
-            Size(most, "B") if cuts or isinstance(asked.peak_memory, Size) else _share(most, measured)
+            Size(most, "B") if cuts or isinstance(asked.peak_memory, Size) else _make_share(most, measured)
         )
     latency = {}
     for name, wish in asked.latency.items():
         ms, before = left[f"latency.{name}"], dense[f"latency.{name}"]
-        latency[name] = _share(ms, before) if isinstance(wish, Share) and not cuts else Time(ms, "ms")
+        latency[name] = _make_share(ms, before) if isinstance(wish, Share) and not cuts else Time(ms, "ms")
     return Budget.model_validate({**written, "latency": latency})
 
 
-def _share(value: float, whole: float) -> Share:
+def _make_share(value: float, whole: float) -> Share:
     return Share(min(100 * value / whole, 100), "%")

@@ -11,34 +11,36 @@ from sparsify_schemas.report import Search, Trial
 from sparsify_schemas.units import Share, Size, Time
 
 
-def deepened(plan: Plan, depth: float) -> Budget:
+def deepen_budget(plan: Plan, depth: float) -> Budget:
     """The budget of one trial: in shares of the dense model,
     or as bytes and milliseconds where they are what was asked."""
     asked, found = plan.recipe.budget, dict[str, Share | Size]()
     latency: dict[str, Share | Time] = {}
     for floor in plan.floors:
-        left, name = _left(floor, depth), floor.what.removeprefix("latency.")
+        left, name = _compute_left(floor, depth), floor.what.removeprefix("latency.")
         if name != floor.what:
-            latency[name] = Time(left, "ms") if isinstance(asked.latency[name], Time) else _share(left, floor)
+            latency[name] = (
+                Time(left, "ms") if isinstance(asked.latency[name], Time) else _make_share(left, floor)
+            )
         else:
             found[name] = (
                 Size(left, "B")
                 if name == "peak_memory" and isinstance(asked.peak_memory, Size)
-                else _share(left, floor)
+                else _make_share(left, floor)
             )
     return Budget.model_validate({**found, "latency": latency})
 
 
-def _left(floor: Floor, depth: float) -> float:
+def _compute_left(floor: Floor, depth: float) -> float:
     limit = min(floor.limit, floor.dense)
     return max(limit - depth * (limit - floor.least), floor.least)
 
 
-def _share(left: float, floor: Floor) -> Share:
+def _make_share(left: float, floor: Floor) -> Share:
     return Share(100 * left / floor.dense, "%")
 
 
-def next_depth(search: Search, asked: AccuracyDrop, other: bool) -> float | None:
+def choose_next_depth(search: Search, asked: AccuracyDrop, other: bool) -> float | None:
     """Where to cut next; None when the search is over.
     other: whether other budgets are named, which depth 0 must meet as well.
 
@@ -58,7 +60,7 @@ def next_depth(search: Search, asked: AccuracyDrop, other: bool) -> float | None
     return 0.0 if left <= 1 or near else (inside + outside) / 2
 
 
-def best(search: Search) -> Trial:
+def choose_best(search: Search) -> Trial:
     """The deepest trial inside; where none is, the shallowest."""
     inside = [t for t in search.trials if t.inside]
     return max(inside, key=lambda t: t.depth) if inside else min(search.trials, key=lambda t: t.depth)

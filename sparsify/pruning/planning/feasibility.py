@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from sparsify.cost.cost_model import Costs, absolute_limits
 from sparsify.cost.latency_model import LatencyModel
 from sparsify.errors import Problem
-from sparsify.formatting.numbers import milliseconds
-from sparsify.pruning.planning.candidates import candidates, with_floors
-from sparsify.pruning.planning.plan import Floor, Plan, ranked_together
+from sparsify.formatting.numbers import format_milliseconds
+from sparsify.pruning.planning.candidates import keep_best_branches, list_candidates
+from sparsify.pruning.planning.plan import Floor, Plan, join_ranked
 from sparsify.pruning.planning.plan_notes import describe_kept_layers
-from sparsify.pruning.planning.selection import least
+from sparsify.pruning.planning.selection import find_least
 from sparsify.recipe import Positions
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.group import count_inside, facts_of, in_one_tensor
@@ -30,7 +30,7 @@ def check_uniform_widths(positions: Positions, plan: Plan) -> Iterable[Problem]:
 def find_floors(plan: Plan, budget: Budget, clocks: Sequence[LatencyModel] = ()) -> Iterable[Floor]:
     costs = Costs(plan.map, clocks)
     allowed = absolute_limits(budget, costs.dense)
-    bottom = costs.of(least(plan, clocks))
+    bottom = costs.of(find_least(plan, clocks))
     for what, limit in allowed.items():
         yield Floor(what, costs.dense[what], limit, bottom[what])
 
@@ -48,7 +48,7 @@ def check_budget(
         if target in budget.latency and floor.what != target:
             message = (
                 f"{budget.latency[target]} cannot be reached: with everything removed that the rules allow, "
-                f"{part} of {milliseconds(floor.dense)} is predicted to remain"
+                f"{part} of {format_milliseconds(floor.dense)} is predicted to remain"
             )
         else:
             message = (
@@ -88,9 +88,9 @@ def _strictest_keep(plan: Plan) -> tuple[tuple[str, int], tuple[str, int]]:
 def check_sparsities(positions: Positions, plan: Plan) -> Iterable[Problem]:
     """Rules that ask for more than they can remove.
     Half a group is rounding, as where the result is judged."""
-    open_groups = with_floors(plan, candidates(plan, {}, {}), lambda c: (float(c.rule),))
+    open_groups = keep_best_branches(plan, list_candidates(plan, {}, {}), lambda c: (float(c.rule),))
     shapes = {t.name: t.shape for t in plan.map.tensors}
-    for together in ranked_together(plan):
+    for together in join_ranked(plan):
         rule = plan.recipe.rules[together[0].rule]
         if (
             rule.sparsity is None

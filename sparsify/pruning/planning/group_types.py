@@ -179,7 +179,7 @@ def group_type_of(group: Group) -> GroupType:
     return group_type(kind_of(group))
 
 
-def clashing(kind: Kind) -> list[Kind]:
+def list_clashing(kind: Kind) -> list[Kind]:
     """The types that cannot be on the same layer, whichever of the two says so."""
     own = group_type(kind).clashes
     others = [other for other in KINDS if other not in own and kind in group_type(other).clashes]
@@ -210,8 +210,10 @@ def width_step(group: Group | None, steps: Steps) -> int:
 
 def find_coupled(map: ModelMap, layer: Layer, role: str) -> list[Coupled]:
     """Coupled groups of which a unit is among a layer's outputs ("out"), or among its inputs ("in")."""
-    matrices = _matrices(layer)
-    by_name = {layer.name, *(group.name for group in bare_groups(map, layer))} if role == "out" else set()
+    matrices = _name_matrices(layer)
+    by_name = (
+        {layer.name, *(group.name for group in find_bare_groups(map, layer))} if role == "out" else set()
+    )
     return [
         group
         for group in map.coupled
@@ -219,14 +221,14 @@ def find_coupled(map: ModelMap, layer: Layer, role: str) -> list[Coupled]:
     ]
 
 
-def bare_groups(map: ModelMap, layer: Layer) -> list[Coupled]:
+def find_bare_groups(map: ModelMap, layer: Layer) -> list[Coupled]:
     """Groups made by a parameter that a network's own module holds without a layer;
     they go by the parameter's name."""
     tensors = {t.name for t in map.tensors if t.name.rpartition(".")[0] == layer.name}
     return [group for group in map.coupled if group.name in tensors]
 
 
-def _matrices(layer: Layer) -> set[str]:
+def _name_matrices(layer: Layer) -> set[str]:
     """The weight of a layer, under the names that it may have in torch: an attention has projections,
     a parametrized layer has what its weight is computed from."""
     return {*layer.weights, *(f"{layer.name}.{name}" for name in PROJECTIONS)}
@@ -241,12 +243,12 @@ def _is_convolution(_map: ModelMap, layer: Layer) -> bool:
 
 
 def _is_convolution_or_bare(map: ModelMap, layer: Layer) -> bool:
-    return _is_convolution(map, layer) or bool(bare_groups(map, layer))
+    return _is_convolution(map, layer) or bool(find_bare_groups(map, layer))
 
 
 def _is_linear_or_bare(map: ModelMap, layer: Layer) -> bool:
     linear = _family(layer) in ("linear", "transposed linear", "bilinear", "embedding")
-    return linear or bool(bare_groups(map, layer))
+    return linear or bool(find_bare_groups(map, layer))
 
 
 def _is_projection(_map: ModelMap, layer: Layer) -> bool:
@@ -291,12 +293,12 @@ def _inputs(map: ModelMap, layer: Layer) -> list[Coupled]:
 
 def _heads(map: ModelMap, layer: Layer) -> list[Coupled]:
     """Groups of which several rows of the layer's weight leave with one unit."""
-    return [group for group in find_coupled(map, layer, "out") if _rows(group, layer) > 1]
+    return [group for group in find_coupled(map, layer, "out") if _count_rows(group, layer) > 1]
 
 
-def _rows(group: Coupled, layer: Layer) -> int:
+def _count_rows(group: Coupled, layer: Layer) -> int:
     """How many rows of a layer's weight leave with one unit."""
-    matrices = _matrices(layer)
+    matrices = _name_matrices(layer)
     own = [s for s in group.slices if s.tensor in matrices and s.role == "out"]
     rows = sum(span.units * span.repeat for s in own for span in s.spans)
     return rows // max(group.width, 1)
@@ -317,7 +319,7 @@ def _nothing(_map: ModelMap, _layer: Layer) -> list[Coupled]:
 
 
 def _weight(map: ModelMap, layer: Layer) -> list[str]:
-    matrices = _matrices(layer)
+    matrices = _name_matrices(layer)
     return [t.name for t in map.tensors if t.name in matrices] or [f"{layer.name}.weight"]
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import assert_never
 
-from sparsify.formatting.numbers import digits, tiny
+from sparsify.formatting.numbers import format_digits, format_tiny
 from sparsify.recipe import schedules
 from sparsify_schemas.penalty import Gsm
 from sparsify_schemas.recipe import Recipe
@@ -14,7 +14,7 @@ LOSSLESS = 1e-3
 """a weight shrunk to so little of itself is cut without loss"""
 
 
-def foretold(recipe: Recipe, examples: int | None) -> Iterator[str]:
+def forecast_gsm(recipe: Recipe, examples: int | None) -> Iterator[str]:
     """Notes on every stage before the cut in which gsm acts.
     examples: in the training set, None where that is not known."""
     if not any(isinstance(rule.penalty, Gsm) for rule in recipe.rules):
@@ -23,10 +23,10 @@ def foretold(recipe: Recipe, examples: int | None) -> Iterator[str]:
         if not isinstance(stage, Train):
             return  # the cut
         if stage.penalties:
-            yield f"stages.{index} ({stage.name}): {_note(stage, examples)}"
+            yield f"stages.{index} ({stage.name}): {_write_note(stage, examples)}"
 
 
-def decay_rate(optimizer: Optimizer) -> float | None:
+def compute_decay_rate(optimizer: Optimizer) -> float | None:
     """What a weight without a gradient loses of itself in a step, by lr:
     weight_decay / (1 - momentum). None where it cannot be said.
 
@@ -43,10 +43,10 @@ def decay_rate(optimizer: Optimizer) -> float | None:
             assert_never(optimizer)
 
 
-def residual(stage: Train, steps_per_epoch: int) -> float | None:
+def compute_residual(stage: Train, steps_per_epoch: int) -> float | None:
     """exp(-sum over steps of lr * weight_decay / (1 - momentum)):
     what is left of a weight whose gradient is always left out."""
-    rate, total = decay_rate(stage.optimizer), steps_per_epoch * stage.epochs
+    rate, total = compute_decay_rate(stage.optimizer), steps_per_epoch * stage.epochs
     if rate is None:
         return None
     return math.exp(
@@ -55,8 +55,8 @@ def residual(stage: Train, steps_per_epoch: int) -> float | None:
     )
 
 
-def _note(stage: Train, examples: int | None) -> str:
-    rate = decay_rate(stage.optimizer)
+def _write_note(stage: Train, examples: int | None) -> str:
+    rate = compute_decay_rate(stage.optimizer)
     if rate is None:
         return (
             "what adam leaves of a weight that gsm leaves out cannot be foretold, as adam divides the "
@@ -71,20 +71,22 @@ def _note(stage: Train, examples: int | None) -> str:
         lr = schedules.value(stage.optimizer.lr, 0, 1, stage.epochs)
         steps = f"{math.ceil(-math.log(LOSSLESS) / (lr * rate))} steps" if lr * rate else "no number of steps"
         return (
-            f"a weight that gsm always leaves out shrinks to {tiny(LOSSLESS)} of itself in {steps} at lr "
+            f"a weight that gsm always leaves out shrinks to {format_tiny(LOSSLESS)} of itself in {steps} at lr "
             f"{lr:g}"
         )
     per_epoch = math.ceil(examples / stage.batch)
-    left = residual(stage, per_epoch)
+    left = compute_residual(stage, per_epoch)
     assert left is not None
     said = (
-        f"a weight that gsm always leaves out shrinks to {tiny(left) if left < 0.01 else digits(left, 2)} "
+        f"a weight that gsm always leaves out shrinks to {format_tiny(left) if left < 0.01 else format_digits(left, 2)} "
         f"of itself in {per_epoch * stage.epochs} steps"
     )
-    return said if left <= LOSSLESS else f"{said}, so the cut will cost accuracy; {_remedy(stage, left)}"
+    return (
+        said if left <= LOSSLESS else f"{said}, so the cut will cost accuracy; {_suggest_remedy(stage, left)}"
+    )
 
 
-def _remedy(stage: Train, left: float) -> str:
+def _suggest_remedy(stage: Train, left: float) -> str:
     """What would bring the rest down to a thousandth."""
     times = math.log(LOSSLESS) / math.log(left)
     ways = [f"{math.ceil(times * stage.epochs)} epochs in place of {stage.epochs}"]
@@ -92,4 +94,4 @@ def _remedy(stage: Train, left: float) -> str:
         momentum = math.ceil(1000 * (1 - (1 - stage.optimizer.momentum) / times)) / 1000
         if momentum <= 0.995:
             ways.append(f"a momentum of {momentum:g} in place of {stage.optimizer.momentum:g}")
-    return f"{' or '.join(ways)} would leave {tiny(LOSSLESS)}"
+    return f"{' or '.join(ways)} would leave {format_tiny(LOSSLESS)}"

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from sparsify.errors import Problem
 from sparsify.graph.model_map import Branch, Coupled, Layer, ModelMap
-from sparsify.pruning.planning.group_types import bare_groups, find_groups, group_type_of
+from sparsify.pruning.planning.group_types import find_bare_groups, find_groups, group_type_of
 from sparsify.recipe import Positions
 from sparsify_schemas.group import removes_branches
 from sparsify_schemas.penalty import GroupLasso
@@ -19,13 +19,13 @@ _MANY = 8
 """names that a message lists at most"""
 
 
-def matched(
+def match_layers(
     recipe: Recipe, positions: Positions, map: ModelMap, index: int, problems: list[Problem]
 ) -> list[Layer]:
     """The layers of one rule, of the kind that its group acts on."""
     rule = recipe.rules[index]
     if removes_branches(rule.group):
-        return _matched_branches(recipe, positions, map, index, problems)
+        return _match_branches(recipe, positions, map, index, problems)
     found: dict[str, Layer] = {}
     for _at, pattern in enumerate(rule.layers):
         hits = [layer for layer in map.layers if selects((pattern,), layer.name, layer.classes)]
@@ -34,7 +34,9 @@ def matched(
         ):
             problems.append(
                 positions.problem(
-                    f"rules.{index}.layers", f"'{pattern}' matches no layer of the model", _near(pattern, map)
+                    f"rules.{index}.layers",
+                    f"'{pattern}' matches no layer of the model",
+                    _suggest_names(pattern, map),
                 )
             )
         fitting = [layer for layer in hits if _acts_on(map, rule, layer)]
@@ -59,7 +61,7 @@ def matched(
     return list(found.values())
 
 
-def _matched_branches(
+def _match_branches(
     recipe: Recipe, positions: Positions, map: ModelMap, index: int, problems: list[Problem]
 ) -> list[Layer]:
     """The residual blocks and branches of one rule; of those inside each other the outermost."""
@@ -68,7 +70,7 @@ def _matched_branches(
         own = [b for b in map.branches if selects((pattern,), b.module, b.classes)]
         if not own:
             text = f"'{pattern}' matches no residual block or branch of the model"
-            problems.append(positions.problem(f"rules.{index}.layers", text, _known_branches(map)))
+            problems.append(positions.problem(f"rules.{index}.layers", text, _describe_branches(map)))
         hits += [b for b in own if b not in hits]
     free = [b for b in hits if b.group.protected is None]
     outermost = [
@@ -89,39 +91,39 @@ def _matched_branches(
     ]
 
 
-def _known_branches(map: ModelMap) -> str:
+def _describe_branches(map: ModelMap) -> str:
     free = [b for b in map.branches if b.group.protected is None]
     if not free:
         return "none of its branches can leave; use another group"
     names = [b.module for b in free]
-    return f"those that can leave are {_listed(names)}; their classes are {_listed(_class_names(free))}"
+    return f"those that can leave are {_join_names(names)}; their classes are {_join_names(_list_class_names(free))}"
 
 
 def _acts_on(map: ModelMap, rule: Rule, layer: Layer) -> bool:
     if rule.group is None:
-        return bool(layer.weight) or bool(bare_groups(map, layer))
+        return bool(layer.weight) or bool(find_bare_groups(map, layer))
     return group_type_of(rule.group).fits(map, layer)
 
 
-def _near(pattern: str, map: ModelMap) -> str:
+def _suggest_names(pattern: str, map: ModelMap) -> str:
     names = [layer.name for layer in map.layers]
-    classes = _class_names(map.layers)
-    close = [*_near_globs(pattern, map), *get_close_matches(pattern, [*names, *classes], n=1)]
+    classes = _list_class_names(map.layers)
+    close = [*_suggest_globs(pattern, map), *get_close_matches(pattern, [*names, *classes], n=1)]
     if close:
         return f"did you mean '{close[0]}'?"
-    return f"the layers are {_listed(names)}; their classes are {_listed(classes)}"
+    return f"the layers are {_join_names(names)}; their classes are {_join_names(classes)}"
 
 
-def _class_names(parts: Iterable[Layer | Branch]) -> list[str]:
+def _list_class_names(parts: Iterable[Layer | Branch]) -> list[str]:
     """Every class name by which a rule reaches one of them, in alphabetical order."""
     return sorted({name for part in parts for name in part.classes})
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     return ", ".join(names[:_MANY]) + (", ..." if len(names) > _MANY else "")
 
 
-def _near_globs(pattern: str, map: ModelMap) -> Iterable[str]:
+def _suggest_globs(pattern: str, map: ModelMap) -> Iterable[str]:
     """'covn*' -> 'conv*': the longest literal part of a glob replaced by a part of a name that is like it."""
     if pattern.startswith("re:") or not set(pattern) & set("*?["):
         return
@@ -135,20 +137,20 @@ def _near_globs(pattern: str, map: ModelMap) -> Iterable[str]:
             yield glob
 
 
-def around(map: ModelMap, group: Coupled) -> list[Coupled]:
+def find_overlapping_branches(map: ModelMap, group: Coupled) -> list[Coupled]:
     """The residual branches that contain this one or a part of it."""
     own = next((b for b in map.branches if b.group is group), None)
     return [] if own is None else [b.group for b in map.branches if b is not own and b.overlaps(own)]
 
 
-def target_of(spec: GroupLasso, recipe: Recipe) -> str:
+def find_target(spec: GroupLasso, recipe: Recipe) -> str:
     """The target by whose latency a penalty weighs."""
     return spec.target or next(iter(recipe.targets))
 
 
-def weighed_by(recipe: Recipe) -> list[str]:
+def list_weighing_targets(recipe: Recipe) -> list[str]:
     """The targets by whose latency any penalty weighs."""
     asking = [
         r.penalty for r in recipe.rules if isinstance(r.penalty, GroupLasso) and r.penalty.weight == "latency"
     ]
-    return list(dict.fromkeys(target_of(spec, recipe) for spec in asking))
+    return list(dict.fromkeys(find_target(spec, recipe) for spec in asking))

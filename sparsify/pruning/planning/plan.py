@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from sparsify.formatting.numbers import plural
+from sparsify.formatting.numbers import count_noun
 from sparsify.forward.recorded_calls import RecordedCall
 from sparsify.graph.model_map import Coupled, ModelMap
 from sparsify_schemas.group import in_one_tensor, within
@@ -81,15 +81,15 @@ class Plan:
         for part in (*body["map"]["layers"], *body["map"]["branches"]):
             del part["ancestors"]
         told = {key: value for key, value in body["map"].items() if key not in ("unreached", "in_training")}
-        body["map"] = told | {"inputs": _digested(self.map.inputs)}
+        body["map"] = told | {"inputs": _describe_calls(self.map.inputs)}
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
         """One line; `sparsify.describe(plan)` gives the tables."""
-        rules, layers = plural(len(self.recipe.rules), "rule"), plural(len(self.map.layers), "layer")
+        rules, layers = count_noun(len(self.recipe.rules), "rule"), count_noun(len(self.map.layers), "layer")
         reached = {name for assignment in self.assignments for name in assignment.coupled}
         open_groups = len(reached & {group.name for group in self.map.coupled})
-        groups = f"{open_groups} of {plural(len(self.map.coupled), 'coupled group')}"
+        groups = f"{open_groups} of {count_noun(len(self.map.coupled), 'coupled group')}"
         verb = "reaches" if len(self.recipe.rules) == 1 else "reach"
         return f"Plan {self.digest} ({self.recipe.title}): {rules} {verb} {groups} of a model with {layers}"
 
@@ -113,7 +113,7 @@ class Plan:
         }
 
 
-def _digested(calls: tuple[RecordedCall, ...]) -> list[Any]:
+def _describe_calls(calls: tuple[RecordedCall, ...]) -> list[Any]:
     """What a digest knows of the calls: (keyword or None, shape, element type) of each tensor of one call of
     `forward`, as it was when there was nothing else;
     else their descriptions without the numbers that tensors are drawn by."""
@@ -124,17 +124,19 @@ def _digested(calls: tuple[RecordedCall, ...]) -> list[Any]:
     bare = len(tensors) == len(only.arguments) and [tensor.batch for tensor in tensors] == assumed
     if bare and not others and only.method == "forward" and not only.fixed:
         return [(a.name, a.tensor.shape, a.tensor.dtype) for a in only.arguments if a.tensor is not None]
-    return [_shapes(asdict(each)) for each in calls]
+    return [_drop_ranges(asdict(each)) for each in calls]
 
 
-def _shapes(argument: Any) -> Any:
+def _drop_ranges(argument: Any) -> Any:
     """The description of a call without the numbers that its tensors are drawn by."""
     if isinstance(argument, dict):
-        return {key: _shapes(value) for key, value in argument.items() if key not in ("kind", "low", "high")}
-    return [_shapes(item) for item in argument] if isinstance(argument, list | tuple) else argument
+        return {
+            key: _drop_ranges(value) for key, value in argument.items() if key not in ("kind", "low", "high")
+        }
+    return [_drop_ranges(item) for item in argument] if isinstance(argument, list | tuple) else argument
 
 
-def ranked_together(plan: Plan) -> tuple[tuple[Assignment, ...], ...]:
+def join_ranked(plan: Plan) -> tuple[tuple[Assignment, ...], ...]:
     """The assignments whose groups, or weights, compete as one:
     those of gsm rules of one `sparsity`; any other by itself."""
     sets: dict[tuple[object, ...], list[Assignment]] = {}
@@ -147,7 +149,7 @@ def ranked_together(plan: Plan) -> tuple[tuple[Assignment, ...], ...]:
     return tuple(map(tuple, sets.values()))
 
 
-def stays(keep: Keep, group: Coupled) -> int:
+def count_kept_by_limits(keep: Keep, group: Coupled) -> int:
     """Units that `keep.limits` says must stay: the strictest of its layers' limits,
     the share that may go rounded down."""
     own = {group.name, *(part.tensor.rpartition(".")[0] for part in group.slices if part.role == "out")}

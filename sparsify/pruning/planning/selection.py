@@ -20,11 +20,11 @@ from sparsify.cost.cost_model import Costs, absolute_limits, latency_key
 from sparsify.cost.latency_model import LatencyModel
 from sparsify.pruning.planning.candidates import (
     Candidate,
-    candidates,
-    with_floors,
-    with_least_share,
+    keep_best_branches,
+    keep_least_share,
+    list_candidates,
 )
-from sparsify.pruning.planning.plan import Plan, ranked_together
+from sparsify.pruning.planning.plan import Plan, join_ranked
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.units import Share
 
@@ -74,18 +74,18 @@ def choose(
     what they predict stays below `aim` of the limit.
     """
     costs = Costs(plan.map, clocks)
-    allowed = _allowed(plan, costs, part, aim)
-    open_groups = candidates(plan, scores, dead)
-    prices = _prices(open_groups, costs, allowed)
-    bounded = with_least_share(plan, open_groups, part)
+    allowed = _compute_limits(plan, costs, part, aim)
+    open_groups = list_candidates(plan, scores, dead)
+    prices = _price_units(open_groups, costs, allowed)
+    bounded = keep_least_share(plan, open_groups, part)
     for groups in (bounded, open_groups) if bounded != open_groups else (open_groups,):
-        cheapest = with_floors(plan, groups, lambda c: (-c.dead, c.scores[0]))
-        chosen, fit = _chosen(plan, cheapest, prices, costs, allowed, part)
+        cheapest = keep_best_branches(plan, groups, lambda c: (-c.dead, c.scores[0]))
+        chosen, fit = _choose_units(plan, cheapest, prices, costs, allowed, part)
         if fit:
             break
         # With other residual branches kept, the budgets may hold.
-        dearest = with_floors(plan, groups, lambda c: (-prices[c.name],))
-        chosen, fit = _chosen(plan, dearest, prices, costs, allowed, part)
+        dearest = keep_best_branches(plan, groups, lambda c: (-prices[c.name],))
+        chosen, fit = _choose_units(plan, dearest, prices, costs, allowed, part)
         if fit:
             break
     gone = {tensor for b in plan.map.branches if not chosen.get(b.name, [0]) for tensor in b.tensors}
@@ -103,8 +103,8 @@ def choose_evenly(
 ) -> dict[str, list[int]]:
     """As `choose`, with the same share of every group's units gone:
     the smallest with which every budget holds."""
-    costs, groups = Costs(plan.map, clocks), candidates(plan, scores, dead)
-    allowed = _allowed(plan, costs, part, aim)
+    costs, groups = Costs(plan.map, clocks), list_candidates(plan, scores, dead)
+    allowed = _compute_limits(plan, costs, part, aim)
 
     def gone(finest: int) -> dict[str, tuple[int, ...]]:
         return {c.name: c.gone(round(finest / EVENLY * len(c.order))) for c in groups}
@@ -132,7 +132,7 @@ def choose_by_macs(
     layers that stay may take most of them.
     """
     costs = Costs(plan.map, clocks)
-    allowed = _allowed(plan, costs, part, aim)
+    allowed = _compute_limits(plan, costs, part, aim)
     widths = {name: group.width for name, group in plan.map.by_name.items()}
 
     def within(macs: float) -> Plan:
@@ -140,7 +140,7 @@ def choose_by_macs(
             plan, recipe=plan.recipe.model_copy(update={"budget": Budget(macs=Share(100 * macs, "%"))})
         )
 
-    most = 1 - Costs(plan.map).of(least(within(0.5)))["macs"] / max(costs.dense["macs"], 1.0)
+    most = 1 - Costs(plan.map).of(find_least(within(0.5)))["macs"] / max(costs.dense["macs"], 1.0)
 
     def chosen(removed: int) -> dict[str, list[int]]:
         return choose(within(1 - most * removed / BY_MACS), scores, dead)
@@ -156,7 +156,7 @@ def choose_by_macs(
     )
 
 
-def _allowed(plan: Plan, costs: Costs, part: float, aim: float) -> dict[str, float]:
+def _compute_limits(plan: Plan, costs: Costs, part: float, aim: float) -> dict[str, float]:
     """What each budgeted quantity may come to, that part of the way."""
     asked = {
         what: limit * (aim if what.startswith("latency.") else 1)
@@ -165,7 +165,7 @@ def _allowed(plan: Plan, costs: Costs, part: float, aim: float) -> dict[str, flo
     return {what: costs.dense[what] - part * (costs.dense[what] - limit) for what, limit in asked.items()}
 
 
-def _chosen(
+def _choose_units(
     plan: Plan,
     open_groups: Sequence[Candidate],
     prices: Mapping[str, float],
@@ -182,50 +182,52 @@ def _chosen(
     free = [c for c in open_groups if plan.recipe.rules[c.rule].sparsity is None]
     wanted: dict[str, int] = {}
     for power in POWERS:
-        wanted = _demands(plan, open_groups, prices, power, part)
+        wanted = _list_demands(plan, open_groups, prices, power, part)
         if fits({**wanted, **{c.name: len(c.order) for c in free}}):
             break
     if allowed and free and not fits(wanted):
         demanded = wanted
-        wanted = _to_budget(free, demanded, prices, fits)
+        wanted = _remove_to_budget(free, demanded, prices, fits)
         if costs.step > 1 or "peak_memory" in allowed:
-            again = _to_budget(free, demanded, _mean(prices, _prices(free, costs, allowed, wanted)), fits)
-            wanted = min(wanted, again, key=lambda w: _lost(free, w))
-    wanted = _uniform_to_budget(free, wanted, fits)
+            again = _remove_to_budget(
+                free, demanded, _average_prices(prices, _price_units(free, costs, allowed, wanted)), fits
+            )
+            wanted = min(wanted, again, key=lambda w: _sum_scores(free, w))
+    wanted = _search_uniform(free, wanted, fits)
     return {
         c.name: sorted(set(range(len(c.order))) - set(c.gone(wanted[c.name]))) for c in open_groups
     }, fits(wanted)
 
 
-def least(plan: Plan, clocks: Sequence[LatencyModel] = ()) -> dict[str, tuple[int, ...]]:
+def find_least(plan: Plan, clocks: Sequence[LatencyModel] = ()) -> dict[str, tuple[int, ...]]:
     """Coupled group -> units that go when a budget asks for everything:
     all that open rules allow, the dearest of demands."""
     costs = Costs(plan.map, clocks)
-    open_groups = candidates(plan, {}, {})
-    prices = _prices(open_groups, costs, absolute_limits(plan.recipe.budget, costs.dense))
-    open_groups = with_floors(plan, open_groups, lambda c: (-prices[c.name],))
-    wanted = _demands(plan, open_groups, prices, BY_PRICE)
+    open_groups = list_candidates(plan, {}, {})
+    prices = _price_units(open_groups, costs, absolute_limits(plan.recipe.budget, costs.dense))
+    open_groups = keep_best_branches(plan, open_groups, lambda c: (-prices[c.name],))
+    wanted = _list_demands(plan, open_groups, prices, BY_PRICE)
     return {
         c.name: c.gone(len(c.order) if plan.recipe.rules[c.rule].sparsity is None else wanted[c.name])
         for c in open_groups
     }
 
 
-def _demands(
+def _list_demands(
     plan: Plan, open_groups: Sequence[Candidate], prices: Mapping[str, float], power: float, part: float = 1.0
 ) -> dict[str, int]:
     """Coupled group -> units that should go for (that part of) every rule's own
     `sparsity`, besides the dead ones."""
     wanted = {c.name: c.dead for c in open_groups}
-    for together in ranked_together(plan):
+    for together in join_ranked(plan):
         sparsity = plan.recipe.rules[together[0].rule].sparsity
         own = [c for c in open_groups if c.rule in {a.rule for a in together}]
         if sparsity is not None and own:
-            _demand(own, part * sparsity.fraction, wanted, prices, power)
-    return _uniform([c for c in open_groups if plan.recipe.rules[c.rule].sparsity is not None], wanted)
+            _raise_demand(own, part * sparsity.fraction, wanted, prices, power)
+    return _make_uniform([c for c in open_groups if plan.recipe.rules[c.rule].sparsity is not None], wanted)
 
 
-def _demand(
+def _raise_demand(
     own: Sequence[Candidate], share: float, wanted: dict[str, int], prices: Mapping[str, float], power: float
 ) -> None:
     """Raise `wanted` until the share of all units of these groups goes, as far as bounds allow."""
@@ -250,7 +252,7 @@ def _demand(
         going += len(candidate.gone(wanted[candidate.name])) - before
 
 
-def _prices(
+def _price_units(
     groups: Sequence[Candidate],
     costs: Costs,
     allowed: Mapping[str, float],
@@ -277,22 +279,24 @@ def _prices(
     return prices
 
 
-def priced(plan: Plan, clock: LatencyModel) -> dict[str, float]:
+def price_groups(plan: Plan, clock: LatencyModel) -> dict[str, float]:
     """Coupled group -> share of a target's milliseconds that goes with one of its units,
     mean over a step of the dense width."""
-    return _prices(candidates(plan, {}, {}), Costs(plan.map, (clock,)), {latency_key(clock.target): 0.0})
+    return _price_units(
+        list_candidates(plan, {}, {}), Costs(plan.map, (clock,)), {latency_key(clock.target): 0.0}
+    )
 
 
-def _mean(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
+def _average_prices(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
     return {name: (price + b.get(name, price)) / 2 for name, price in a.items()}
 
 
-def _lost(free: Sequence[Candidate], wanted: Mapping[str, int]) -> float:
+def _sum_scores(free: Sequence[Candidate], wanted: Mapping[str, int]) -> float:
     """The importance that goes: the sum of its scores."""
     return sum(c.scores[unit] for c in free for unit in c.gone(wanted[c.name]))
 
 
-def _to_budget(
+def _remove_to_budget(
     free: Sequence[Candidate],
     wanted: Mapping[str, int],
     prices: Mapping[str, float],
@@ -321,11 +325,11 @@ def _to_budget(
             high = middle
         else:
             low = middle + 1
-    found = _completed(free, after(low - 1), after(low), fits) if low else after(0)
-    return _returned(free, wanted, found, ranked[:low], fits)
+    found = _complete_choice(free, after(low - 1), after(low), fits) if low else after(0)
+    return _return_units(free, wanted, found, ranked[:low], fits)
 
 
-def _completed(
+def _complete_choice(
     free: Sequence[Candidate],
     before: dict[str, int],
     after: dict[str, int],
@@ -337,12 +341,14 @@ def _completed(
     def one_more(c: Candidate) -> dict[str, int]:
         return {**before, c.name: len(c.gone(before[c.name])) + c.multiple}
 
-    lost = _lost(free, after)
-    lesser = sorted(((loss, i) for i, c in enumerate(free) if (loss := _lost(free, one_more(c))) < lost))
+    lost = _sum_scores(free, after)
+    lesser = sorted(
+        ((loss, i) for i, c in enumerate(free) if (loss := _sum_scores(free, one_more(c))) < lost)
+    )
     return next((amounts for _, i in lesser[:RETURNS] if fits(amounts := one_more(free[i]))), after)
 
 
-def _returned(
+def _return_units(
     free: Sequence[Candidate],
     least: Mapping[str, int],
     amounts: dict[str, int],
@@ -372,7 +378,7 @@ def _returned(
     return amounts
 
 
-def _uniform(groups: Sequence[Candidate], amounts: Mapping[str, int], more: int = 0) -> dict[str, int]:
+def _make_uniform(groups: Sequence[Candidate], amounts: Mapping[str, int], more: int = 0) -> dict[str, int]:
     """The same number, on average as many and `more`, out of every group of a rule with `keep.uniform`."""
     found = dict(amounts)
     for rule in {c.rule for c in groups if c.keep.uniform}:
@@ -383,15 +389,17 @@ def _uniform(groups: Sequence[Candidate], amounts: Mapping[str, int], more: int 
     return found
 
 
-def _uniform_to_budget(
+def _search_uniform(
     free: Sequence[Candidate], amounts: dict[str, int], fits: Callable[[Mapping[str, int]], bool]
 ) -> dict[str, int]:
     """Uniform numbers about these, the fewest with which every budget holds."""
     widest = max((len(c.order) for c in free if c.keep.uniform), default=0)
-    fewest = bisect_left(range(-widest, widest), True, key=lambda more: fits(_uniform(free, amounts, more)))
-    return _uniform(free, amounts, fewest - widest)
+    fewest = bisect_left(
+        range(-widest, widest), True, key=lambda more: fits(_make_uniform(free, amounts, more))
+    )
+    return _make_uniform(free, amounts, fewest - widest)
 
 
-def share_of(total: int, share: float) -> int:
+def count_share(total: int, share: float) -> int:
     """How many of so many groups inside tensors a rule sets to zero: the share, rounded."""
     return int(np.floor(total * share + 0.5))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.distributed import added
+from sparsify.distributed import add_over_processes
 from sparsify.errors import ModelError
 from sparsify.forward.call_model import call_model, every_tensor
 from sparsify.forward.calls import Inputs, map_tensors
@@ -34,16 +34,16 @@ def measure_agreement(
     A correlation near zero says that the outputs no longer follow the inputs.
     """
     with eval_mode(dense, model):
-        pairs = [_outputs(dense, model, part) for part in _parts(inputs, examples)]
+        pairs = [_call_models(dense, model, part) for part in _split_inputs(inputs, examples)]
     if not pairs:
         return Agreement(correlation=1.0, error=0.0)
     first = torch.cat([a for a, _ in pairs]).double()
     second = torch.cat([b for _, b in pairs]).double()
-    count = added(first.new_tensor(len(first)), processes)
-    spread = first - added(first.sum(0), processes) / count
-    other = second - added(second.sum(0), processes) / count
+    count = add_over_processes(first.new_tensor(len(first)), processes)
+    spread = first - add_over_processes(first.sum(0), processes) / count
+    other = second - add_over_processes(second.sum(0), processes) / count
     products = (spread * spread, other * other, spread * other, (second - first).square())
-    sums = added(torch.stack([product.sum() for product in products]), processes)
+    sums = add_over_processes(torch.stack([product.sum() for product in products]), processes)
     total, of_other, joint, distance = sums.tolist()
     scale = (total * of_other) ** 0.5
     correlation = joint / scale if scale else 0.0
@@ -59,7 +59,7 @@ def _same_prediction(pairs: list[tuple[Tensor, Tensor]], processes: Any) -> floa
         return None
     same = sum(count_same_predictions(a, b) for a, b in pairs)
     numbers = torch.tensor([same, sum(len(a) for a, _ in pairs)], dtype=torch.float64)
-    agreeing, count = added(numbers.to(pairs[0][0].device), processes).tolist()
+    agreeing, count = add_over_processes(numbers.to(pairs[0][0].device), processes).tolist()
     return float(agreeing / count)
 
 
@@ -68,12 +68,12 @@ def count_same_predictions(first: Tensor, second: Tensor) -> int:
     return int((first.argmax(dim=1) == second.argmax(dim=1)).sum())
 
 
-def _outputs(dense: nn.Module, model: nn.Module, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def _call_models(dense: nn.Module, model: nn.Module, inputs: Inputs) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        return _joined(call_model(dense, inputs)), _joined(call_model(model, inputs))
+        return _join_outputs(call_model(dense, inputs)), _join_outputs(call_model(model, inputs))
 
 
-def _joined(output: object) -> Tensor:
+def _join_outputs(output: object) -> Tensor:
     """The floating-point outputs, joined: the only one as it is, of several a row for each example."""
     found = [one.float() for one in every_tensor(output) if one.is_floating_point() and one.dim()]
     if not found:
@@ -83,7 +83,7 @@ def _joined(output: object) -> Tensor:
     return torch.cat([one.reshape(len(one), -1) for one in found if len(one) == len(found[0])], dim=1)
 
 
-def _parts(inputs: Inputs, examples: int) -> Iterator[Inputs]:
+def _split_inputs(inputs: Inputs, examples: int) -> Iterator[Inputs]:
     for start in range(0, examples, CHUNK):
         yield take_examples(inputs, examples, start, start + CHUNK)
 

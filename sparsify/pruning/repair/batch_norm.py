@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsify.distributed import added, counts_of
+from sparsify.distributed import add_over_processes, counts_of
 from sparsify.forward.call_model import call_model
 from sparsify.forward.calls import Inputs
 from sparsify.pruning.repair.agreement import CHUNK, take_examples
@@ -50,4 +50,4 @@ def _average(norms: list[nn.modules.batchnorm._BatchNorm], batches: int, process
     for norm in norms:
         for value in (norm.running_mean, norm.running_var):
             assert value is not None
-            value.copy_(added(value * batches, processes) / everywhere)
+            value.copy_(add_over_processes(value * batches, processes) / everywhere)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sparsify.distributed import added
+from sparsify.distributed import add_over_processes
 from sparsify.pruning.repair.regression import Fit, fit_intercept, fit_ridge, mean_of_all, mean_square
 from sparsify_schemas.report import LayerRepair
 
@@ -87,8 +87,8 @@ def spread_of(targets: Tensor, processes: Any = None) -> float:
     """Mean variance of the outputs over the rows of all processes; 1 where they are all the same."""
     if processes is None:
         return float(targets.var(0, correction=0).mean()) or 1.0
-    mean = added(targets.double().sum(0), processes)
-    mean /= added(targets.new_tensor(len(targets), dtype=torch.float64), processes)
+    mean = add_over_processes(targets.double().sum(0), processes)
+    mean /= add_over_processes(targets.new_tensor(len(targets), dtype=torch.float64), processes)
     return mean_of_all((targets - mean.to(targets.dtype)).square(), processes) or 1.0
 
 

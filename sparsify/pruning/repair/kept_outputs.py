@@ -29,7 +29,7 @@ def kept_rows(dense: nn.Module, rounds: Sequence[Cuts], names: Iterable[str]) ->
     return found
 
 
-def kept_outputs(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Tensor]:
+def find_kept_outputs(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Tensor]:
     """Layer -> numbers of its dense outputs that stay, in order; layers that kept all of them are left out.
 
     The operations of the log are replayed on a tensor of the weight's shape that holds, at each element, the
@@ -45,7 +45,7 @@ def kept_outputs(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Tensor]:
         tensor = f"{name}.weight" if name else "weight"
         operations = narrowed.get(canonical.get(tensor, tensor), [])
         if weight is not None and operations and weight.dim() > 1:
-            found[name] = _kept(module, weight, operations)
+            found[name] = _follow_narrowing(module, weight, operations)
     return found
 
 
@@ -85,8 +85,8 @@ def _ranges(operation: Narrow) -> Tensor:
     return torch.cat([torch.arange(start, end) for start, end in operation.keep])
 
 
-def _kept(module: nn.Module, weight: Tensor, operations: Sequence[Narrow]) -> Tensor:
-    numbers = _output_numbers(module, weight)
+def _follow_narrowing(module: nn.Module, weight: Tensor, operations: Sequence[Narrow]) -> Tensor:
+    numbers = _number_outputs(module, weight)
     for operation in operations:
         numbers = numbers.index_select(operation.dim, _ranges(operation))
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
@@ -96,7 +96,7 @@ def _kept(module: nn.Module, weight: Tensor, operations: Sequence[Narrow]) -> Te
     return numbers.reshape(numbers.shape[0], -1)[:, 0] if not is_transposed_linear(module) else numbers[0]
 
 
-def _output_numbers(module: nn.Module, weight: Tensor) -> Tensor:
+def _number_outputs(module: nn.Module, weight: Tensor) -> Tensor:
     """At each element of a weight, the number of the output that it belongs to."""
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         inputs, outputs = weight.shape[0], weight.shape[1]

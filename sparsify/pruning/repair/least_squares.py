@@ -39,7 +39,7 @@ from sparsify.pruning.repair.attention import (
     sample_attention,
 )
 from sparsify.pruning.repair.choose_fit import Settings, choose_fit, repair_row
-from sparsify.pruning.repair.kept_outputs import kept_outputs, kept_rows
+from sparsify.pruning.repair.kept_outputs import find_kept_outputs, kept_rows
 from sparsify.pruning.repair.recurrent import ODD_INPUTS as RECURRENT_INPUTS
 from sparsify.pruning.repair.recurrent import (
     RecurrentOutputs,
@@ -108,13 +108,13 @@ def refit_layers(
     """
     first = take_examples(inputs, examples, 0, 2)  # enough to see which layers run
     (dense_sites, _), (sites, _) = find_sites(dense, first), find_sites(model, first)
-    outputs, rows = kept_outputs(dense, rounds), kept_rows(dense, rounds, _row_tensors(dense))
-    partners = _shared_addends(dense_sites, sites) if settings.shortcuts else frozenset()
-    skipped = dict(_skipped(model, sites, dense_sites, outputs, rows, dense))
+    outputs, rows = find_kept_outputs(dense, rounds), kept_rows(dense, rounds, _row_tensors(dense))
+    partners = _find_shared_addends(dense_sites, sites) if settings.shortcuts else frozenset()
+    skipped = dict(_list_skipped(model, sites, dense_sites, outputs, rows, dense))
     repairs = [repair_row(name, "skipped", reason=reason) for name, reason in skipped.items()]
     todo = [name for name in sites if name not in skipped]
     done: list[str] = []
-    watch = OperatorCounter(_operators(sites, partners))
+    watch = OperatorCounter(_list_operators(sites, partners))
     run_dense = _Dense(dense, dense_sites, partners, outputs, rows, inputs, examples, settings)
 
     def before_layer(name: str) -> Callable[..., None]:
@@ -131,7 +131,7 @@ def refit_layers(
                         repairs.extend(refit_recurrent(module, (args, kwargs), message, examples, settings))
                     case _LayerOutputs() if args:
                         repairs.append(
-                            _refit(model, sites[name], args[0], message, addend, examples, settings)
+                            _refit_layer(model, sites[name], args[0], message, addend, examples, settings)
                         )
                     case _:
                         reason = _why_not_run(module)
@@ -203,7 +203,7 @@ class _Dense:
         return None
 
     def _run(self) -> None:
-        watch = OperatorCounter(_operators(self._sites, self._partners))
+        watch = OperatorCounter(_list_operators(self._sites, self._partners))
         handles = [
             self._model.get_submodule(name).register_forward_hook(self._after(name, watch), with_kwargs=True)
             for name, site in self._sites.items()
@@ -295,7 +295,7 @@ class _Dense:
                 continue
 
 
-def _refit(
+def _refit_layer(
     model: nn.Module,
     site: Site,
     value: Tensor,
@@ -316,17 +316,17 @@ def _refit(
     if message.addend is not None and addend is not None and _has_places(layer, addend, message):
         own = output_rows(layer, addend, message.places)
         lost = (message.addend - own).float()
-        targets = targets + (lost / _gain(norm, lost) if site.through_norm else lost)
+        targets = targets + (lost / _find_gain(norm, lost) if site.through_norm else lost)
     groups = groups_of(layer)
     targets = targets.reshape(len(targets), groups, -1)
     mean = message.mean if norm is not None else None
-    start = Fit(weight_matrix(layer).double(), _bias(layer, norm, mean, groups, targets.shape[2]))
+    start = Fit(weight_matrix(layer).double(), _find_intercept(layer, norm, mean, groups, targets.shape[2]))
     shiftable = layer._parameters.get("bias") is not None or mean is not None
     dtype = layer.get_parameter("weight").dtype
     row, fit = choose_fit(site.name, rows, targets, start, dtype, examples, settings, shiftable=shiftable)
     if fit is not None:
         set_weight(layer, fit.weight)
-        _shift(layer, norm, mean, fit.intercept.flatten())
+        _set_intercept(layer, norm, mean, fit.intercept.flatten())
     return row
 
 
@@ -348,7 +348,7 @@ def _has_places(layer: nn.Module, addend: Tensor, message: _LayerOutputs) -> boo
     return same and addend.shape[0] * len(message.places.index) == len(message.targets)
 
 
-def _gain(norm: nn.Module | None, like: Tensor) -> Tensor:
+def _find_gain(norm: nn.Module | None, like: Tensor) -> Tensor:
     """What a batch normalisation multiplies each channel by; infinite where that is next to nothing."""
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_var is not None
     gain = (norm.running_var + norm.eps).rsqrt()
@@ -358,7 +358,9 @@ def _gain(norm: nn.Module | None, like: Tensor) -> Tensor:
     return torch.where(small, torch.inf, gain).to(like.dtype)
 
 
-def _bias(layer: nn.Module, norm: nn.Module | None, mean: Tensor | None, groups: int, outputs: int) -> Tensor:
+def _find_intercept(
+    layer: nn.Module, norm: nn.Module | None, mean: Tensor | None, groups: int, outputs: int
+) -> Tensor:
     """The intercept that a layer has now: its bias, or what an earlier repair put into the mean behind it."""
     bias = layer._parameters.get("bias")
     if bias is not None:
@@ -369,7 +371,7 @@ def _bias(layer: nn.Module, norm: nn.Module | None, mean: Tensor | None, groups:
     return torch.zeros(groups, outputs, dtype=torch.float64, device=weight.device)
 
 
-def _shift(layer: nn.Module, norm: nn.Module | None, mean: Tensor | None, intercept: Tensor) -> None:
+def _set_intercept(layer: nn.Module, norm: nn.Module | None, mean: Tensor | None, intercept: Tensor) -> None:
     """Into the bias; without one, into the mean behind: that of the dense model, less the intercept."""
     bias = layer._parameters.get("bias")
     if bias is not None:
@@ -379,19 +381,19 @@ def _shift(layer: nn.Module, norm: nn.Module | None, mean: Tensor | None, interc
         own.copy_((mean.double() - intercept).to(own.dtype))
 
 
-def _operators(sites: Mapping[str, Site], partners: frozenset[str]) -> frozenset[int]:
+def _list_operators(sites: Mapping[str, Site], partners: frozenset[str]) -> frozenset[int]:
     numbers = (sites[name].addend for name in partners)
     return frozenset(number for number in numbers if number is not None)
 
 
-def _shared_addends(dense: Mapping[str, Site], cut: Mapping[str, Site]) -> frozenset[str]:
+def _find_shared_addends(dense: Mapping[str, Site], cut: Mapping[str, Site]) -> frozenset[str]:
     """Layers that end a sum in both models, in the same way."""
     both = (name for name in dense if name in cut)
     known = (name for name in both if dense[name].addend is not None and cut[name].addend is not None)
     return frozenset(name for name in known if dense[name].through_norm == cut[name].through_norm)
 
 
-def _skipped(
+def _list_skipped(
     model: nn.Module,
     sites: Mapping[str, Site],
     dense_sites: Mapping[str, Site],
@@ -400,7 +402,7 @@ def _skipped(
     dense: nn.Module,
 ) -> Iterator[tuple[str, str]]:
     """Layers that cannot be refitted -> why."""
-    shared = _shared_weights(model)
+    shared = _find_shared_weights(model)
     for name, site in sites.items():
         layer = model.get_submodule(name)
         if site.calls != 1:
@@ -428,7 +430,7 @@ def _is_as_logged(
     """Whether a layer has as many outputs as the log of the cuts says."""
     if is_product(layer):
         stay = outputs.get(name)
-        return _width(layer) == (len(stay) if stay is not None else _width(dense))
+        return _count_outputs(layer) == (len(stay) if stay is not None else _count_outputs(dense))
     for tensor in _tensors_with_rows(layer):
         stay = rows.get(f"{name}.{tensor}" if name else tensor)
         wanted = len(stay) if stay is not None else len(dense.get_parameter(tensor))
@@ -457,12 +459,12 @@ def _why_not_run(module: nn.Module) -> str:
     return RECURRENT_INPUTS if isinstance(module, nn.RNNBase) else "the dense model did not run it here"
 
 
-def _width(layer: nn.Module) -> int:
+def _count_outputs(layer: nn.Module) -> int:
     matrix = weight_matrix(layer)
     return matrix.shape[0] * matrix.shape[2]
 
 
-def _shared_weights(model: nn.Module) -> frozenset[str]:
+def _find_shared_weights(model: nn.Module) -> frozenset[str]:
     """Modules whose weight is a parameter of another module as well."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():

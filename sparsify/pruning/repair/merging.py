@@ -22,7 +22,7 @@ from sparsify.graph.layer_types import is_depthwise
 from sparsify.graph.model_map import Coupled, ModelMap
 from sparsify.pruning.criteria.reconstruction import find_readers
 from sparsify.pruning.layer_matrix import groups_of, is_product, set_weight, weight_matrix
-from sparsify.pruning.repair.kept_outputs import kept_columns, kept_outputs
+from sparsify.pruning.repair.kept_outputs import find_kept_outputs, kept_columns
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import LayerRepair
 
@@ -62,7 +62,7 @@ def merge_units(
     taken: dict[str, int] = {}
     lost: dict[str, int] = {}
     reasons: dict[str, str] = {}
-    columns, outputs = kept_columns(dense, (cuts,)), kept_outputs(dense, (cuts,))
+    columns, outputs = kept_columns(dense, (cuts,)), find_kept_outputs(dense, (cuts,))
     widths = {width.group: width for width in cuts.widths}
     for group in model_map.coupled:
         width = widths.get(group.name)

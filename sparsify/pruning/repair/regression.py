@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.distributed import added
+from sparsify.distributed import add_over_processes
 
 TINY = 1e-12
 """added to the ridge, so that inputs that are zero throughout leave a system that can be solved"""
@@ -87,7 +87,7 @@ def mean_of_all(values: Tensor, processes: Any = None) -> float:
     if processes is None:
         return float(values.mean())
     sums = torch.stack([values.double().sum(), values.new_tensor(values.numel(), dtype=torch.float64)])
-    total, count = added(sums, processes)
+    total, count = add_over_processes(sums, processes)
     return float(total / count)
 
 
@@ -95,19 +95,19 @@ def _mean_row(rows: Tensor, processes: Any) -> Tensor:
     """[groups, rows, numbers] -> their mean over the rows of all processes, [groups, 1, numbers]."""
     if processes is None:
         return rows.double().mean(1, keepdim=True)
-    total = added(rows.double().sum(1, keepdim=True), processes)
-    count = added(rows.new_tensor(rows.shape[1], dtype=torch.float64), processes)
+    total = add_over_processes(rows.double().sum(1, keepdim=True), processes)
+    count = add_over_processes(rows.new_tensor(rows.shape[1], dtype=torch.float64), processes)
     return total / count
 
 
 def _from_columns(x: Tensor, residual: Tensor, ridge: float, processes: Any) -> Tensor:
     """(X'X + l I)^-1 X'R, by a Cholesky decomposition in float64."""
-    gram = added((x.transpose(1, 2) @ x).double(), processes)
-    toward = added((x.transpose(1, 2) @ residual).double(), processes)
+    gram = add_over_processes((x.transpose(1, 2) @ x).double(), processes)
+    toward = add_over_processes((x.transpose(1, 2) @ residual).double(), processes)
     diagonal = gram.diagonal(dim1=1, dim2=2)
     strength = ridge * diagonal.mean(1) + TINY
     diagonal += strength[:, None]
-    return _solve(gram, toward)
+    return _solve_system(gram, toward)
 
 
 def _from_rows(x: Tensor, residual: Tensor, ridge: float) -> Tensor:
@@ -116,10 +116,10 @@ def _from_rows(x: Tensor, residual: Tensor, ridge: float) -> Tensor:
     diagonal = gram.diagonal(dim1=1, dim2=2)
     strength = ridge * diagonal.sum(1) / x.shape[2] + TINY
     diagonal += strength[:, None]
-    return x.transpose(1, 2).double() @ _solve(gram, residual.double())
+    return x.transpose(1, 2).double() @ _solve_system(gram, residual.double())
 
 
-def _solve(gram: Tensor, right: Tensor) -> Tensor:
+def _solve_system(gram: Tensor, right: Tensor) -> Tensor:
     """Of a symmetric, positive definite system; by LU where rounding has made it indefinite."""
     factor, failed = torch.linalg.cholesky_ex(gram)
     if bool(failed.any()):

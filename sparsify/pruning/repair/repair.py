@@ -274,9 +274,9 @@ def collect_examples(batches: Iterable[Any] | None, examples: int) -> tuple[Inpu
     parts: list[Any] = []
     count = 0
     for batch in batches:
-        inputs = _inputs_of(batch)
+        inputs = _take_inputs(batch)
         parts.append(inputs)
-        count += _length(inputs)
+        count += _count_examples(inputs)
         if count >= examples:
             break
     if not count:
@@ -284,33 +284,33 @@ def collect_examples(batches: Iterable[Any] | None, examples: int) -> tuple[Inpu
             "repair needs calibration examples, and the batches held none; pass unlabelled training examples"
         )
     try:
-        joined = _join(parts)
+        joined = _join_calls(parts)
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise ModelError(f"the batches do not fit each other: {first_line(error)}") from None
     used = min(count, examples)
     return take_examples(joined, count, 0, used), used
 
 
-def _inputs_of(batch: Any) -> Any:
+def _take_inputs(batch: Any) -> Any:
     """The inputs of a batch: x of (x, y), what a mapping holds, a tensor as the only input."""
     if isinstance(batch, Tensor):
         return (batch,)
     if isinstance(batch, Mapping) and any(isinstance(value, Tensor) for value in batch.values()):
         return dict(batch)
     if isinstance(batch, Sequence) and batch and isinstance(batch[0], Tensor | Mapping):
-        return _inputs_of(batch[0])
+        return _take_inputs(batch[0])
     raise ModelError(
         "repair takes batches that are tensors, mappings of tensors or (x, y) "
         f"pairs, found {type(batch).__name__}"
     )
 
 
-def _length(inputs: Any) -> int:
+def _count_examples(inputs: Any) -> int:
     values = inputs.values() if isinstance(inputs, Mapping) else inputs
     return next((len(value) for value in values if isinstance(value, Tensor) and value.dim()), 0)
 
 
-def _join(parts: Sequence[Any]) -> Any:
+def _join_calls(parts: Sequence[Any]) -> Any:
     first = parts[0]
     if isinstance(first, Mapping):
         return {key: _join_values([part[key] for part in parts]) for key in first}

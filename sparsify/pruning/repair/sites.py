@@ -168,7 +168,7 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
     finally:
         for handle in handles:
             handle.remove()
-    addends = dict(_addends(watch, seen))
+    addends = dict(_list_addends(watch, seen))
     sites = {}
     for name, own in seen.items():
         addend, through_norm = addends.get(name, (None, False))
@@ -176,7 +176,7 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
     return sites, watch.count
 
 
-def _addends(watch: _Watch, seen: dict[str, _Seen]) -> Iterator[tuple[str, tuple[int, bool]]]:
+def _list_addends(watch: _Watch, seen: dict[str, _Seen]) -> Iterator[tuple[str, tuple[int, bool]]]:
     """Layer -> (operator that makes the other addend of its sum, whether a norm lies between)."""
     ends = {one: (name, False) for name, own in seen.items() for one in own.results}
     ends |= {one: (name, True) for name, own in seen.items() for one in own.normed}

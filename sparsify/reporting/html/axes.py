@@ -25,7 +25,7 @@ class Axis:
         return start + part * (end - start)
 
 
-def axis(values: list[float], *, zero: bool = False, whole: bool = False, most: int = 4) -> Axis:
+def make_axis(values: list[float], *, zero: bool = False, whole: bool = False, most: int = 4) -> Axis:
     """An axis that holds all finite values and is wider by at most one step.
 
     Args:
@@ -35,10 +35,10 @@ def axis(values: list[float], *, zero: bool = False, whole: bool = False, most: 
 
     Numbers below 1e-300 count as zero, those above 1e308 as 1e308.
     """
-    drawn = [_limited(value) for value in values if math.isfinite(value)]
+    drawn = [_limit_value(value) for value in values if math.isfinite(value)]
     if zero or not drawn:
         drawn.append(0.0)
-    low, high = _ends(min(drawn), max(drawn))
+    low, high = _choose_ends(min(drawn), max(drawn))
     rough = high / most - low / most  # high - low may be larger than any float
     step = _round_step(rough, (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10))
     step = max(1.0, step) if whole else step
@@ -48,19 +48,19 @@ def axis(values: list[float], *, zero: bool = False, whole: bool = False, most: 
     return Axis(ticks[0], ticks[-1], ticks)
 
 
-def _limited(value: float) -> float:
+def _limit_value(value: float) -> float:
     if abs(value) < SMALLEST:
         return 0.0
     return min(max(value, -_LARGEST), _LARGEST)
 
 
-def _ends(low: float, high: float) -> tuple[float, float]:
+def _choose_ends(low: float, high: float) -> tuple[float, float]:
     """The same two numbers, or numbers around them where they are equal."""
     if high - low > max(1e-9 * max(abs(high), abs(low)), SMALLEST):
         return low, high
     if low == 0:
         return low, 1.0
-    return _limited(low - abs(low) / 20), _limited(high + abs(high) / 20)
+    return _limit_value(low - abs(low) / 20), _limit_value(high + abs(high) / 20)
 
 
 def _round_step(rough: float, factors: tuple[float, ...]) -> float:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from sparsify.formatting.numbers import (
-    accuracy,
-    brief,
+    drop_zeros,
+    format_accuracy,
     metric,
 )
 from sparsify_schemas.report import Report
@@ -14,12 +14,12 @@ _UNITS = ("ms", "us", "s", "B", "KiB", "MiB", "GiB")
 
 
 def format_percent(value: float) -> str:
-    return brief(accuracy(value))
+    return drop_zeros(format_accuracy(value))
 
 
 def format_metric(report: Report) -> Callable[[float], str]:
     """How the deciding metric is written."""
-    return lambda value: brief(metric(value, report.metric.percent))
+    return lambda value: drop_zeros(metric(value, report.metric.percent))
 
 
 def format_pair(before: float, after: float, show: Callable[[float], str]) -> str:

@@ -3,17 +3,17 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from sparsify.formatting.numbers import (
-    count,
+    add_sign,
     divide,
-    known,
-    milliseconds,
-    share,
-    signed,
+    format_count,
+    format_milliseconds,
+    format_share,
+    is_known,
 )
 from sparsify.graph.layer_types import layer_type_of
 from sparsify.reporting.html.figure_text import format_pair
-from sparsify.reporting.html.markup import NOTHING, Html, joined, tag, text
-from sparsify.reporting.html.plots import bar
+from sparsify.reporting.html.markup import NOTHING, Html, escape_text, join_markup, tag
+from sparsify.reporting.html.plots import draw_bar
 from sparsify.reporting.latency_table import find_headline_latency
 from sparsify_schemas.report import Latency, LayerRow, Report
 
@@ -44,18 +44,18 @@ def draw_predictions(report: Report) -> Html:
             continue
         dense = (timed.predicted_dense_ms, timed.dense_ms)
         cut = (timed.predicted_cut_ms, timed.cut_ms)
-        scale = max(filter(known, (*dense, *cut)), default=0.0)
+        scale = max(filter(is_known, (*dense, *cut)), default=0.0)
         rows.append(_draw_prediction(f"dense on {timed.target}", *dense, scale))
         rows.append(_draw_prediction(f"cut on {timed.target}", *cut, scale))
     return _draw_bars("Predicted (hatched) and measured (solid)", rows)
 
 
 def _draw_prediction(name: str, guess: float, measured: float, scale: float) -> tuple[str, Html, str]:
-    said = f"predicted {milliseconds(guess)}, measured {milliseconds(measured)}"
-    drawn = bar(divide(guess, scale) or 0.0, divide(measured, scale) or 0.0, label=said)
+    said = f"predicted {format_milliseconds(guess)}, measured {format_milliseconds(measured)}"
+    drawn = draw_bar(divide(guess, scale) or 0.0, divide(measured, scale) or 0.0, label=said)
     ratio = divide(guess, measured)
-    error = signed(share(None if ratio is None else ratio - 1))
-    return name, drawn, f"{milliseconds(measured)}, predicted {error}"
+    error = add_sign(format_share(None if ratio is None else ratio - 1))
+    return name, drawn, f"{format_milliseconds(measured)}, predicted {error}"
 
 
 def draw_time_by_layer(report: Report, section: Section) -> Iterator[Html]:
@@ -68,17 +68,17 @@ def draw_time_by_layer(report: Report, section: Section) -> Iterator[Html]:
     for timed in shown:
         costs = [(layer.layer or "(no layer)", layer.dense_ms, layer.cut_ms) for layer in timed.by_layer]
         place = f" on {timed.target}" if len(shown) > 1 else ""
-        yield section(f"Time by layer{place}", _draw_costs(costs, milliseconds), tag("p.note", note))
+        yield section(f"Time by layer{place}", _draw_costs(costs, format_milliseconds), tag("p.note", note))
     if not shown:
         macs = [(layer.name, layer.macs, layer.macs_after) for layer in report.layers if layer.macs]
-        yield section("MACs by layer", _draw_costs(macs, count))
+        yield section("MACs by layer", _draw_costs(macs, format_count))
 
 
 def _draw_costs(costs: Iterable[tuple[str, float, float]], show: Callable[[float], str]) -> Html:
     every = [
         (name, max(before, 0), max(after, 0))
         for name, before, after in costs
-        if known(before) and known(after)
+        if is_known(before) and is_known(after)
     ]
     scale = max((max(before, after) for _, before, after in every), default=0.0)
     largest = set(sorted(every, key=lambda row: -max(row[1], row[2]))[:_ROWS])
@@ -86,7 +86,7 @@ def _draw_costs(costs: Iterable[tuple[str, float, float]], show: Callable[[float
     for name, before, after in every:
         if (name, before, after) in largest and scale:
             said = format_pair(before, after, show)
-            drawn = bar(divide(before, scale) or 0.0, divide(after, scale) or 0.0, label=said)
+            drawn = draw_bar(divide(before, scale) or 0.0, divide(after, scale) or 0.0, label=said)
             rows.append((name, drawn, said))
     return _draw_bars("Dense (hatched) and cut (solid)", rows, len(every))
 
@@ -115,7 +115,7 @@ def _draw_width(layer: LayerRow, timed: Latency | None) -> tuple[str, Html, str]
         said += ", kept"
     elif layer.removed:
         said += ", removed"
-    return layer.name, bar(1.0, left, _place_ticks(layer, timed), label=said), said
+    return layer.name, draw_bar(1.0, left, _place_ticks(layer, timed), label=said), said
 
 
 def _place_ticks(layer: LayerRow, timed: Latency | None) -> tuple[float, ...]:
@@ -140,9 +140,9 @@ def _draw_bars(caption: str, rows: Iterable[tuple[str, Html, str]], of: int = 0)
     fewer = f"; {len(body)} of {of} layers" if of > len(body) else ""
     note = tag("p.note", f"{caption}{fewer}.")
     if len(body) <= _LONG or longest > _NAME:
-        return joined((note, tag("div", _join_bars(body))))
+        return join_markup((note, tag("div", _join_bars(body))))
     middle = (len(body) + 1) // 2
-    return joined((note, tag("div.halves", _join_bars(body[:middle]), _join_bars(body[middle:]))))
+    return join_markup((note, tag("div.halves", _join_bars(body[:middle]), _join_bars(body[middle:]))))
 
 
 def _join_bars(rows: Iterable[Html]) -> Html:
@@ -152,8 +152,8 @@ def _join_bars(rows: Iterable[Html]) -> Html:
 def _break_at_dots(name: str) -> Html:
     """A dotted name that may be broken after its dots."""
     *first, last = name.split(".")
-    parts = [joined((text(f"{part}."), tag("wbr"))) for part in first]
-    return joined((*parts, text(last)))
+    parts = [join_markup((escape_text(f"{part}."), tag("wbr"))) for part in first]
+    return join_markup((*parts, escape_text(last)))
 
 
 def draw_protected(report: Report) -> Html:

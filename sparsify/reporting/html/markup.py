@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sparsify.formatting.table import clean
+from sparsify.formatting.table import escape_controls
 
 Attributes = Mapping[str, str | float]
 _EMPTY = frozenset({"meta", "line", "rect", "path", "circle", "polyline", "br", "wbr"})
@@ -28,35 +28,35 @@ def tag(name: str, *content: Content, at: Attributes | None = None) -> Html:
     """
     kind, *classes = name.split(".")
     attributes = {**({"class": " ".join(classes)} if classes else {}), **(at or {})}
-    opening = "".join(f' {key}="{html.escape(_value(value))}"' for key, value in attributes.items())
+    opening = "".join(f' {key}="{html.escape(_format_value(value))}"' for key, value in attributes.items())
     if kind in _EMPTY and not content:
         return Html(f"<{kind}{opening}/>")
-    return Html(f"<{kind}{opening}>{''.join(map(_escaped, content))}</{kind}>")
+    return Html(f"<{kind}{opening}>{''.join(map(_escape_content, content))}</{kind}>")
 
 
-def text(words: str) -> Html:
+def escape_text(words: str) -> Html:
     """Words, escaped."""
-    return Html(html.escape(clean(words)))
+    return Html(html.escape(escape_controls(words)))
 
 
-def joined(parts: Iterable[Html]) -> Html:
+def join_markup(parts: Iterable[Html]) -> Html:
     """Parts one after the other."""
     return Html("".join(part.text for part in parts))
 
 
-def verbatim(text: str) -> Html:
+def quote_lines(text: str) -> Html:
     """Lines as they are, in <pre>, with control characters escaped."""
-    return tag("pre", Html("\n".join(html.escape(_line(line)) for line in text.splitlines())))
+    return tag("pre", Html("\n".join(html.escape(_escape_line(line)) for line in text.splitlines())))
 
 
-def _line(text: str) -> str:
+def _escape_line(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in text)
 
 
-def _escaped(content: Content) -> str:
-    return content.text if isinstance(content, Html) else text(content).text
+def _escape_content(content: Content) -> str:
+    return content.text if isinstance(content, Html) else escape_text(content).text
 
 
-def _value(value: str | float) -> str:
+def _format_value(value: str | float) -> str:
     """An attribute; a coordinate is rounded to a tenth, which is finer than the eye sees."""
-    return clean(value) if isinstance(value, str) else f"{value:.1f}".removesuffix(".0")
+    return escape_controls(value) if isinstance(value, str) else f"{value:.1f}".removesuffix(".0")

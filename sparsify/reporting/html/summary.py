@@ -3,24 +3,24 @@
 from collections.abc import Callable, Iterator
 
 from sparsify.formatting.numbers import (
-    brief,
-    count,
+    count_noun,
     divide,
-    known,
+    drop_zeros,
+    format_count,
+    format_milliseconds,
+    format_share,
+    format_size,
+    format_times,
+    format_tiny,
+    is_known,
     metric,
     metric_change,
-    milliseconds,
-    plural,
-    share,
-    size,
-    times,
-    tiny,
 )
 from sparsify.formatting.verdict_text import verdict_words
 from sparsify.reporting.headline import describe_missed
 from sparsify.reporting.html.figure_text import format_pair
 from sparsify.reporting.html.markup import NOTHING, Html, tag
-from sparsify.reporting.html.plots import bar
+from sparsify.reporting.html.plots import draw_bar
 from sparsify.reporting.latency_table import find_headline_latency, is_overloaded
 from sparsify.reporting.provenance_table import describe_processes, format_minute
 from sparsify_schemas.report import Latency, Report
@@ -29,7 +29,7 @@ from sparsify_schemas.report import Latency, Report
 def draw_summary(report: Report, sentence: str) -> Html:
     """Title, tiles with the main figures, and the headline."""
     machine = report.environment
-    place = [machine.processor, plural(machine.cores, "core")]
+    place = [machine.processor, count_noun(machine.cores, "core")]
     place += filter(None, [describe_processes(report)])
     made = f"{format_minute(report.created)}, {', '.join(place)}, seed {report.seed}"
     return tag(
@@ -46,9 +46,9 @@ def _list_tiles(report: Report) -> Iterator[Html]:
     timed = find_headline_latency(report)
     if timed is not None:
         yield _draw_speed(report, timed)
-    yield _draw_left("MACs left", dense.macs, cut.macs, count)
-    yield _draw_left("Parameters left", dense.params, cut.params, count)
-    yield _draw_left("File left", dense.bytes, cut.bytes, size)
+    yield _draw_left("MACs left", dense.macs, cut.macs, format_count)
+    yield _draw_left("Parameters left", dense.params, cut.params, format_count)
+    yield _draw_left("File left", dense.bytes, cut.bytes, format_size)
     yield from _draw_metric(report)
     yield _draw_verdict(report)
 
@@ -58,13 +58,13 @@ def _draw_speed(report: Report, timed: Latency) -> Html:
     if left is None:
         left = divide(timed.cut_ms, timed.dense_ms)
     figure, remark = _describe_speed(timed)
-    change = f"{format_pair(timed.dense_ms, timed.cut_ms, milliseconds)} on {timed.target}"
+    change = f"{format_pair(timed.dense_ms, timed.cut_ms, format_milliseconds)} on {timed.target}"
     warning = ", under load" if is_overloaded(timed, report.environment.cores) else ""
     return _draw_tile(
         "Speed",
         figure,
         f"{remark}{change}{warning}",
-        bar(1.0, left or 0.0, label=f"{share(left)} of the time left"),
+        draw_bar(1.0, left or 0.0, label=f"{format_share(left)} of the time left"),
         "bad" if figure.endswith("slower") else "",
     )
 
@@ -81,8 +81,8 @@ def _draw_tile(name: str, figure: str, said: str, drawn: Html = NOTHING, role: s
 
 def _draw_left(name: str, before: int, after: int, show: Callable[[float], str]) -> Html:
     left = divide(after, before)
-    drawn = bar(1.0, left or 0.0, label=f"{share(left)} left")
-    return _draw_tile(name, share(left), format_pair(before, after, show), drawn)
+    drawn = draw_bar(1.0, left or 0.0, label=f"{format_share(left)} left")
+    return _draw_tile(name, format_share(left), format_pair(before, after, show), drawn)
 
 
 def _describe_speed(timed: Latency) -> tuple[str, str]:
@@ -91,12 +91,12 @@ def _describe_speed(timed: Latency) -> tuple[str, str]:
     if slower is None or slower <= 0:
         return "not measured", ""
     if not timed.measured:
-        return times(timed.speedup), "predicted: "
+        return format_times(timed.speedup), "predicted: "
     if timed.low <= 1 <= timed.high:
         return "no difference", "not measurably different: "
     if timed.low > 1:
-        return f"{times(timed.speedup)} faster", ""
-    return f"{times(slower)} slower", ""
+        return f"{format_times(timed.speedup)} faster", ""
+    return f"{format_times(slower)} slower", ""
 
 
 def _draw_metric(report: Report) -> Iterator[Html]:
@@ -105,12 +105,12 @@ def _draw_metric(report: Report) -> Iterator[Html]:
         (f"Test {judged_by.name}", dense.test_metric, cut.test_metric),
         (f"Validation {judged_by.name}", dense.validation_metric, cut.validation_metric),
     ):
-        if after is not None and known(after):
+        if after is not None and is_known(after):
             compared = "dense not measured"
-            if before is not None and known(before):
+            if before is not None and is_known(before):
                 change = metric_change(after - before, judged_by.percent)
-                compared = f"dense {brief(metric(before, judged_by.percent))}, {brief(change)}"
-            yield _draw_tile(name, brief(metric(after, judged_by.percent)), compared)
+                compared = f"dense {drop_zeros(metric(before, judged_by.percent))}, {drop_zeros(change)}"
+            yield _draw_tile(name, drop_zeros(metric(after, judged_by.percent)), compared)
             return
     yield _draw_tile(judged_by.name.capitalize(), "not measured", "the recipe has no data")
 
@@ -120,12 +120,12 @@ def _draw_verdict(report: Report) -> Html:
     verdict = report.verdict
     if missed:
         return _draw_tile("Limits", "MISSED", "; ".join(missed), role="bad")
-    met = f"; {plural(len(report.limits), 'limit')} met" if report.limits else ""
+    met = f"; {count_noun(len(report.limits), 'limit')} met" if report.limits else ""
     if verdict.outcome == "equal":
         return _draw_tile(
             "Cut",
             "verified",
-            f"same outputs as the masked model, within {tiny(verdict.difference)}{met}",
+            f"same outputs as the masked model, within {format_tiny(verdict.difference)}{met}",
             role="good",
         )
     figure = "statistics change" if verdict.outcome == "statistics change" else "nothing cut"

@@ -5,19 +5,19 @@ from functools import partial
 from math import nan
 
 from sparsify.formatting.numbers import (
-    brief,
-    count,
     divide,
-    known,
+    drop_zeros,
+    format_count,
+    format_milliseconds,
+    format_share,
+    is_known,
     metric,
-    milliseconds,
-    share,
 )
-from sparsify.pruning.planning.depth_search import best
+from sparsify.pruning.planning.depth_search import choose_best
 from sparsify.reporting.baseline_table import baseline_ms
 from sparsify.reporting.html.figure_text import format_metric, format_percent
-from sparsify.reporting.html.markup import NOTHING, Html, joined
-from sparsify.reporting.html.plots import Mark, scatter
+from sparsify.reporting.html.markup import NOTHING, Html, join_markup
+from sparsify.reporting.html.plots import Mark, draw_scatter
 from sparsify.reporting.latency_table import find_headline_latency
 from sparsify_schemas.report import Latency, Report, Side
 
@@ -36,11 +36,11 @@ def draw_trade_offs(report: Report) -> Html:
     if not timed:
         return _draw_trade_off(report, None)
     timed.sort(key=lambda latency: latency is not first)
-    return joined(_draw_trade_off(report, latency) for latency in timed[:_TARGETS])
+    return join_markup(_draw_trade_off(report, latency) for latency in timed[:_TARGETS])
 
 
 def _draw_trade_off(report: Report, timed: Latency | None) -> Html:
-    show: Callable[[float], str] = milliseconds if timed else count
+    show: Callable[[float], str] = format_milliseconds if timed else format_count
     named = [
         ("dense", "dense", report.dense),
         ("cut", "cut", report.cut),
@@ -51,15 +51,17 @@ def _draw_trade_off(report: Report, timed: Latency | None) -> Html:
     for name, role, side in named:
         reached = _get_metric(report, side)
         cost, low, high = spans[name] if timed else (side.macs, side.macs, side.macs)
-        if reached is not None and known(reached) and known(cost):
-            span = (low, high) if known(low) and known(high) else (cost, cost)
+        if reached is not None and is_known(reached) and is_known(cost):
+            span = (low, high) if is_known(low) and is_known(high) else (cost, cost)
             said = f"{metric(reached, report.metric.percent)} at {show(cost)}"
             marks.append(Mark(name, cost, reached, role, said, span))
     if len(marks) < 2:
         return NOTHING
     across = f"time on {timed.target}" if timed else "MACs"
     ticks = _choose_time_unit(marks) if timed else _format_count
-    return scatter(f"{_name_metric(report)} against {across}", marks, across, ticks, format_metric(report))
+    return draw_scatter(
+        f"{_name_metric(report)} against {across}", marks, across, ticks, format_metric(report)
+    )
 
 
 def _get_metric(report: Report, side: Side) -> float | None:
@@ -73,7 +75,7 @@ def _name_metric(report: Report) -> str:
 
 
 def _format_count(value: float) -> str:
-    return brief(count(value))
+    return drop_zeros(format_count(value))
 
 
 def _choose_time_unit(marks: Iterable[Mark]) -> Callable[[float], str]:
@@ -107,34 +109,34 @@ def draw_int8(report: Report) -> Html:
     for form in forms:
         reached = form.test_metric if on_test else form.validation_metric
         ms = form.ms.get(targets[0]) if targets else None
-        if reached is None or ms is None or not (known(reached) and known(ms)):
+        if reached is None or ms is None or not (is_known(reached) and is_known(ms)):
             continue
         role = form.model if form.dtype == "float32" else "other"
-        said = f"{metric(reached, report.metric.percent)} at {milliseconds(ms)}"
+        said = f"{metric(reached, report.metric.percent)} at {format_milliseconds(ms)}"
         marks.append(Mark(f"{form.model}, {form.dtype}", ms, reached, role, said))
     if len(marks) < 2:
         return NOTHING
     across = f"time on {targets[0]}"
     label = f"{'Test' if on_test else 'Validation'} {report.metric.name} against {across}"
-    return scatter(label, marks, across, _choose_time_unit(marks), format_metric(report))
+    return draw_scatter(label, marks, across, _choose_time_unit(marks), format_metric(report))
 
 
 def draw_search(report: Report) -> Html:
     """The validated metric of every depth that was tried, by the MACs that it left."""
     if report.search is None or not report.search.trials or not report.dense.macs:
         return NOTHING
-    taken = best(report.search)
+    taken = choose_best(report.search)
     show = partial(metric, percent=report.metric.percent)
     marks = [Mark("dense", 1.0, report.search.dense, "dense", show(report.search.dense))]
     for trial in report.search.trials:
         left = divide(trial.macs, report.dense.macs)
         if left is None:
             continue
-        said = f"{show(trial.validation_metric)} at {share(left)} of the MACs"
+        said = f"{show(trial.validation_metric)} at {format_share(left)} of the MACs"
         name = "within the limit" if trial.inside else "over the limit"
         role = "other"
         if trial == taken:
             name, role = "taken", "cut"
         marks.append(Mark(name, left, trial.validation_metric, role, said))
     label = f"Validation {report.metric.name} against MACs left"
-    return scatter(label, marks, "MACs left", format_percent, format_metric(report))
+    return draw_scatter(label, marks, "MACs left", format_percent, format_metric(report))

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 
 from sparsify.formatting.numbers import (
-    plain,
+    format_plain,
 )
 from sparsify.reporting.html.figure_text import format_metric, format_percent
-from sparsify.reporting.html.markup import NOTHING, Html, joined, tag
-from sparsify.reporting.html.plots import Series, lines
+from sparsify.reporting.html.markup import NOTHING, Html, join_markup, tag
+from sparsify.reporting.html.plots import Series, draw_lines
 from sparsify_schemas.report import Epoch, Report
 
 
@@ -29,22 +29,22 @@ def draw_training(report: Report) -> Html:
     )
     training = series("training", lambda e: e.train_metric)
     drawn = (
-        lines(
+        draw_lines(
             "Loss",
             (series("training", lambda e: e.loss), validation[1]),
-            plain,
+            format_plain,
             zero=True,
             ends=ends,
             cuts=cuts,
         ),
-        lines(
+        draw_lines(
             report.metric.name.capitalize(),
             tuple(shown for shown in (training, validation[0]) if shown.points),
             format_metric(report),
             ends=ends,
             cuts=cuts,
         ),
-        lines(
+        draw_lines(
             "Fraction of the groups that are zero",
             (series("zero", lambda e: e.sparsity),),
             format_percent,
@@ -52,10 +52,10 @@ def draw_training(report: Report) -> Html:
             ends=ends,
             cuts=cuts,
         ),
-        lines(
+        draw_lines(
             "Strength of the penalty",
             (series("strength", lambda e: e.strength),),
-            plain,
+            format_plain,
             zero=True,
             ends=ends,
             cuts=cuts,
@@ -67,7 +67,7 @@ def draw_training(report: Report) -> Html:
     key = "Dashed vertical lines: ends of stages."
     if cuts:
         key += " Triangles: cuts."
-    return joined((tag("div.figures", loss, accuracies, zeros, strength), tag("p.note", key)))
+    return join_markup((tag("div.figures", loss, accuracies, zeros, strength), tag("p.note", key)))
 
 
 def _list_stage_ends(epochs: tuple[Epoch, ...]) -> Iterator[float]:

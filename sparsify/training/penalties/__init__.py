@@ -60,13 +60,13 @@ def build(
     names = tuple(dict.fromkeys(part.name for layout in layouts for part in layout.parts))
     match spec:
         case GroupLasso():
-            return _lasso(
+            return _build_lasso(
                 spec, layouts[0], layouts[0].sizes(parameters).sqrt() if roots is None else roots, names
             )
         case L1():
             if spec.solver == "proximal":
                 state = (
-                    group_lasso.found_strength(0, parameters[names[0]].device)
+                    group_lasso.make_strength_state(0, parameters[names[0]].device)
                     if isinstance(spec.strength, Auto)
                     else {}
                 )
@@ -77,9 +77,9 @@ def build(
                 return Action(proximal=partial(l1_l2.l2_proximal, names))
             return Action(gradient=partial(l1_l2.l2_gradient, names))
         case Gsm():
-            return gsm.action(layouts, parameters, share, single)
+            return gsm.make_action(layouts, parameters, share, single)
         case Sensitivity():
-            return sensitivity.action(spec, names, parameters)
+            return sensitivity.make_action(spec, names, parameters)
         case BnScale():
             scales = tuple(n for n in names if is_scale(n, parameters[n]))
             if not scales:
@@ -91,25 +91,25 @@ def build(
                 return Action(proximal=partial(l1_l2.l1_proximal, scales))
             return Action(gradient=partial(l1_l2.l1_gradient, scales))
         case GrowingL2():
-            return growing_l2.action(spec, layouts[0], parameters, single)
+            return growing_l2.make_action(spec, layouts[0], parameters, single)
         case Agp():
-            return agp.action(spec, layouts[0], parameters, share, single)
+            return agp.make_action(spec, layouts[0], parameters, share, single)
         case Dns():
-            return dns.action(spec, layouts[0], parameters)
+            return dns.make_action(spec, layouts[0], parameters)
         case L0():
             sizes = layouts[0].sizes(parameters) if roots is None else roots.square()
-            return l0.action(spec, layouts[0], sizes, parameters)
+            return l0.make_action(spec, layouts[0], sizes, parameters)
         case VariationalDropout():
-            return variational_dropout.action(spec, layouts[0], parameters)
+            return variational_dropout.make_action(spec, layouts[0], parameters)
         case _:
             assert_never(spec)
 
 
-def _lasso(spec: GroupLasso, layout: Layout, roots: Tensor, names: tuple[str, ...]) -> Action:
+def _build_lasso(spec: GroupLasso, layout: Layout, roots: Tensor, names: tuple[str, ...]) -> Action:
     match spec.solver:
         case "proximal":
             if isinstance(spec.strength, Auto):
-                state = group_lasso.found_strength(layout.count, roots.device)
+                state = group_lasso.make_strength_state(layout.count, roots.device)
                 return Action(
                     proximal=partial(group_lasso.group_lasso_proximal, layout, roots, floor=state["floor"]),
                     state=state,

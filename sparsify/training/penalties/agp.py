@@ -2,37 +2,37 @@
 
 import torch
 
-from sparsify.distributed import local
+from sparsify.distributed import local_part
 from sparsify.graph.group_index import Layout, scale
-from sparsify.recipe.schedules import risen
+from sparsify.recipe.schedules import compute_rise
 from sparsify.training.penalties.group_lasso import group_norms
 from sparsify.training.penalties.step_action import Action, Tensors
-from sparsify.training.penalties.topk import lowest, portions
+from sparsify.training.penalties.topk import flag_lowest, list_portions
 from sparsify_schemas.penalty import Agp
 
 
-def action(spec: Agp, layout: Layout, parameters: Tensors, sparsity: float, single: bool) -> Action:
+def make_action(spec: Agp, layout: Layout, parameters: Tensors, sparsity: float, single: bool) -> Action:
     """Held at zero: the share `strength` of the weights, or groups by ||w_g|| / sqrt(|g|);
     chosen anew whenever the share has changed."""
     names = tuple(part.name for part in layout.parts)
-    count = sum(local(parameters[n]).numel() for n in names) if single else layout.count
+    count = sum(local_part(parameters[n]).numel() for n in names) if single else layout.count
     device = parameters[names[0]].device
     gone = torch.zeros(count, dtype=torch.bool, device=device)
     held = torch.zeros((), dtype=torch.float64)
     roots = layout.sizes(parameters).sqrt()
-    among = portions([layout], parameters)
+    among = list_portions([layout], parameters)
 
     def weights_to_zero(weights: Tensors, share: float) -> None:
         own = [weights[n] for n in names]
         if share != float(held):
-            gone.copy_(lowest(own, share, among))
+            gone.copy_(flag_lowest(own, share, among))
             held.fill_(share)
         for weight, flags in zip(own, torch.split(gone, [w.numel() for w in own]), strict=True):
             weight.masked_fill_(flags.view_as(weight), 0.0)
 
     def groups_to_zero(weights: Tensors, share: float) -> None:
         if share != float(held):
-            gone.copy_(lowest([(group_norms(layout, weights) / roots)[:-1]], share))
+            gone.copy_(flag_lowest([(group_norms(layout, weights) / roots)[:-1]], share))
             held.fill_(share)
         stays = torch.cat([~gone, gone.new_ones(1)])
         for part in layout.parts:
@@ -42,7 +42,7 @@ def action(spec: Agp, layout: Layout, parameters: Tensors, sparsity: float, sing
     def strength_at(step: int, span: tuple[int, int], steps_per_epoch: int) -> float:
         """The share that is held at zero; it goes from one cut to the next."""
         since, until = span
-        return sparsity * risen(
+        return sparsity * compute_rise(
             spec.start, spec.end, spec.every, step - since, steps_per_epoch, until - since
         )
 

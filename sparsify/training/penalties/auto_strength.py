@@ -23,11 +23,11 @@ from sparsify.pruning.criteria.scores import group_scores
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import choose
 from sparsify.training.penalties.group_lasso import group_norms
-from sparsify.training.penalties.topk import Portions, counted, kth_largest
+from sparsify.training.penalties.topk import Portions, kth_largest, sum_over_processes
 from sparsify_schemas.criterion import Magnitude
 from sparsify_schemas.schedule import Auto
 
-MOMENTS = 200
+CONTROL_STEPS = 200
 """control moments in a stage"""
 HORIZON = 0.05
 """of the stage: so long before it is due, the strength begins to act on a group"""
@@ -35,30 +35,30 @@ GROWTH = 30.0
 """most that the logarithm of the gain could change over a stage"""
 LAG = 0.05
 """it changes by most when so much of what is due is still alive"""
-WAKING = 0.1
+REACTIVATION = 0.1
 """of the mean norm: what the strength can at least bring to zero within the horizon"""
-HALVED = 0.5
+LEAST_FACTOR = 0.5
 """the least factor in one action of what is coming and not due"""
 
 
-def horizon(steps: int, moment: int) -> int:
+def count_horizon(steps: int, moment: int) -> int:
     """Steps in which the strength is to bring a group to zero."""
     return max(moment, round(HORIZON * steps))
 
 
-def due(spec: Auto, step: float, steps_per_epoch: int, steps: int) -> float:
+def compute_due(spec: Auto, step: float, steps_per_epoch: int, steps: int) -> float:
     """The part of the goal that should be reached at a step."""
     start, end = (moment.steps(steps_per_epoch, steps) for moment in (spec.start, spec.end))
     return min(1.0, max(0.0, (step - start) / max(end - start, 1.0)))
 
 
-def interval(steps: int, every: int) -> int:
+def count_interval(steps: int, every: int) -> int:
     """Steps between two control moments, a multiple of those between two proximal actions."""
-    return max(1, steps // (MOMENTS * every)) * every
+    return max(1, steps // (CONTROL_STEPS * every)) * every
 
 
 @dataclass(frozen=True)
-class Steered:
+class TunedPenalty:
     """A penalty whose strength is found: the groups of a lasso, or the single weights of an
     l1 with the share that shall die."""
 
@@ -80,7 +80,7 @@ class Steered:
 
 
 @dataclass(frozen=True)
-class When:
+class ControlStep:
     """A moment of a stage, or of what lies between two cuts in it."""
 
     step: int
@@ -96,10 +96,12 @@ class When:
 
     @property
     def horizon(self) -> int:
-        return horizon(self.steps, self.moment)
+        return count_horizon(self.steps, self.moment)
 
 
-def steer(plan: Plan, steered: Sequence[Steered], weights: Mapping[str, Tensor], now: When) -> None:
+def adjust_strengths(
+    plan: Plan, steered: Sequence[TunedPenalty], weights: Mapping[str, Tensor], now: ControlStep
+) -> None:
     """Set every strength, and how far each group may shrink in one action until the next moment."""
     groups = [s for s in steered if not s.single]
     scores = {
@@ -110,48 +112,52 @@ def steer(plan: Plan, steered: Sequence[Steered], weights: Mapping[str, Tensor],
     dead = {name: [value == 0.0 for value in values] for name, values in scores.items()}
     for s in steered:
         part, soon, far = (
-            due(s.spec, now.step + ahead, now.steps_per_epoch, now.steps)
+            compute_due(s.spec, now.step + ahead, now.steps_per_epoch, now.steps)
             for ahead in (0, now.moment, now.horizon)
         )
         if s.single:
-            _steer_weights(s, weights, part, far, now)
+            _adjust_by_weights(s, weights, part, far, now)
         else:
-            _steer_groups(
+            _adjust_by_groups(
                 s,
                 weights,
-                _gone(s.layout, choose(plan, scores, dead, soon)),
-                _gone(s.layout, choose(plan, scores, dead, far)),
+                _flag_removed(s.layout, choose(plan, scores, dead, soon)),
+                _flag_removed(s.layout, choose(plan, scores, dead, far)),
                 now,
             )
 
 
-def _steer_groups(s: Steered, weights: Mapping[str, Tensor], soon: Tensor, coming: Tensor, now: When) -> None:
+def _adjust_by_groups(
+    s: TunedPenalty, weights: Mapping[str, Tensor], soon: Tensor, coming: Tensor, now: ControlStep
+) -> None:
     norms = (group_norms(s.layout, weights) / s.roots)[:-1]
     alive, floor = norms > 0, s.state["floor"]
     was_due = floor[:-1] == 0
     lag = float((was_due & alive).sum()) / float(was_due.sum()) if bool(was_due.any()) else None
     floor.fill_(1.0)
-    floor[:-1][coming] = HALVED
+    floor[:-1][coming] = LEAST_FACTOR
     floor[:-1][soon] = 0.0
     # Never nothing: the optimizer's momentum wakes what has died a little, and it has to die again.
-    _set(
+    _set_strength(
         s,
         lag,
-        max(float(norms[coming].max()), WAKING * float(norms.mean())) if bool(coming.any()) else 0.0,
+        max(float(norms[coming].max()), REACTIVATION * float(norms.mean())) if bool(coming.any()) else 0.0,
         now,
     )
 
 
-def _steer_weights(s: Steered, weights: Mapping[str, Tensor], part: float, far: float, now: When) -> None:
+def _adjust_by_weights(
+    s: TunedPenalty, weights: Mapping[str, Tensor], part: float, far: float, now: ControlStep
+) -> None:
     assert s.share is not None
     magnitudes = torch.cat([weights[p.name].abs().flatten().float() for p in s.layout.parts])
-    count, zero = _counts(s, magnitudes)
+    count, zero = _count_zeros(s, magnitudes)
     lag = part - zero / (count * s.share) if part and s.share else None
     gone = min(count, round(far * s.share * count))
-    _set(s, lag, float(kth_largest(magnitudes, count - gone + 1, s.among)) if gone else 0.0, now)
+    _set_strength(s, lag, float(kth_largest(magnitudes, count - gone + 1, s.among)) if gone else 0.0, now)
 
 
-def _set(s: Steered, lag: float | None, norm: float, now: When) -> None:
+def _set_strength(s: TunedPenalty, lag: float | None, norm: float, now: ControlStep) -> None:
     """lambda and gain from how far the dying lag behind (None where none should have died),
     and the norm that has to go within the horizon."""
     if lag is not None:
@@ -161,7 +167,7 @@ def _set(s: Steered, lag: float | None, norm: float, now: When) -> None:
     s.state["strength"].fill_(float(s.state["gain"]) * norm / now.lr if now.lr > 0 else 0.0)
 
 
-def _gone(layout: Layout, keep: Mapping[str, Sequence[int]]) -> Tensor:
+def _flag_removed(layout: Layout, keep: Mapping[str, Sequence[int]]) -> Tensor:
     """For every slot whether its unit is not among those kept."""
     flags = torch.ones(layout.count, dtype=torch.bool)
     for name, own in layout.split(flags).items():
@@ -169,8 +175,8 @@ def _gone(layout: Layout, keep: Mapping[str, Sequence[int]]) -> Tensor:
     return flags
 
 
-def reached(
-    plan: Plan, steered: Sequence[Steered], weights: Mapping[str, Tensor], remaining: Mapping[str, float]
+def measure_progress(
+    plan: Plan, steered: Sequence[TunedPenalty], weights: Mapping[str, Tensor], remaining: Mapping[str, float]
 ) -> float:
     """The part of the goal that what is dead now comes to; the least where there are several goals."""
     parts = []
@@ -178,20 +184,22 @@ def reached(
         if s.share is None:
             costs = Costs(plan.map).dense
             parts += [
-                _part(1 - remaining[what], 1 - limit / costs[what])
+                _fraction_of_goal(1 - remaining[what], 1 - limit / costs[what])
                 for what, limit in absolute_limits(plan.recipe.budget, costs).items()
             ]
         elif not s.single:
-            parts.append(_part(float((group_norms(s.layout, weights)[:-1] == 0).float().mean()), s.share))
+            parts.append(
+                _fraction_of_goal(float((group_norms(s.layout, weights)[:-1] == 0).float().mean()), s.share)
+            )
         else:
-            count, zero = _counts(s, torch.cat([weights[p.name].flatten() for p in s.layout.parts]))
-            parts.append(_part(zero / count, s.share))
+            count, zero = _count_zeros(s, torch.cat([weights[p.name].flatten() for p in s.layout.parts]))
+            parts.append(_fraction_of_goal(zero / count, s.share))
     return min(parts)
 
 
-def _counts(s: Steered, weights: Tensor) -> tuple[int, int]:
+def _count_zeros(s: TunedPenalty, weights: Tensor) -> tuple[int, int]:
     """(single weights, how many of them are zero), on all processes together."""
-    count, zero = counted(
+    count, zero = sum_over_processes(
         weights,
         s.among,
         lambda own: torch.stack([torch.tensor(own.numel(), device=own.device), (own == 0).sum()]),
@@ -199,5 +207,5 @@ def _counts(s: Steered, weights: Tensor) -> tuple[int, int]:
     return count, zero
 
 
-def _part(now: float, goal: float) -> float:
+def _fraction_of_goal(now: float, goal: float) -> float:
     return now / goal if goal > 0 else 1.0

@@ -5,17 +5,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.distributed import added, local
+from sparsify.distributed import add_over_processes, local_part
 from sparsify.graph.group_index import Layout
 from sparsify.training.penalties.step_action import Action, Tensors
-from sparsify.training.penalties.topk import portions
+from sparsify.training.penalties.topk import list_portions
 from sparsify_schemas.penalty import Dns
 
 LOW, HIGH = 0.9, 1.1
 """of the threshold: below the one a weight is masked, above the other it comes back"""
 
 
-def action(spec: Dns, layout: Layout, parameters: Tensors) -> Action:
+def make_action(spec: Dns, layout: Layout, parameters: Tensors) -> Action:
     """The model holds w * mask; `state` holds w, which every step of the optimizer moves, masked or not.
 
     After a step: w <- w + (what the step has changed of w * mask); sometimes mask <- by |w|;
@@ -23,20 +23,20 @@ def action(spec: Dns, layout: Layout, parameters: Tensors) -> Action:
     Source: Guo et al., arXiv:1608.04493, algorithm 1, and its published code.
     """
     names = tuple(part.name for part in layout.parts)
-    among = portions([layout], parameters)
+    among = list_portions([layout], parameters)
     sizes = [size for size, _ in among]
-    dense = torch.cat([local(parameters[n].detach()).flatten() for n in names])
+    dense = torch.cat([local_part(parameters[n].detach()).flatten() for n in names])
     mask = torch.ones_like(dense, dtype=torch.bool)
     thresholds = torch.stack(
         [
-            _threshold(own, spec.c_rate, processes)
+            _compute_threshold(own, spec.c_rate, processes)
             for own, (_, processes) in zip(torch.split(dense, sizes), among, strict=True)
         ]
     )
     step = torch.zeros((), dtype=torch.int64)
 
     def splice(weights: Tensors, _strength: float) -> None:
-        drawn = _drawn(spec, int(step))
+        drawn = _decide_update(spec, int(step))
         step.add_(1)
         for name, own, alive, threshold in zip(
             names, torch.split(dense, sizes), torch.split(mask, sizes), thresholds, strict=True
@@ -56,17 +56,19 @@ def action(spec: Dns, layout: Layout, parameters: Tensors) -> Action:
     )
 
 
-def _threshold(weights: Tensor, c_rate: float, processes: Any) -> Tensor:
+def _compute_threshold(weights: Tensor, c_rate: float, processes: Any) -> Tensor:
     """max(0, mean + c_rate * standard deviation) of |w| over what is not zero, on all processes together."""
     magnitudes = weights[weights != 0].abs().double()
-    count, total = added(torch.stack([magnitudes.new_tensor(len(magnitudes)), magnitudes.sum()]), processes)
+    count, total = add_over_processes(
+        torch.stack([magnitudes.new_tensor(len(magnitudes)), magnitudes.sum()]), processes
+    )
     mean = total / count.clamp(min=1)
-    variance = added((magnitudes - mean).square().sum(), processes) / count.clamp(min=1)
+    variance = add_over_processes((magnitudes - mean).square().sum(), processes) / count.clamp(min=1)
     threshold: Tensor = (mean + c_rate * variance.sqrt()).clamp(min=0.0)
     return threshold.to(weights.dtype)
 
 
-def _drawn(spec: Dns, step: int) -> bool:
+def _decide_update(spec: Dns, step: int) -> bool:
     """Whether masks change in this step: with probability (1 + gamma * step)^(-power), and no more from
     `stop` on."""
     if spec.stop is not None and step >= spec.stop:

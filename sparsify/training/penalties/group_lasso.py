@@ -9,7 +9,7 @@ from sparsify.graph.group_index import Layout, broadcast, scale, wide
 from sparsify.training.penalties.step_action import Action, Tensors
 
 
-def found_strength(count: int, device: torch.device) -> dict[str, Tensor]:
+def make_strength_state(count: int, device: torch.device) -> dict[str, Tensor]:
     """The state of `strength: auto`: lambda, gain, and the least factor of each slot in one
     action, 0 where the group may die."""
     return {

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from sparsify.cost.cost_model import Costs
-from sparsify.distributed import local
+from sparsify.distributed import local_part
 from sparsify.graph.group_index import Layout
-from sparsify.pruning.planning.match_layers import target_of
+from sparsify.pruning.planning.match_layers import find_target
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training.penalties.step_action import Tensors
 from sparsify_schemas.penalty import GroupLasso
@@ -18,7 +18,7 @@ LEAST = 1 / 20
 """of the mean price of a weight: what a group weighs by at least, also where nothing is gained with it"""
 
 
-def factors(spec: GroupLasso, plan: Plan, layout: Layout, parameters: Tensors) -> Tensor:
+def weigh_groups(spec: GroupLasso, plan: Plan, layout: Layout, parameters: Tensors) -> Tensor:
     """v_g of every slot: sqrt(|g|) * max(1/20, (price of g / |g|) / (price of all / number of all)): [count +
     1]."""
     sizes = layout.sizes(parameters)
@@ -27,9 +27,14 @@ def factors(spec: GroupLasso, plan: Plan, layout: Layout, parameters: Tensors) -
             return sizes.sqrt()
         case "macs":
             each = Costs(plan.map).macs_per_weight()
-            prices = layout.reduce(lambda name: torch.full_like(local(parameters[name]), each.get(name, 0.0)))
+            prices = layout.reduce(
+                lambda name: torch.full_like(local_part(parameters[name]), each.get(name, 0.0))
+            )
         case "latency":
-            target, known = target_of(spec, plan.recipe), {(t, name): price for t, name, price in plan.prices}
+            target, known = (
+                find_target(spec, plan.recipe),
+                {(t, name): price for t, name, price in plan.prices},
+            )
             prices = torch.zeros_like(sizes)
             for name, first, width in layout.names:
                 prices[first : first + width] = known[target, name]

@@ -2,17 +2,17 @@
 
 import torch
 
-from sparsify.distributed import local
+from sparsify.distributed import local_part
 from sparsify.graph.group_index import Layout, scale
 from sparsify.training.penalties.step_action import Action, Tensors
 from sparsify_schemas.penalty import GrowingL2
 
 
-def action(spec: GrowingL2, layout: Layout, parameters: Tensors, single: bool) -> Action:
+def make_action(spec: GrowingL2, layout: Layout, parameters: Tensors, single: bool) -> Action:
     """gradient += min(limit, delta * number of rises so far) * w on what `state["chosen"]` marks:
     single weights in the order of the layout's parts, or slots."""
     names = tuple(part.name for part in layout.parts)
-    count = sum(local(parameters[n]).numel() for n in names) if single else layout.count + 1
+    count = sum(local_part(parameters[n]).numel() for n in names) if single else layout.count + 1
     chosen = torch.zeros(count, dtype=torch.bool, device=parameters[names[0]].device)
 
     def on_weights(weights: Tensors, gradients: Tensors, strength: float) -> None:

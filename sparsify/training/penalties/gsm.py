@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sparsify.distributed import local
+from sparsify.distributed import local_part
 from sparsify.graph.group_index import Layout, scale, wide
 from sparsify.training.penalties.step_action import Action, Tensors
-from sparsify.training.penalties.topk import Portions, counted, kth_largest
+from sparsify.training.penalties.topk import Portions, kth_largest, sum_over_processes
 
 EXACT = 1 << 20
 """single weights up to which all are ranked;
@@ -21,7 +21,7 @@ _CHUNK = 1 << 18
 next"""
 
 
-def action(layouts: Sequence[Layout], parameters: Tensors, share: float, single: bool) -> Action:
+def make_action(layouts: Sequence[Layout], parameters: Tensors, share: float, single: bool) -> Action:
     """The loss's gradient stays where T is among the Q largest of all layouts
     together, and becomes zero elsewhere.
 
@@ -37,14 +37,14 @@ def _on_weights(layouts: Sequence[Layout], parameters: Tensors, share: float) ->
     owners = {part.name: part.processes for layout in layouts for part in layout.parts}
     names = tuple(owners)
     every = sum(parameters[n].numel() for n in names) <= EXACT
-    looked = {n: len(_sampled(local(parameters[n]), every)) for n in names}
+    looked = {n: len(_sample_elements(local_part(parameters[n]), every)) for n in names}
     among = tuple((looked[n], processes) for n, processes in owners.items())
     total, device = sum(looked.values()), parameters[names[0]].device
     everywhere, state = (
-        int(counted(torch.ones(total, device=device), among, torch.count_nonzero)),
-        _state(total, device),
+        int(sum_over_processes(torch.ones(total, device=device), among, torch.count_nonzero)),
+        _make_state(total, device),
     )
-    keep = _kept(everywhere, share)
+    keep = _count_active(everywhere, share)
     # Kept from step to step: to get so much memory anew takes longer than to fill it.
     scores, spare = (
         torch.empty(total, device=device),
@@ -55,16 +55,18 @@ def _on_weights(layouts: Sequence[Layout], parameters: Tensors, share: float) ->
         for name, own in zip(names, torch.split(scores, list(looked.values())), strict=True):
             if name in gradients:
                 torch.mul(
-                    wide(_sampled(weights[name], every)), _sampled(gradients[name], every), out=own
+                    wide(_sample_elements(weights[name], every)),
+                    _sample_elements(gradients[name], every),
+                    out=own,
                 ).abs_()
             else:
                 own.zero_()
         least = kth_largest(scores, keep, among)
-        _count(state, scores >= least, everywhere, among)
+        _count_reactivated(state, scores >= least, everywhere, among)
         below = float(least.nextafter(least.new_tensor(-1.0)))
         for name in names:
             if name in gradients:
-                _mask(weights[name], gradients[name], below, spare)
+                _mask_gradient(weights[name], gradients[name], below, spare)
 
     return Action(
         before=mask,
@@ -77,11 +79,11 @@ def _on_weights(layouts: Sequence[Layout], parameters: Tensors, share: float) ->
 def _on_groups(layouts: Sequence[Layout], parameters: Tensors, share: float) -> Action:
     total = sum(layout.count for layout in layouts)
     device = parameters[layouts[0].parts[0].name].device
-    keep, state = _kept(total, share), _state(total, device)
+    keep, state = _count_active(total, share), _make_state(total, device)
     scores = torch.empty(total, device=device)
     # Kept from step to step: to get so much memory anew takes longer than to fill it.
     spare = torch.empty(
-        max(local(parameters[part.name]).numel() for layout in layouts for part in layout.parts),
+        max(local_part(parameters[part.name]).numel() for layout in layouts for part in layout.parts),
         device=device,
     )
 
@@ -91,11 +93,11 @@ def _on_groups(layouts: Sequence[Layout], parameters: Tensors, share: float) -> 
         ):
             own.copy_(
                 layout.reduce(
-                    lambda n: _product(weights[n], gradients[n], spare) if n in gradients else None
+                    lambda n: _multiply(weights[n], gradients[n], spare) if n in gradients else None
                 )[:-1].abs_()
             )
         active = scores >= kth_largest(scores, keep)
-        _count(state, active, total)
+        _count_reactivated(state, active, total)
         _mask_groups(layouts, gradients, active)
 
     return Action(
@@ -106,7 +108,7 @@ def _on_groups(layouts: Sequence[Layout], parameters: Tensors, share: float) -> 
     )
 
 
-def _state(total: int, device: torch.device) -> dict[str, Tensor]:
+def _make_state(total: int, device: torch.device) -> dict[str, Tensor]:
     return {
         "active": torch.ones(total, dtype=torch.bool, device=device),
         "woken": torch.zeros((), dtype=torch.float64, device=device),
@@ -114,17 +116,17 @@ def _state(total: int, device: torch.device) -> dict[str, Tensor]:
     }
 
 
-def _kept(total: int, share: float) -> int:
+def _count_active(total: int, share: float) -> int:
     return max(1, total - int(total * share + 0.5))
 
 
-def _count(state: Tensors, active: Tensor, of: int, among: Portions = ()) -> None:
-    state["woken"] += counted(active > state["active"], among, torch.count_nonzero).double() / of
+def _count_reactivated(state: Tensors, active: Tensor, of: int, among: Portions = ()) -> None:
+    state["woken"] += sum_over_processes(active > state["active"], among, torch.count_nonzero).double() / of
     state["steps"] += 1
     state["active"].copy_(active)
 
 
-def _sampled(tensor: Tensor, every: bool) -> Tensor:
+def _sample_elements(tensor: Tensor, every: bool) -> Tensor:
     """All elements, or the first of every few runs: a share of 1 / 31, spread evenly."""
     flat = tensor.detach().reshape(-1)
     if every:
@@ -134,18 +136,18 @@ def _sampled(tensor: Tensor, every: bool) -> Tensor:
     return torch.cat([flat[:whole].view(-1, period)[:, :_RUN].reshape(-1), flat[whole::_STRIDE]])
 
 
-def _mask(weight: Tensor, gradient: Tensor, below: float, spare: Tensor) -> None:
+def _mask_gradient(weight: Tensor, gradient: Tensor, below: float, spare: Tensor) -> None:
     """gradient <- gradient where |weight * gradient| > below, else 0."""
     rows = max(1, len(spare) // max(1, weight[:1].numel())) if len(spare) else max(1, len(weight))
     for w, g in zip(torch.split(weight, rows), torch.split(gradient, rows), strict=True):
-        product = _product(w, g, spare)
+        product = _multiply(w, g, spare)
         if g.dtype == product.dtype:
             torch.ops.aten.hardshrink_backward.grad_input(g, product, below, grad_input=g)
         else:
             g.mul_(product.abs() > below)
 
 
-def _product(weight: Tensor, gradient: Tensor, spare: Tensor) -> Tensor:
+def _multiply(weight: Tensor, gradient: Tensor, spare: Tensor) -> Tensor:
     """weight * gradient, in the spare memory where it is of the same kind and large enough."""
     if (
         weight.dtype == gradient.dtype == spare.dtype

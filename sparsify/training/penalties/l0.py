@@ -7,7 +7,11 @@ from torch import Tensor
 
 from sparsify.graph.group_index import Layout, scale, wide
 from sparsify.training.penalties.step_action import Action, Tensors
-from sparsify.training.penalties.stochastic_weights import drawn, moved, trained
+from sparsify.training.penalties.stochastic_weights import (
+    make_generator,
+    make_penalty_parameters,
+    make_trained_weights,
+)
 from sparsify_schemas.penalty import L0
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
@@ -15,16 +19,16 @@ LEAST = 1e-6
 """u is drawn from here to as far below 1"""
 
 
-def action(spec: L0, layout: Layout, sizes: Tensor, parameters: Tensors) -> Action:
+def make_action(spec: L0, layout: Layout, sizes: Tensor, parameters: Tensors) -> Action:
     """The model computes with w * z_g, the optimizer moves w,
     Adam the a_g of the gates. sizes: |g| of every slot.
 
     Source: Louizos et al., arXiv:1712.01312, equations 10 to 13.
     """
     names = tuple(part.name for part in layout.parts)
-    weights_of = trained(names, parameters)
+    weights_of = make_trained_weights(names, parameters)
     start, device = spec.closed.fraction, weights_of.flat.device
-    own = moved(torch.full((layout.count,), math.log((1 - start) / start), device=device))
+    own = make_penalty_parameters(torch.full((layout.count,), math.log((1 - start) / start), device=device))
     gates, slopes = torch.ones(layout.count + 1, device=device), torch.zeros(layout.count, device=device)
 
     def restore(weights: Tensors, gradients: Tensors, factor: float) -> None:
@@ -35,7 +39,7 @@ def action(spec: L0, layout: Layout, sizes: Tensor, parameters: Tensors) -> Acti
             lambda name: wide(weights[name]) * gradients[name] if name in gradients else None
         )[:-1]
         own.pull.add_(by_gate.to(slopes) * slopes / factor)
-        _gate(layout, {name: gradients[name] for name in names if name in gradients}, gates)
+        _apply_gates(layout, {name: gradients[name] for name in names if name in gradients}, gates)
 
     def learn(_weights: Tensors, strength: float) -> None:
         opened = torch.sigmoid(own.values - BETA * math.log(-GAMMA / ZETA))
@@ -44,11 +48,13 @@ def action(spec: L0, layout: Layout, sizes: Tensor, parameters: Tensors) -> Acti
     def show(weights: Tensors, noisy: bool) -> None:
         weights_of.keep(weights)
         found, slope = (
-            drawn_gates(own.values, drawn(names[0], int(own.steps))) if noisy else expected_gates(own.values)
+            sample_gates(own.values, make_generator(names[0], int(own.steps)))
+            if noisy
+            else expected_gates(own.values)
         )
         gates[:-1].copy_(found)
         slopes.copy_(slope)
-        _gate(layout, {name: weights[name] for name in names}, gates)
+        _apply_gates(layout, {name: weights[name] for name in names}, gates)
 
     state = {
         "dense": weights_of.flat,
@@ -66,25 +72,25 @@ def action(spec: L0, layout: Layout, sizes: Tensor, parameters: Tensors) -> Acti
     )
 
 
-def drawn_gates(values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def sample_gates(values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(z, dz/da) for a fresh u: z = min(1, max(0, s (zeta - gamma) + gamma)),
     s = sigmoid((log u - log(1 - u) + a) / beta)."""
     u = torch.rand(len(values), generator=generator).clamp_(LEAST, 1 - LEAST).to(values)
-    return _hard(torch.sigmoid((u.log() - (1 - u).log() + values) / BETA), BETA)
+    return _clip_gates(torch.sigmoid((u.log() - (1 - u).log() + values) / BETA), BETA)
 
 
 def expected_gates(values: Tensor) -> tuple[Tensor, Tensor]:
     """(z, dz/da) without a draw: s = sigmoid(a)."""
-    return _hard(torch.sigmoid(values), 1.0)
+    return _clip_gates(torch.sigmoid(values), 1.0)
 
 
-def _hard(s: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def _clip_gates(s: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     stretched = s * (ZETA - GAMMA) + GAMMA
     inside = (stretched > 0) & (stretched < 1)
     return stretched.clamp(0, 1), inside * s * (1 - s) * (ZETA - GAMMA) / beta
 
 
-def _gate(layout: Layout, tensors: Tensors, gates: Tensor) -> None:
+def _apply_gates(layout: Layout, tensors: Tensors, gates: Tensor) -> None:
     for part in layout.parts:
         if part.name in tensors:
             for axis in part.axes:

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.distributed import Extent, added, extent, part_of
+from sparsify.distributed import Extent, add_over_processes, find_extent, take_part
 from sparsify.errors import ModelError
 from sparsify.training.penalties.step_action import Action, Tensors
 from sparsify_schemas.penalty import Sensitivity
 
 
-def action(spec: Sensitivity, names: tuple[str, ...], parameters: Tensors) -> Action:
+def make_action(spec: Sensitivity, names: tuple[str, ...], parameters: Tensors) -> Action:
     """After every step w <- w - strength * w * max(0, 1 - S),
     S = sum_k a_k * |dy_k/dw| or |dL/dw| before the step.
 
@@ -23,7 +23,7 @@ def action(spec: Sensitivity, names: tuple[str, ...], parameters: Tensors) -> Ac
     return (
         _of_loss(names)
         if spec.of == "loss"
-        else _of_outputs(spec, names, {name: extent(name, parameters[name]) for name in names})
+        else _of_outputs(spec, names, {name: find_extent(name, parameters[name]) for name in names})
     )
 
 
@@ -43,7 +43,7 @@ def _of_loss(names: tuple[str, ...]) -> Action:
                 found[name].div_(scale)
 
     def shrink(weights: Tensors, strength: float) -> None:
-        _shrink(weights, {name: found[name] for name in seen}, strength)
+        _shrink_weights(weights, {name: found[name] for name in seen}, strength)
         seen.clear()
 
     return Action(before=look, after=shrink)
@@ -56,22 +56,22 @@ def _of_outputs(spec: Sensitivity, names: tuple[str, ...], extents: Mapping[str,
 
     def differentiate(weights: Tensors, outputs: Tensor, gradient: Tensor, processes: Any) -> None:
         own = {n: weights[n] for n in names}
-        for value, share in _differentiated(spec, outputs, gradient, int(draws)):
-            for name, slope in _slopes(value, own, processes):
-                here = part_of(slope, extents[name])
+        for value, share in _list_derivatives(spec, outputs, gradient, int(draws)):
+            for name, slope in _differentiate(value, own, processes):
+                here = take_part(slope, extents[name])
                 found[name] = found[name].add_(here, alpha=share) if name in found else here.mul(share)
         passes.add_(1)
         draws.add_(1)
 
     def shrink(weights: Tensors, strength: float) -> None:
-        _shrink(weights, {name: total.div_(int(passes)) for name, total in found.items()}, strength)
+        _shrink_weights(weights, {name: total.div_(int(passes)) for name, total in found.items()}, strength)
         found.clear()
         passes.zero_()
 
     return Action(output=differentiate, after=shrink, state={"draws": draws})
 
 
-def _differentiated(
+def _list_derivatives(
     spec: Sensitivity, outputs: Tensor, gradient: Tensor, draws: int
 ) -> list[tuple[Tensor, float]]:
     """(mean output y_k over the batch, a_k) for every k with a_k above zero."""
@@ -89,17 +89,19 @@ def _differentiated(
         return [(means[k], 1 / len(chosen)) for k in chosen]
 
 
-def _slopes(value: Tensor, own: Tensors, processes: Any) -> Iterator[tuple[str, Tensor]]:
+def _differentiate(value: Tensor, own: Tensors, processes: Any) -> Iterator[tuple[str, Tensor]]:
     """|d mean of all processes' values / dw| of the weights that any of them depends on."""
     slopes: Sequence[Tensor | None] = torch.autograd.grad(
         value, list(own.values()), retain_graph=True, allow_unused=True
     )
     if processes is not None:
-        slopes = _mean(slopes, own, processes)
+        slopes = _average_slopes(slopes, own, processes)
     yield from ((name, slope.abs()) for name, slope in zip(own, slopes, strict=True) if slope is not None)
 
 
-def _mean(slopes: Sequence[Tensor | None], own: Tensors, processes: Any) -> tuple[Tensor | None, ...]:
+def _average_slopes(
+    slopes: Sequence[Tensor | None], own: Tensors, processes: Any
+) -> tuple[Tensor | None, ...]:
     """Over processes, in one exchange; None where no process has any."""
     found = [
         torch.zeros_like(weight) if slope is None else slope
@@ -107,7 +109,7 @@ def _mean(slopes: Sequence[Tensor | None], own: Tensors, processes: Any) -> tupl
     ]
     seen = found[0].new_tensor([slope is not None for slope in slopes])
     sums = torch.split(
-        added(torch.cat([seen, *(slope.flatten() for slope in found)]), processes),
+        add_over_processes(torch.cat([seen, *(slope.flatten() for slope in found)]), processes),
         [len(seen), *(slope.numel() for slope in found)],
     )
     size = torch.distributed.get_world_size(processes)
@@ -117,7 +119,7 @@ def _mean(slopes: Sequence[Tensor | None], own: Tensors, processes: Any) -> tupl
     )
 
 
-def _shrink(weights: Tensors, sensitivities: Tensors, strength: float) -> None:
+def _shrink_weights(weights: Tensors, sensitivities: Tensors, strength: float) -> None:
     for name, sensitivity in sensitivities.items():
         insensitivity = sensitivity.neg_().add_(1.0).clamp_(min=0.0)
         weights[name].addcmul_(weights[name], insensitivity.to(weights[name].dtype), value=-strength)

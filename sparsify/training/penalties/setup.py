@@ -6,21 +6,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsify.distributed import local
+from sparsify.distributed import local_part
 from sparsify.errors import ModelError
 from sparsify.graph.group_index import Layout
 from sparsify.graph.group_layouts import coupled_layout, element_layout, inner_layout, layer_layout
 from sparsify.pruning.criteria.scores import group_scores
 from sparsify.pruning.planning.group_types import group_type_of
-from sparsify.pruning.planning.plan import Assignment, Plan, ranked_together
+from sparsify.pruning.planning.plan import Assignment, Plan, join_ranked
 from sparsify.pruning.planning.selection import choose
 from sparsify.recipe.schedules import needs_steps, value
 from sparsify.training.penalties import build
-from sparsify.training.penalties.auto_strength import Steered
+from sparsify.training.penalties.auto_strength import TunedPenalty
 from sparsify.training.penalties.group_lasso import group_norms
-from sparsify.training.penalties.group_weights import factors
+from sparsify.training.penalties.group_weights import weigh_groups
 from sparsify.training.penalties.step_action import Action
-from sparsify.training.penalties.topk import Portions, lowest, portions
+from sparsify.training.penalties.topk import Portions, flag_lowest, list_portions
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Magnitude
 from sparsify_schemas.group import in_one_tensor, is_unstructured, within
@@ -43,21 +43,22 @@ class Regularizer:
     action: Action
     share: float
     """what the rule's own `sparsity` removes; 0 without one"""
-    steered: Steered | None
+    steered: TunedPenalty | None
     """how its strength is found, where it is not given"""
 
 
-def ready(
+def build_regularizers(
     plan: Plan, parameters: Mapping[str, Tensor], steps_per_epoch: int | None, steps: int | None
 ) -> list[Regularizer]:
     """The penalties of every rule that has one and reaches a parameter. Raises ModelError."""
     found = [
-        _regularizer(plan, together, parameters, steps_per_epoch, steps) for together in ranked_together(plan)
+        _build_regularizer(plan, together, parameters, steps_per_epoch, steps)
+        for together in join_ranked(plan)
     ]
     return [regularizer for regularizer in found if regularizer is not None]
 
 
-def strength(
+def compute_strength(
     regularizer: Regularizer, step: int, steps_per_epoch: int, steps: int, span: tuple[int, int]
 ) -> float | None:
     """Of a penalty at a step: lambda, for agp the share that is held at zero,
@@ -74,7 +75,7 @@ def strength(
     return None if given is None else value(given, step, steps_per_epoch, steps)
 
 
-def _regularizer(
+def _build_regularizer(
     plan: Plan,
     together: Sequence[Assignment],
     parameters: Mapping[str, Tensor],
@@ -85,7 +86,7 @@ def _regularizer(
     if rule.penalty is None or not _has_goal(plan, rule):
         return None
     _check_lengths(rule.penalty, together[0].rule, steps_per_epoch, steps)
-    layouts = [_layout(plan, plan.recipe.rules[a.rule], a, parameters) for a in together]
+    layouts = [_make_layout(plan, plan.recipe.rules[a.rule], a, parameters) for a in together]
     layouts = [layout for layout in layouts if layout.parts]
     if not layouts:
         return None
@@ -94,12 +95,12 @@ def _regularizer(
         in_one_tensor(rule.group) and not within(rule.group),
     )
     names = tuple(dict.fromkeys(part.name for layout in layouts for part in layout.parts))
-    roots = _roots(plan, rule, together[0], layouts[0], parameters)
+    roots = _weigh_norms(plan, rule, together[0], layouts[0], parameters)
     action = build(rule.penalty, layouts, parameters, share=share, single=single, roots=roots)
     if isinstance(rule.penalty, GrowingL2):
-        here = {name: local(parameter.detach()) for name, parameter in parameters.items()}
-        action.state["chosen"].copy_(_going(plan, rule, layouts[0], parameters, here, share))
-    among = portions([layouts[0]], parameters)
+        here = {name: local_part(parameter.detach()) for name, parameter in parameters.items()}
+        action.state["chosen"].copy_(_choose_removed(plan, rule, layouts[0], parameters, here, share))
+    among = list_portions([layouts[0]], parameters)
     return Regularizer(
         rule.penalty,
         together[0].rule,
@@ -107,7 +108,7 @@ def _regularizer(
         names,
         action,
         share,
-        _steered(rule, layouts[0], roots, action, among),
+        _make_tuned(rule, layouts[0], roots, action, among),
     )
 
 
@@ -122,19 +123,19 @@ def _has_goal(plan: Plan, rule: Rule) -> bool:
             return True
 
 
-def _roots(
+def _weigh_norms(
     plan: Plan, rule: Rule, assignment: Assignment, layout: Layout, parameters: Mapping[str, Tensor]
 ) -> Tensor:
     """What a lasso weighs each slot's norm by, else sqrt(|g|) with all that leaves with the group."""
     if isinstance(rule.penalty, GroupLasso):
-        return factors(rule.penalty, plan, layout, parameters)
+        return weigh_groups(rule.penalty, plan, layout, parameters)
     arrives = rule.penalty is not None and rule.penalty.facts().reach == "arrivals"
     if arrives and not in_one_tensor(rule.group):
         layout = coupled_layout(plan.map, assignment.coupled, parameters)
     return layout.sizes(parameters).sqrt()
 
 
-def _layout(plan: Plan, rule: Rule, assignment: Assignment, parameters: Mapping[str, Tensor]) -> Layout:
+def _make_layout(plan: Plan, rule: Rule, assignment: Assignment, parameters: Mapping[str, Tensor]) -> Layout:
     """The groups, or weights, that a rule's penalty acts on."""
     assert rule.penalty is not None and rule.group is not None
     if within(rule.group):
@@ -155,7 +156,7 @@ def _layout(plan: Plan, rule: Rule, assignment: Assignment, parameters: Mapping[
             return layer_layout([(t, dims.get(t, 0)) for t in assignment.tensors], parameters)
 
 
-def _going(
+def _choose_removed(
     plan: Plan,
     rule: Rule,
     layout: Layout,
@@ -167,9 +168,11 @@ def _going(
     the spare slot stays. here: this process's parts."""
     if within(rule.group):
         norms = (group_norms(layout, here) / layout.sizes(here).sqrt())[:-1]
-        return torch.cat([lowest([norms], share), torch.zeros(1, dtype=torch.bool, device=norms.device)])
+        return torch.cat([flag_lowest([norms], share), torch.zeros(1, dtype=torch.bool, device=norms.device)])
     if in_one_tensor(rule.group):
-        return lowest([here[part.name] for part in layout.parts], share, portions([layout], parameters))
+        return flag_lowest(
+            [here[part.name] for part in layout.parts], share, list_portions([layout], parameters)
+        )
     names = [name for a in plan.assignments for name in a.coupled]
     every = coupled_layout(plan.map, names, parameters)
     scores = every.split(group_scores(Magnitude(kind="magnitude"), every, here, None, 0))
@@ -181,7 +184,9 @@ def _going(
     return flags
 
 
-def _steered(rule: Rule, layout: Layout, roots: Tensor, action: Action, among: Portions) -> Steered | None:
+def _make_tuned(
+    rule: Rule, layout: Layout, roots: Tensor, action: Action, among: Portions
+) -> TunedPenalty | None:
     facts = None if rule.penalty is None else rule.penalty.facts()
     if facts is None or not isinstance(facts.strength, Auto):
         return None
@@ -189,7 +194,7 @@ def _steered(rule: Rule, layout: Layout, roots: Tensor, action: Action, among: P
     criterion = (
         rule.criterion if isinstance(rule.criterion, Magnitude) else Magnitude(kind="magnitude")
     )  # others need data
-    return Steered(
+    return TunedPenalty(
         facts.strength,
         criterion,
         facts.every,
@@ -206,7 +211,7 @@ def _check_lengths(spec: Penalty, rule: int, steps_per_epoch: int | None, steps:
     if steps_per_epoch is not None and steps is not None:
         return
     facts = spec.facts()
-    _refuse_lengths(any(_counts(moment) for moment in facts.moments), f"rules.{rule}.penalty")
+    _refuse_lengths(any(_needs_stage_length(moment) for moment in facts.moments), f"rules.{rule}.penalty")
     if isinstance(facts.strength, Auto):
         raise ModelError(
             f"rules.{rule}.penalty.strength is 'auto', which needs to know how long the stage is: pass "
@@ -216,7 +221,7 @@ def _check_lengths(spec: Penalty, rule: int, steps_per_epoch: int | None, steps:
         _refuse_lengths(needs_steps(facts.strength), f"rules.{rule}.penalty.strength")
 
 
-def _counts(moment: Duration) -> bool:
+def _needs_stage_length(moment: Duration) -> bool:
     return moment.unit != "it" and moment.value != 0
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.distributed import alike, extent, is_sharded, local, part_of
+from sparsify.distributed import find_extent, is_sharded, local_part, shard_like, take_part
 from sparsify.graph.group_index import Layout
 from sparsify.training.penalties.step_action import Action, Tensors
 
 Pairs = list[tuple[Tensor, Tensor]]
 
 
-def remembered(action: Action, layouts: Sequence[Layout], parameters: Tensors) -> dict[str, Any]:
+def copy_state(action: Action, layouts: Sequence[Layout], parameters: Tensors) -> dict[str, Any]:
     """A copy of an action's state: a tensor each, or {tensor or group:
     its numbers} for what `per` says it has of many."""
     found: dict[str, Any] = {}
@@ -24,17 +24,20 @@ def remembered(action: Action, layouts: Sequence[Layout], parameters: Tensors) -
                 found[key] = value.clone()
             case "weight" as kind:
                 found[key] = {
-                    name: alike(piece.clone(), parameters[name])
-                    for name, piece in _pieces(kind, value, layouts, parameters).items()
+                    name: shard_like(piece.clone(), parameters[name])
+                    for name, piece in _split_state(kind, value, layouts, parameters).items()
                 }
             case kind:
                 found[key] = {
-                    name: piece.clone() for name, piece in _pieces(kind, value, layouts, parameters).items()
+                    name: piece.clone()
+                    for name, piece in _split_state(kind, value, layouts, parameters).items()
                 }
     return found
 
 
-def recalled(action: Action, layouts: Sequence[Layout], parameters: Tensors, saved: object) -> Pairs | None:
+def match_saved_state(
+    action: Action, layouts: Sequence[Layout], parameters: Tensors, saved: object
+) -> Pairs | None:
     """(part of the action's state, what was saved of it), to be copied;
     None where something else was saved."""
     if not isinstance(saved, Mapping) or saved.keys() != action.state.keys():
@@ -45,22 +48,24 @@ def recalled(action: Action, layouts: Sequence[Layout], parameters: Tensors, sav
         if kind is None:
             pieces, given = {"": value}, {"": given}
         else:
-            pieces = _pieces(kind, value, layouts, parameters)
+            pieces = _split_state(kind, value, layouts, parameters)
         if not isinstance(given, Mapping) or not pieces.keys() <= given.keys():
             return None
         for name, piece in pieces.items():
-            here = _here(given[name], parameters[name] if kind == "weight" else None, name)
+            here = _take_own_part(given[name], parameters[name] if kind == "weight" else None, name)
             if here is None or here.shape != piece.shape:
                 return None
             pairs.append((piece, here))
     return pairs
 
 
-def _pieces(kind: str, value: Tensor, layouts: Sequence[Layout], parameters: Tensors) -> dict[str, Tensor]:
+def _split_state(
+    kind: str, value: Tensor, layouts: Sequence[Layout], parameters: Tensors
+) -> dict[str, Tensor]:
     """Views of the numbers of each tensor, in its own shape, or of each group."""
     names = tuple(dict.fromkeys(part.name for layout in layouts for part in layout.parts))
     if kind == "weight":
-        own = [local(parameters[name]) for name in names]
+        own = [local_part(parameters[name]) for name in names]
         return {
             name: piece.view(p.shape)
             for name, piece, p in zip(names, torch.split(value, [p.numel() for p in own]), own, strict=True)
@@ -76,14 +81,14 @@ def _pieces(kind: str, value: Tensor, layouts: Sequence[Layout], parameters: Ten
     return pieces
 
 
-def _here(value: object, parameter: Tensor | None, name: str) -> Tensor | None:
+def _take_own_part(value: object, parameter: Tensor | None, name: str) -> Tensor | None:
     """This process's part of what was saved, of a sharded tensor or of a whole one."""
     if not isinstance(value, Tensor):
         return None
     if is_sharded(value):
-        return local(value)
+        return local_part(value)
     return (
         value
         if parameter is None or value.shape != parameter.shape
-        else part_of(value, extent(name, parameter))
+        else take_part(value, find_extent(name, parameter))
     )

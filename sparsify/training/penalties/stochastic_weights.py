@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsify.distributed import local
+from sparsify.distributed import local_part
 from sparsify.training.penalties.step_action import Tensors
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedWeights:
     """The weights that the optimizer moves. While `away` the parameters hold what the model computes with
     instead."""
 
@@ -35,12 +35,12 @@ class Trained:
         self.away.fill_(False)
 
 
-def trained(names: Iterable[str], parameters: Tensors) -> Trained:
+def make_trained_weights(names: Iterable[str], parameters: Tensors) -> TrainedWeights:
     """Of this process's parts of some parameters."""
-    own = {name: local(parameters[name].detach()) for name in names}
+    own = {name: local_part(parameters[name].detach()) for name in names}
     flat = torch.cat([weight.flatten() for weight in own.values()])
     pieces = torch.split(flat, [weight.numel() for weight in own.values()])
-    return Trained(
+    return TrainedWeights(
         flat,
         torch.zeros((), dtype=torch.bool),
         {name: piece.view(own[name].shape) for name, piece in zip(own, pieces, strict=True)},
@@ -48,7 +48,7 @@ def trained(names: Iterable[str], parameters: Tensors) -> Trained:
 
 
 @dataclass(frozen=True)
-class Moved:
+class PenaltyParameters:
     """Numbers of a penalty's own that Adam moves. Source: Kingma & Ba, arXiv:1412.6980, algorithm 1."""
 
     values: Tensor
@@ -85,11 +85,11 @@ class Moved:
         return name, "pull", "first", "second"
 
 
-def moved(values: Tensor) -> Moved:
+def make_penalty_parameters(values: Tensor) -> PenaltyParameters:
     zeros = torch.zeros_like(values)
-    return Moved(values, zeros, zeros.clone(), zeros.clone(), torch.zeros((), dtype=torch.int64))
+    return PenaltyParameters(values, zeros, zeros.clone(), zeros.clone(), torch.zeros((), dtype=torch.int64))
 
 
-def drawn(name: str, step: int) -> torch.Generator:
+def make_generator(name: str, step: int) -> torch.Generator:
     """The same on every process and after a resume; another for each tensor and step."""
     return torch.Generator().manual_seed((zlib.crc32(name.encode()) << 31) + step)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.distributed import added, before_this, local
+from sparsify.distributed import add_over_processes, local_part, sum_before
 from sparsify.graph.group_index import Layout
 
 _HIGH = 1 << 15
@@ -21,10 +21,10 @@ Portions = tuple[tuple[int, Any], ...]
 spread; None for one that all have"""
 
 
-def portions(layouts: Iterable[Layout], parameters: Mapping[str, Tensor]) -> Portions:
+def list_portions(layouts: Iterable[Layout], parameters: Mapping[str, Tensor]) -> Portions:
     """Of all weights of some layouts, flat and one tensor after the other."""
     owners = {part.name: part.processes for layout in layouts for part in layout.parts}
-    return tuple((local(parameters[name]).numel(), processes) for name, processes in owners.items())
+    return tuple((local_part(parameters[name]).numel(), processes) for name, processes in owners.items())
 
 
 def kth_largest(values: Tensor, k: int, among: Portions = ()) -> Tensor:
@@ -34,50 +34,52 @@ def kth_largest(values: Tensor, k: int, among: Portions = ()) -> Tensor:
     The bits of such numbers, read as integers, have the order of the numbers.
     Their upper 15 bits are counted first, then the lower 16 in the bucket that holds the k-th.
     """
-    bucket, rank = _bucket(counted(values, among, _upper), k)
-    digit, _ = _bucket(counted(values, among, lambda own: _lower(own, bucket)), rank)
+    bucket, rank = _find_bucket(sum_over_processes(values, among, _upper_bits), k)
+    digit, _ = _find_bucket(sum_over_processes(values, among, lambda own: _lower_bits(own, bucket)), rank)
     return torch.tensor((bucket << 16) | digit, dtype=torch.int32, device=values.device).view(torch.float32)
 
 
-def lowest(weights: Sequence[Tensor], share: float, among: Portions = ()) -> Tensor:
+def flag_lowest(weights: Sequence[Tensor], share: float, among: Portions = ()) -> Tensor:
     """Whether each single weight is among the smallest |w| of all, flat in the order of the
     tensors: so large a share, rounded.
 
     Of those that are equal the first go. among: one portion for each tensor; left out where all are whole.
     """
     magnitudes = torch.cat([w.detach().abs().flatten().float() for w in weights])
-    total = int(counted(magnitudes, among, lambda own: torch.tensor(len(own), device=own.device)))
+    total = int(sum_over_processes(magnitudes, among, lambda own: torch.tensor(len(own), device=own.device)))
     wanted = int(total * share + 0.5)
     if not wanted:
         return torch.zeros_like(magnitudes, dtype=torch.bool)
     threshold = kth_largest(magnitudes, total - wanted + 1, among)
     flags, equal = magnitudes < threshold, magnitudes == threshold
-    return flags | _first(equal, wanted - int(counted(flags, among, torch.count_nonzero)), among)
+    return flags | _take_first(
+        equal, wanted - int(sum_over_processes(flags, among, torch.count_nonzero)), among
+    )
 
 
-def counted(values: Tensor, among: Portions, how: Callable[[Tensor], Tensor]) -> Tensor:
+def sum_over_processes(values: Tensor, among: Portions, how: Callable[[Tensor], Tensor]) -> Tensor:
     """how(values), a number or a histogram, added up over all processes. All of them must call."""
     runs = [
         (sum(length for length, _ in own), processes)
         for processes, own in groupby(among, key=lambda piece: piece[1])
     ] or [(len(values), None)]
     totals = [
-        added(how(own), processes)
+        add_over_processes(how(own), processes)
         for own, (_, processes) in zip(torch.split(values, [length for length, _ in runs]), runs, strict=True)
     ]
     return totals[0] if len(totals) == 1 else torch.stack(totals).sum(0)
 
 
-def _upper(values: Tensor) -> Tensor:
+def _upper_bits(values: Tensor) -> Tensor:
     return torch.bincount(values.view(torch.int16)[1::2], minlength=_HIGH)  # the high halves, without a copy
 
 
-def _lower(values: Tensor, bucket: int) -> Tensor:
+def _lower_bits(values: Tensor, bucket: int) -> Tensor:
     chosen = values[values.view(torch.int16)[1::2] == bucket]
     return torch.bincount(chosen.view(torch.int32) & 0xFFFF, minlength=1 << 16)
 
 
-def _bucket(counts: Tensor, k: int) -> tuple[int, int]:
+def _find_bucket(counts: Tensor, k: int) -> tuple[int, int]:
     """The bucket of the k-th largest, and its rank among those in the bucket."""
     from_above = counts.flip(0).cumsum(0)
     at = int((from_above < k).sum())
@@ -85,9 +87,9 @@ def _bucket(counts: Tensor, k: int) -> tuple[int, int]:
     return len(counts) - 1 - at, k - above
 
 
-def _first(flags: Tensor, wanted: int, among: Portions) -> Tensor:
+def _take_first(flags: Tensor, wanted: int, among: Portions) -> Tensor:
     """So many of the flags, the first: tensor after tensor, and within one in the order of the processes."""
-    if wanted >= int(counted(flags, among, torch.count_nonzero)):
+    if wanted >= int(sum_over_processes(flags, among, torch.count_nonzero)):
         return flags
     found = []
     for own, (_, processes) in zip(
@@ -95,7 +97,7 @@ def _first(flags: Tensor, wanted: int, among: Portions) -> Tensor:
         among or ((0, None),),
         strict=True,
     ):
-        earlier, everywhere = before_this(int(own.sum()), processes)
+        earlier, everywhere = sum_before(int(own.sum()), processes)
         found.append(own & (own.cumsum(0) <= wanted - earlier))
         wanted -= everywhere
     return torch.cat(found)

@@ -5,7 +5,11 @@ from torch import Tensor
 
 from sparsify.graph.group_index import Layout, broadcast
 from sparsify.training.penalties.step_action import Action, Tensors
-from sparsify.training.penalties.stochastic_weights import drawn, moved, trained
+from sparsify.training.penalties.stochastic_weights import (
+    make_generator,
+    make_penalty_parameters,
+    make_trained_weights,
+)
 from sparsify_schemas.penalty import VariationalDropout
 
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
@@ -17,15 +21,15 @@ LEAST = 1e-16
 """added to w^2, so that its logarithm is finite"""
 
 
-def action(spec: VariationalDropout, layout: Layout, parameters: Tensors) -> Action:
+def make_action(spec: VariationalDropout, layout: Layout, parameters: Tensors) -> Action:
     """The model computes with w + sigma * eps, the optimizer moves w, Adam log sigma^2.
     Every weight is a slot of the layout.
 
     Source: Molchanov et al., arXiv:1701.05369, equations 11 and 14.
     """
     names = tuple(part.name for part in layout.parts)
-    weights_of = trained(names, parameters)
-    own = moved(torch.full((layout.count + 1,), START, device=weights_of.flat.device))
+    weights_of = make_trained_weights(names, parameters)
+    own = make_penalty_parameters(torch.full((layout.count + 1,), START, device=weights_of.flat.device))
     noise = torch.zeros_like(own.values)
 
     def here(values: Tensor, weights: Tensors) -> dict[str, Tensor]:
@@ -46,17 +50,17 @@ def action(spec: VariationalDropout, layout: Layout, parameters: Tensors) -> Act
             if name in gradients:
                 square = weights[name].square() + LEAST
                 gradients[name].sub_(
-                    slope(spread - square.log()) * 2 * weights[name] / square, alpha=strength
+                    compute_slope(spread - square.log()) * 2 * weights[name] / square, alpha=strength
                 )
 
     def learn(weights: Tensors, strength: float) -> None:
         squares = layout.reduce(lambda name: weights[name].square()) + LEAST
-        own.step(strength * slope(own.values - squares.log().to(own.values)), spec.rate)
+        own.step(strength * compute_slope(own.values - squares.log().to(own.values)), spec.rate)
 
     def show(weights: Tensors, noisy: bool) -> None:
         weights_of.keep(weights)
         if noisy:
-            noise.copy_(torch.randn(len(noise), generator=drawn(names[0], int(own.steps))))
+            noise.copy_(torch.randn(len(noise), generator=make_generator(names[0], int(own.steps))))
             for name, added in here(noise * (own.values / 2).exp(), weights).items():
                 weights[name].add_(added)
         else:
@@ -75,12 +79,12 @@ def action(spec: VariationalDropout, layout: Layout, parameters: Tensors) -> Act
     )
 
 
-def divergence(log_alpha: Tensor) -> Tensor:
+def compute_divergence(log_alpha: Tensor) -> Tensor:
     """KL of one weight, up to a constant: 1/2 log(1 + 1/alpha) - k1 sigmoid(k2 + k3 log alpha)."""
     return 0.5 * torch.nn.functional.softplus(-log_alpha) - K1 * torch.sigmoid(K2 + K3 * log_alpha)
 
 
-def slope(log_alpha: Tensor) -> Tensor:
+def compute_slope(log_alpha: Tensor) -> Tensor:
     """Its derivative by log alpha."""
     s = torch.sigmoid(K2 + K3 * log_alpha)
     return -0.5 * torch.sigmoid(-log_alpha) - K1 * K3 * s * (1 - s)

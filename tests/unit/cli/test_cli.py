@@ -18,7 +18,7 @@ from rich.progress import Progress, TextColumn
 import sparsify
 from sparsify.events import CutDone, EpochDone, Listener, Note, RunStarted, StageStarted, StepDone
 from sparsify.models import digits_cnn
-from sparsify.runs.run_folder import State, sha256
+from sparsify.runs.run_folder import State, hash_file
 from sparsify_cli import render
 from sparsify_cli.app import exit_code
 from sparsify_cli.progress import draw_events
@@ -158,7 +158,7 @@ def test_open_shows_the_page_and_makes_it_anew_where_it_is_missing_or_was_change
     assert page.read_text() == call("report", run, "--html")[1]
     page.write_text("as the run left it")
     found = json.loads((run / "report.json").read_text())
-    (run / "report.json").write_text(json.dumps({**found, "files": {"report.html": sha256(page)}}))
+    (run / "report.json").write_text(json.dumps({**found, "files": {"report.html": hash_file(page)}}))
     call("report", run, "--open")
     assert page.read_text() == "as the run left it"
 

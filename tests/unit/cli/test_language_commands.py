@@ -323,7 +323,7 @@ class TestExplain:
         ],
     )
     def test_words(self, word: str, name: str) -> None:
-        assert topics.find(word).name == name
+        assert topics.find_topic(word).name == name
 
     def test_formula_keys_and_defaults(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert exit_code(["explain", "group_lasso"]) == 0
@@ -353,14 +353,16 @@ class TestExplain:
         }
 
     def test_protect_says_what_it_excludes(self) -> None:
-        assert "takes no group, penalty, criterion, keep or sparsity" in topics.find("protect").text
+        assert "takes no group, penalty, criterion, keep or sparsity" in topics.find_topic("protect").text
 
     def test_what_a_callable_of_data_returns_is_said(self) -> None:
-        assert "(train, test), each a pair (x, y) of arrays or tensors" in topics.find("data.source").text
+        assert (
+            "(train, test), each a pair (x, y) of arrays or tensors" in topics.find_topic("data.source").text
+        )
 
     def test_every_topic_can_be_shown(self, capsys: pytest.CaptureFixture[str]) -> None:
         for name, topic in topics.all_topics().items():
-            assert topics.find(name) == topic
+            assert topics.find_topic(name) == topic
             assert topic.text, name
             assert exit_code(["explain", name]) == 0
             assert capsys.readouterr().out.startswith(name)
@@ -382,7 +384,7 @@ class TestExplain:
         for name in ("recipe", "group", "data", "keep", "group_lasso"):
             assert exit_code(["explain", name]) == 0
             assert max(map(len, capsys.readouterr().out.splitlines())) <= 80, name
-        assert topics.find("recipe.budget.macs") == topics.find("budget.macs")
+        assert topics.find_topic("recipe.budget.macs") == topics.find_topic("budget.macs")
 
     def test_commands(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert exit_code(["explain", "sensitivity"]) == 1
@@ -390,8 +392,11 @@ class TestExplain:
             "'sensitivity' has several meanings; name one: penalty.sensitivity, "
             "criterion.sensitivity, command.sensitivity\n"
         )
-        assert "ablation: remove 10 % to 90 % of a layer's units" in topics.find("command.sensitivity").text
-        assert topics.find("report").text.endswith(
+        assert (
+            "ablation: remove 10 % to 90 % of a layer's units"
+            in topics.find_topic("command.sensitivity").text
+        )
+        assert topics.find_topic("report").text.endswith(
             "dense and cut model side by side.\n\n`sparsify report --help` lists its options."
         )
 

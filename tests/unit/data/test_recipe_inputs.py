@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import sparsify
 from sparsify.errors import ModelError
-from sparsify.pruning.fitting_inputs import inputs_for
+from sparsify.pruning.fitting_inputs import find_inputs
 from sparsify.recipe import dump, load
 
 RULES = [{"layers": "tail.fc", "group": "neuron", "sparsity": "50%"}]
@@ -69,7 +69,7 @@ WORDS = {name: {"shape": [2, 30], "dtype": "int64"} for name in ("ids", "rows", 
 
 
 def test_integers_are_drawn_over_the_whole_vocabulary() -> None:
-    given = inputs_for(load(recipe(WORDS)).recipe, seeded(Words()))
+    given = find_inputs(load(recipe(WORDS)).recipe, seeded(Words()))
     assert isinstance(given, Mapping)
     for name, rows in (("ids", 40), ("rows", 9), ("classes", 5), ("pairs", 7)):
         drawn = given[name]
@@ -123,7 +123,7 @@ def test_lengths_are_valid_and_masks_mixed(named: bool) -> None:
     }
     written = entries if named else list(entries.values())
     model = seeded(Read())
-    given = inputs_for(load(recipe(written)).recipe, model)
+    given = find_inputs(load(recipe(written)).recipe, model)
     ids, mask, lengths = given.values() if isinstance(given, Mapping) else given
     assert int(ids.max()) > 1
     assert bool(mask[:, 0].all()) and int((mask == 0).sum()) > 0
@@ -232,7 +232,7 @@ def test_values_and_ranges() -> None:
         {"values": 0.25},
         {"values": [[True], [False]], "dtype": "bool"},
     ]
-    ids, uniform, whole, number, flags = inputs_for(load(recipe(written)).recipe, nn.Linear(1, 1))
+    ids, uniform, whole, number, flags = find_inputs(load(recipe(written)).recipe, nn.Linear(1, 1))
     assert ids.tolist() == [[0, 3, 1], [2, 2, 0]] and ids.dtype == torch.int64
     assert float(uniform.min()) >= 5 and float(uniform.max()) < 6 and float(uniform.std()) > 0.2
     assert set(whole.flatten().tolist()) == {-1, 0, 1}
@@ -264,4 +264,4 @@ def test_the_examples_of_the_documentation_are_recipes() -> None:
     assert [next(iter(block)) for block in blocks] == ["inputs", "calls"]
     for block in blocks:
         found = load({"version": 1, "title": "t", "rules": RULES} | block).recipe
-        assert inputs_for(found, nn.Linear(1, 1))
+        assert find_inputs(found, nn.Linear(1, 1))

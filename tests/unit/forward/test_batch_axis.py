@@ -13,7 +13,7 @@ from sparsify.errors import ModelError
 from sparsify.exporters import export
 from sparsify.forward.calls import resize_batch
 from sparsify.reporting.report_file import read_report
-from sparsify.runs.benchmark import compare, read_candidates
+from sparsify.runs.benchmark import read_candidates, time_pair
 from sparsify_cli.app import exit_code
 from sparsify_schemas.target import Cpu
 
@@ -155,7 +155,7 @@ def test_a_run_is_timed_against_its_fixed_file(
     made = export(run, "pt2", tmp_path / "graph.pt2")
     paths = (run, made.path)
     a, b = read_candidates([paths[at] for at in order])
-    contest = compare(a, b, "here", Cpu(kind="cpu"), 0.05)
+    contest = time_pair(a, b, "here", Cpu(kind="cpu"), 0.05)
     assert (contest.a, contest.b) == tuple(str(paths[at]) for at in order)
 
 

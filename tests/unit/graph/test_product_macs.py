@@ -16,7 +16,7 @@ import sparsify
 from sparsify.cost.cost_model import Costs
 from sparsify.cost.measure import copy_model, count_macs
 from sparsify.graph.surgery import operations
-from sparsify.pruning.cut import left_of
+from sparsify.pruning.cut import measure_left
 from sparsify.pruning.planning.plan import Plan
 from sparsify_cli.app import exit_code
 
@@ -293,7 +293,7 @@ def test_plan_result_and_counter_agree_before_and_after_the_cut(name: str) -> No
     result = sparsify.cut(plan, model)
     dense, left = count_macs(model, inputs)[0], count_macs(result.model, inputs)[0]
     assert Costs(plan.map).dense["macs"] == plan.map.macs == dense
-    assert left_of(plan, result.model, (result.cuts,))["macs"] == left
+    assert measure_left(plan, result.model, (result.cuts,))["macs"] == left
     assert 0.25 * dense < left <= 0.5 * dense
 
 

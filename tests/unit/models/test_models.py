@@ -10,7 +10,7 @@ from torch import nn
 from sparsify import models
 from sparsify.cost.measure import count_macs
 from sparsify.data import batches, load_data
-from sparsify.recipe.builders import find_problem, suggestions
+from sparsify.recipe.builders import find_problem, list_builders
 from sparsify_schemas.data import Data
 
 ROOT = Path(os.environ.get("SPARSIFY_DATA", "~/.cache/sparsify")).expanduser()
@@ -147,4 +147,4 @@ def test_validate_knows_every_builder_without_importing_it() -> None:
         == ("", "")
     )
     assert find_problem("sparsify.models.lenet.lenet6")[0] == "module 'sparsify.models.lenet' has no 'lenet6'"
-    assert {name.rpartition(".")[2] for name in suggestions()} == set(models.__all__)
+    assert {name.rpartition(".")[2] for name in list_builders()} == set(models.__all__)

@@ -13,7 +13,7 @@ from sparsify.data import load_data
 from sparsify.errors import ModelError
 from sparsify.models import digits_cnn
 from sparsify.reporting.report_file import read_report
-from sparsify.reporting.report_tables import tables
+from sparsify.reporting.report_tables import list_tables
 from sparsify.runs.apply import apply
 from sparsify_schemas.data import Data
 
@@ -84,7 +84,7 @@ def test_a_metric_is_measured_on_both_models_and_stands_in_the_report(tmp_path: 
     expected = (two == test.targets[:, None]).any(dim=1).double().mean()
     assert report.cut.metrics["test top-2 accuracy"] == pytest.approx(float(expected))
     assert float(expected) > report.cut.test_metric
-    rows = [row[0] for table in tables(report) for row in table.rows if table.title == "Dense and cut"]
+    rows = [row[0] for table in list_tables(report) for row in table.rows if table.title == "Dense and cut"]
     assert rows[-2:] == ["validation top-2 accuracy", "test top-2 accuracy"]
 
 

@@ -20,7 +20,7 @@ from sparsify.errors import RecipeError, TargetError
 from sparsify.events import Event, Measuring
 from sparsify.graph.model_map import ModelMap
 from sparsify.pruning import latency_budget
-from sparsify.recipe import load, presets
+from sparsify.recipe import list_presets, load
 from sparsify.reporting.report_file import read_report
 from sparsify.runs import apply
 from sparsify_schemas.report import Latency
@@ -127,11 +127,11 @@ def test_a_users_own_presets(tmp_path: Path) -> None:
     (tmp_path / "targets.yaml").write_text(
         "phone: {kind: cpu, threads: 4, table: phone.json}\neager: {kind: cpu, threads: 2}\n"
     )
-    assert presets()["phone"].table == "phone.json"
-    assert presets()["eager"] == Cpu(kind="cpu", threads=2), "they win over those that ship"
+    assert list_presets()["phone"].table == "phone.json"
+    assert list_presets()["eager"] == Cpu(kind="cpu", threads=2), "they win over those that ship"
     (tmp_path / "targets.yaml").write_text("a: {kind: cpu}\nphone: {kind: cpu, thread: 4}\n")
     with pytest.raises(RecipeError) as caught:
-        presets()
+        list_presets()
     assert str(caught.value) == f"{tmp_path}/targets.yaml:2:8: phone: thread: Extra inputs are not permitted"
 
 
@@ -359,7 +359,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, truth: Any) -> list[int]:
             {(works[0].key, 3, 32): Surface(line, (3, 32), (1, 1))},
             Steps(convolution=4, linear=4),
         )
-        return calibrate.calibrate(bare, map, (Network(ms=3.2),))
+        return calibrate.calibrate_table(bare, map, (Network(ms=3.2),))
 
     def prepared(model: Any, inputs: Any, target: Target, like: Any = None) -> Any:
         return model[0].out_channels

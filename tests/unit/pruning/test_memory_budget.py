@@ -15,7 +15,7 @@ from sparsify.errors import RecipeError
 from sparsify.graph.surgery import operations
 from sparsify.models import digits_cnn
 from sparsify.pruning import memory_budget
-from sparsify.pruning.planning.depth_search import deepened
+from sparsify.pruning.planning.depth_search import deepen_budget
 from sparsify.reporting.report_file import read_report
 from sparsify_schemas.units import Size
 
@@ -177,7 +177,7 @@ def test_a_search_keeps_bytes_as_bytes() -> None:
         digits_cnn(),
         INPUTS,
     )
-    assert deepened(plan, 0.0).peak_memory == Size(80e3, "B")
+    assert deepen_budget(plan, 0.0).peak_memory == Size(80e3, "B")
     shares = sparsify.make_plan(
         recipe(
             rules=[{"layers": "Conv2d", "group": "filter"}],
@@ -187,8 +187,8 @@ def test_a_search_keeps_bytes_as_bytes() -> None:
         digits_cnn(),
         INPUTS,
     )
-    assert deepened(shares, 0.0).peak_memory.fraction == pytest.approx(0.6)
-    assert deepened(shares, 0.5).peak_memory.fraction == pytest.approx(
+    assert deepen_budget(shares, 0.0).peak_memory.fraction == pytest.approx(0.6)
+    assert deepen_budget(shares, 0.5).peak_memory.fraction == pytest.approx(
         (0.6 + shares.floors[0].least / shares.floors[0].dense) / 2
     )
 

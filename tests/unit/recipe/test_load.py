@@ -11,7 +11,7 @@ import pytest
 
 from sparsify.errors import RecipeError
 from sparsify.recipe import Loaded, Place, dump, load
-from sparsify.recipe.yaml_scalars import scalar
+from sparsify.recipe.yaml_scalars import read_scalar
 from sparsify_schemas.recipe import Recipe
 
 SMALL = """\
@@ -105,8 +105,8 @@ def calls_of(work: Callable[[], object]) -> int:
     ],
 )
 def test_plain_scalars_follow_the_core_schema_of_yaml_1_2(text: str, value: object) -> None:
-    assert scalar(text) == value
-    assert type(scalar(text)) is type(value)
+    assert read_scalar(text) == value
+    assert type(read_scalar(text)) is type(value)
 
 
 def test_quoted_scalars_are_text() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsify.reporting.diff import Change, diff_recipes, diff_runs, resolved
+from sparsify.reporting.diff import Change, diff_recipes, diff_runs, resolve_recipe
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Report
 
@@ -105,7 +105,7 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def changes(**edits: Any) -> dict[str, Change]:
-    return {c.path: c for c in diff_recipes(resolved(recipe()), resolved(recipe(**edits)))}
+    return {c.path: c for c in diff_recipes(resolve_recipe(recipe()), resolve_recipe(recipe(**edits)))}
 
 
 def test_a_default_written_out_is_no_change() -> None:
@@ -132,7 +132,7 @@ def test_rules_in_another_place_are_the_same_rules() -> None:
 def test_the_order_of_rules_is_told_where_one_overrides_another() -> None:
     a = {"layers": "conv*", "group": "filter"}
     b = {"layers": "conv1", "group": "filter", "override": True}
-    before, after = resolved(recipe(rules=[a, b])), resolved(recipe(rules=[b, a]))
+    before, after = resolve_recipe(recipe(rules=[a, b])), resolve_recipe(recipe(rules=[b, a]))
     assert diff_recipes(before, after) == (
         Change("rules.order", ["conv*/filter", "conv1/filter"], ["conv1/filter", "conv*/filter"]),
     )

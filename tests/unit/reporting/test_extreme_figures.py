@@ -16,13 +16,13 @@ from sparsify.cost.measure import compare
 from sparsify.formatting import numbers
 from sparsify.reporting import benchmark_table
 from sparsify.reporting.diff import diff_runs
-from sparsify.reporting.headline import headline
+from sparsify.reporting.headline import write_headline
 from sparsify.reporting.html import profile_html, to_html
-from sparsify.reporting.html.axes import axis
-from sparsify.reporting.html.plots import Mark, Series, bar, lines, scatter
+from sparsify.reporting.html.axes import make_axis
+from sparsify.reporting.html.plots import Mark, Series, draw_bar, draw_lines, draw_scatter
 from sparsify.reporting.latency_table import speed_words
 from sparsify.reporting.report_file import read_report
-from sparsify.reporting.report_tables import tables, to_markdown
+from sparsify.reporting.report_tables import list_tables, to_markdown
 from sparsify.runs import limits_met, seed_statistics
 from sparsify_cli import changes
 from sparsify_schemas.profile import Curve, Point, Profile
@@ -104,7 +104,7 @@ def changed(found: Report, draw: Callable[[float], float]) -> Report:
 
 
 def cells(found: Report) -> list[str]:
-    return [cell for table in tables(found) for row in table.rows for cell in row]
+    return [cell for table in list_tables(found) for row in table.rows for cell in row]
 
 
 def assert_sound(page: str) -> None:
@@ -132,12 +132,12 @@ def assert_short(texts: list[str]) -> None:
 def test_a_report_of_one_extreme_number_everywhere(value: float, tmp_path: Path) -> None:
     found = changed(report(), lambda _: value)
     assert_sound(to_html(found))
-    assert_short([*cells(found), headline(found)])
+    assert_short([*cells(found), write_headline(found)])
     to_markdown(found)
     (tmp_path / "report.json").write_text(found.model_dump_json())
     assert repr(read_report(tmp_path)) == repr(found), "a report is read back as it was written"
     differences = diff_runs(report(), found, {}, {})
-    assert_short([cell for table in changes.tables(differences) for row in table.rows for cell in row])
+    assert_short([cell for table in changes.list_tables(differences) for row in table.rows for cell in row])
 
 
 @given(st.randoms(use_true_random=True))
@@ -145,7 +145,7 @@ def test_a_report_of_one_extreme_number_everywhere(value: float, tmp_path: Path)
 def test_a_report_of_any_numbers(chance: random.Random) -> None:
     found = changed(report(), lambda old: chance.choice((old, *FARTHEST)))
     assert_sound(to_html(found))
-    assert_short([*cells(found), headline(found)])
+    assert_short([*cells(found), write_headline(found)])
     to_markdown(found)
 
 
@@ -153,8 +153,8 @@ def test_counts_beyond_any_float_are_no_numbers() -> None:
     huge = Side(params=10**400, nonzero=10**400, macs=10**400, bytes=10**400)
     found = report().model_copy(update={"cut": huge, "dense": huge})
     assert_sound(to_html(found))
-    assert ("MACs", "-", "-", "-", "-") not in tables(found)[0].rows, "one of the same size is all of it"
-    assert tables(found)[0].rows[0][:3] == ("MACs", "-", "-")
+    assert ("MACs", "-", "-", "-", "-") not in list_tables(found)[0].rows, "one of the same size is all of it"
+    assert list_tables(found)[0].rows[0][:3] == ("MACs", "-", "-")
 
 
 @given(st.lists(extreme, min_size=1), st.booleans(), st.booleans(), st.sampled_from([4, 6]))
@@ -165,7 +165,7 @@ def test_counts_beyond_any_float_are_no_numbers() -> None:
 @example([1.797e308, -1.797e308], False, False, 4)
 @example([math.nan, math.inf], False, False, 4)
 def test_an_axis_of_any_numbers(values: list[float], zero: bool, whole: bool, most: int) -> None:
-    found = axis(values, zero=zero, whole=whole, most=most)
+    found = make_axis(values, zero=zero, whole=whole, most=most)
     assert math.isfinite(found.low) and math.isfinite(found.high) and found.low < found.high
     assert 2 <= len(found.ticks) <= most + 3
     assert all(a < b for a, b in zip(found.ticks, found.ticks[1:], strict=False))
@@ -178,8 +178,8 @@ def test_an_axis_of_any_numbers(values: list[float], zero: bool, whole: bool, mo
 
 
 def test_no_values_make_an_axis_from_nought_to_one() -> None:
-    assert (axis([]).low, axis([]).high) == (0.0, 1.0)
-    assert axis([math.nan]) == axis([])
+    assert (make_axis([]).low, make_axis([]).high) == (0.0, 1.0)
+    assert make_axis([math.nan]) == make_axis([])
 
 
 @given(st.lists(st.tuples(extreme, extreme), max_size=6), st.lists(extreme, max_size=2), st.booleans())
@@ -188,8 +188,8 @@ def test_no_values_make_an_axis_from_nought_to_one() -> None:
 def test_lines_of_any_numbers_stay_in_their_plot(
     points: list[tuple[float, float]], ends: list[float], zero: bool
 ) -> None:
-    drawn = lines(
-        "Loss", (Series("training", tuple(points)),), numbers.plain, zero=zero, ends=ends, cuts=ends
+    drawn = draw_lines(
+        "Loss", (Series("training", tuple(points)),), numbers.format_plain, zero=zero, ends=ends, cuts=ends
     ).text
     assert_sound(drawn)
     assert bool(drawn) == any(math.isfinite(x) and math.isfinite(y) for x, y in points)
@@ -200,7 +200,7 @@ def test_lines_of_any_numbers_stay_in_their_plot(
 @example([(math.nan, 1.0, 0.0, 1.0), (1.0, math.inf, 0.0, 1.0)])
 def test_points_of_any_numbers_stay_in_their_plot(places: list[tuple[float, float, float, float]]) -> None:
     marks = [Mark(f"m{i}", x, y, "other", "", (low, high)) for i, (x, y, low, high) in enumerate(places)]
-    drawn = scatter("Accuracy", marks, "ms", numbers.milliseconds, numbers.accuracy).text
+    drawn = draw_scatter("Accuracy", marks, "ms", numbers.format_milliseconds, numbers.format_accuracy).text
     assert_sound(drawn)
     shown = [m for m in marks if math.isfinite(m.x) and math.isfinite(m.y)]
     assert drawn.count('<path class="mark other"') == 2 * len(shown), "in the plot and in its legend"
@@ -210,7 +210,7 @@ def test_points_of_any_numbers_stay_in_their_plot(places: list[tuple[float, floa
 def test_a_bar_of_any_numbers_is_no_longer_than_the_whole(
     before: float, after: float, steps: list[float]
 ) -> None:
-    drawn = bar(before, after, tuple(steps)).text
+    drawn = draw_bar(before, after, tuple(steps)).text
     assert_sound(drawn)
     assert all(0 <= float(width) <= 1000 for width in re.findall(r'width="([^"]*)"', drawn))
 
@@ -268,11 +268,12 @@ def test_a_contest_of_extreme_numbers(field: str, value: float) -> None:
 
 def test_seeds_whose_figures_are_not_finite_have_no_mean() -> None:
     assert (
-        seed_statistics._spread([1.0, math.inf]) is None and seed_statistics._spread([1.0, math.nan]) is None
+        seed_statistics._make_spread([1.0, math.inf]) is None
+        and seed_statistics._make_spread([1.0, math.nan]) is None
     )
-    assert seed_statistics._spread([1e308, 1e308]) == seed_statistics.Spread(1e308, 0.0)
-    assert seed_statistics._spread([1.7e308, -1.7e308]) == seed_statistics.Spread(0.0, None)
-    assert seed_statistics._spread([5e-324, 0.0]) == seed_statistics.Spread(0.0, 5e-324)
+    assert seed_statistics._make_spread([1e308, 1e308]) == seed_statistics.Spread(1e308, 0.0)
+    assert seed_statistics._make_spread([1.7e308, -1.7e308]) == seed_statistics.Spread(0.0, None)
+    assert seed_statistics._make_spread([5e-324, 0.0]) == seed_statistics.Spread(0.0, 5e-324)
 
 
 @pytest.mark.parametrize("speedup", [0.0, 5e-324, math.nan])
@@ -295,60 +296,60 @@ def test_a_time_that_cannot_be_compared_misses_its_limit(speedup: float) -> None
 @given(extreme)
 def test_every_figure_is_short(value: float) -> None:
     shown = (
-        numbers.share,
-        numbers.accuracy,
-        numbers.points,
-        numbers.count,
-        numbers.size,
-        numbers.milliseconds,
-        numbers.seconds,
-        numbers.times,
-        numbers.tiny,
-        numbers.plain,
-        numbers.digits,
+        numbers.format_share,
+        numbers.format_accuracy,
+        numbers.format_points,
+        numbers.format_count,
+        numbers.format_size,
+        numbers.format_milliseconds,
+        numbers.format_seconds,
+        numbers.format_times,
+        numbers.format_tiny,
+        numbers.format_plain,
+        numbers.format_digits,
     )
     for show in shown:
         text = show(value)
         assert (text == "-") == (not math.isfinite(value)), show
         assert 0 < len(text) <= 24 and not re.search("nan|inf", text), show
         assert not text.startswith("-0 ") and text != "-0", show
-        assert numbers.signed(text).count("+") + text.count("-") <= 3
-        assert numbers.brief(text).rstrip(" %spxBhu")[-1:] != "e"
+        assert numbers.add_sign(text).count("+") + text.count("-") <= 3
+        assert numbers.drop_zeros(text).rstrip(" %spxBhu")[-1:] != "e"
 
 
 @pytest.mark.parametrize(
     ("show", "value", "text"),
     [
-        (numbers.share, 5e-324, "< 0.01 %"),
-        (numbers.share, -5e-324, "> -0.01 %"),
-        (numbers.share, -0.0, "0 %"),
-        (numbers.share, -0.382, "-38.2 %"),
-        (numbers.share, -0.99999999, "< -99.99 %"),
-        (numbers.share, 1e308, "1.00e310 %"),
-        (numbers.share, -1e308, "-1.00e310 %"),
-        (numbers.accuracy, 1e308, "1.00e310 %"),
-        (numbers.accuracy, -0.0, "0.00 %"),
-        (numbers.points, -1e308, "-1.00e310 pp"),
-        (numbers.count, 1e308, "1.00e296 T"),
-        (numbers.count, -0.0, "0"),
-        (numbers.size, 1e308, "9.31e298 GiB"),
-        (numbers.milliseconds, 1e308, "1.00e305 s"),
-        (numbers.milliseconds, 5e-324, "5e-321 us"),
-        (numbers.seconds, 1e308, "2.78e304 h"),
-        (numbers.times, 1e308, "1.00e308x"),
-        (numbers.times, 0.0, "0x"),
-        (numbers.tiny, 1e100, "1e100"),
-        (numbers.plain, -0.0, "0"),
-        (numbers.digits, math.nan, "-"),
+        (numbers.format_share, 5e-324, "< 0.01 %"),
+        (numbers.format_share, -5e-324, "> -0.01 %"),
+        (numbers.format_share, -0.0, "0 %"),
+        (numbers.format_share, -0.382, "-38.2 %"),
+        (numbers.format_share, -0.99999999, "< -99.99 %"),
+        (numbers.format_share, 1e308, "1.00e310 %"),
+        (numbers.format_share, -1e308, "-1.00e310 %"),
+        (numbers.format_accuracy, 1e308, "1.00e310 %"),
+        (numbers.format_accuracy, -0.0, "0.00 %"),
+        (numbers.format_points, -1e308, "-1.00e310 pp"),
+        (numbers.format_count, 1e308, "1.00e296 T"),
+        (numbers.format_count, -0.0, "0"),
+        (numbers.format_size, 1e308, "9.31e298 GiB"),
+        (numbers.format_milliseconds, 1e308, "1.00e305 s"),
+        (numbers.format_milliseconds, 5e-324, "5e-321 us"),
+        (numbers.format_seconds, 1e308, "2.78e304 h"),
+        (numbers.format_times, 1e308, "1.00e308x"),
+        (numbers.format_times, 0.0, "0x"),
+        (numbers.format_tiny, 1e100, "1e100"),
+        (numbers.format_plain, -0.0, "0"),
+        (numbers.format_digits, math.nan, "-"),
     ],
 )
 def test_extreme_examples(show: Callable[[float], str], value: float, text: str) -> None:
     assert show(value) == text
-    assert numbers.brief(text) in (text, text.replace(".00 %", " %"))
+    assert numbers.drop_zeros(text) in (text, text.replace(".00 %", " %"))
 
 
 def test_a_bound_has_no_second_sign() -> None:
-    assert [numbers.signed(t) for t in ("< 0.01 %", "> -0.01 %", "> 99.99 %")] == [
+    assert [numbers.add_sign(t) for t in ("< 0.01 %", "> -0.01 %", "> 99.99 %")] == [
         "< 0.01 %",
         "> -0.01 %",
         "> 99.99 %",

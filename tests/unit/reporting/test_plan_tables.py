@@ -8,7 +8,7 @@ import pytest
 import sparsify
 from sparsify.graph.model_map import Coupled, Layer, ModelMap, Slice, Span, Tensor
 from sparsify.pruning.planning.plan import Assignment, Floor, Plan
-from sparsify.reporting.plan_tables import costs, summary, tables
+from sparsify.reporting.plan_tables import compute_costs, list_tables, summarize
 from sparsify_schemas.recipe import Recipe
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -128,7 +128,7 @@ def test_bytes_are_shown_in_the_units_of_the_budget(limit: str, shown: str) -> N
     recipe = Recipe.model_validate(
         {**plan.recipe.model_dump(by_alias=True, exclude_unset=True), "budget": {"bytes": limit}}
     )
-    model = next(t for t in tables(replace(plan, recipe=recipe)) if t.title == "Model")
+    model = next(t for t in list_tables(replace(plan, recipe=recipe)) if t.title == "Model")
     assert model.rows[2][:2] == ("bytes", shown)
 
 
@@ -139,21 +139,21 @@ def test_random_weights_are_called_random() -> None:
 
 
 def test_costs_shrink_with_the_widths_kept() -> None:
-    now = costs(small_plan())
+    now = compute_costs(small_plan())
     conv1, block, head = 12 / 16, 4 / 16, 16_384 * 12 / 16 + 640
     assert now["macs"] == pytest.approx(442_368 * conv1 + 2 * 2_359_296 * block * conv1 + head)
-    assert costs(replace(small_plan(), preview=()))["macs"] == small_map().macs
+    assert compute_costs(replace(small_plan(), preview=()))["macs"] == small_map().macs
 
 
 def test_without_a_preview_nothing_is_claimed_of_the_cut() -> None:
     plan = replace(small_plan(), preview=())
-    assert "would leave" not in summary(plan)
-    model = next(t for t in tables(plan) if t.title == "Model")
+    assert "would leave" not in summarize(plan)
+    model = next(t for t in list_tables(plan) if t.title == "Model")
     assert {row[2] for row in model.rows} == {"-"}
 
 
 def test_every_protected_group_is_named_with_its_reason() -> None:
-    protected = next(t for t in tables(small_plan()) if t.title == "Protected")
+    protected = next(t for t in list_tables(small_plan()) if t.title == "Protected")
     assert protected.rows == (("fc2 (10)", "its units are outputs of the model"),)
     assert protected.notes == ("No rule reaches the width of fc1.",)
 
@@ -212,5 +212,5 @@ def test_groups_inside_a_tensor(
         recipe=recipe,
         assignments=(Assignment(0, ("layer1.conv1",), (), ("layer1.conv1.weight",)),),
     )
-    table = tables(plan)[0]
+    table = list_tables(plan)[0]
     assert (table.title, table.rows, table.notes) == (title, (row,), (deeds,))

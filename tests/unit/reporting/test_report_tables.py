@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from sparsify.errors import RunError
-from sparsify.reporting.headline import headline
+from sparsify.reporting.headline import write_headline
 from sparsify.reporting.html import to_html
 from sparsify.reporting.latency_table import latency_table
 from sparsify.reporting.provenance_table import provenance_table
 from sparsify.reporting.report_file import read_report
-from sparsify.reporting.report_tables import tables, to_markdown
+from sparsify.reporting.report_tables import list_tables, to_markdown
 from sparsify.reporting.training_tables import history_table
 from sparsify_schemas.report import Baseline, Latency, Limit, Report
 
@@ -31,7 +31,7 @@ def timing(**changes: Any) -> Latency:
 
 
 def words(**changes: Any) -> str:
-    return headline(report(latency=(timing(**changes),)))
+    return write_headline(report(latency=(timing(**changes),)))
 
 
 def test_the_page_is_the_golden_one() -> None:
@@ -39,7 +39,7 @@ def test_the_page_is_the_golden_one() -> None:
 
 
 def test_the_headline_says_what_came_out_and_what_was_missed() -> None:
-    assert headline(report(latency=report().latency[:1])) == (
+    assert write_headline(report(latency=report().latency[:1])) == (
         "17.3 % of the MACs, 9.8 % of the parameters, 1.90x faster (1.85 to 1.95) "
         "on laptop, test accuracy 97.5 % (dense 97.8 %, -0.3 pp); "
         "cut verified: equal to the masked model (difference 3e-16). Missed: parameters 42.2 k (limit 40 k)."
@@ -51,8 +51,10 @@ def test_an_accuracy_after_more_training_is_not_put_down_to_the_cut() -> None:
         cut=report().cut.model_copy(update={"epochs": 35}),
         dense=report().dense.model_copy(update={"epochs": 30}),
     )
-    assert "test accuracy 97.5 % after 5 more epochs of training (dense 97.8 %, -0.3 pp)" in headline(tuned)
-    assert "The cut model was trained for 5 more epochs than the dense one." in tables(tuned)[0].notes
+    assert "test accuracy 97.5 % after 5 more epochs of training (dense 97.8 %, -0.3 pp)" in write_headline(
+        tuned
+    )
+    assert "The cut model was trained for 5 more epochs than the dense one." in list_tables(tuned)[0].notes
 
 
 def test_an_interval_that_holds_one_is_no_difference() -> None:
@@ -98,15 +100,17 @@ def test_one_run_has_one_share_of_the_time_that_is_left() -> None:
 def test_a_latency_limit_is_shown_as_it_was_asked_for() -> None:
     missed = Limit(what="budget.latency.laptop", asked="2.5ms", limit=2.5, achieved=3.0, met=False)
     share = missed.model_copy(update={"asked": "60%", "limit": 0.6, "achieved": 0.7})
-    assert headline(report(limits=(missed, share))).endswith(
+    assert write_headline(report(limits=(missed, share))).endswith(
         "Missed: time on laptop 3.00 ms (limit 2.5 ms), time on laptop 70.0 % (limit 60 %)."
     )
 
 
 def test_what_a_table_predicts_is_not_called_measured() -> None:
     phone = timing(target="phone", measured=False, speedup=2.0, low=2.0, high=2.0, pairs=0)
-    assert "2.00x faster (predicted, not measured) on phone" in headline(report(latency=(phone,)))
-    assert "1.25x slower (predicted" in headline(report(latency=(phone.model_copy(update={"speedup": 0.8}),)))
+    assert "2.00x faster (predicted, not measured) on phone" in write_headline(report(latency=(phone,)))
+    assert "1.25x slower (predicted" in write_headline(
+        report(latency=(phone.model_copy(update={"speedup": 0.8}),))
+    )
     assert latency_table((phone,), 2).rows[0][4] == "-"
 
 
@@ -120,7 +124,7 @@ def test_baselines_stand_beside_the_cut_model_on_one_yardstick() -> None:
             Baseline(kind="magnitude", side=own, latency=(fast,), cut_metric=0.5, verdict=report().verdict),
         ),
     )
-    table = next(t for t in tables(found) if t.title == "Compared with baselines")
+    table = next(t for t in list_tables(found) if t.title == "Compared with baselines")
     assert table.rows[2] == ("magnitude", "17.0 %", "9.8 %", "0.200 ms", "50.00 %", "97.60 %", "98.00 %", "5")
     assert (
         "Accuracy of the cut model: -0.50 pp over magnitude. One run each: a few "
@@ -130,7 +134,7 @@ def test_baselines_stand_beside_the_cut_model_on_one_yardstick() -> None:
         table.notes[-1]
         == "The cut model was trained for more epochs in this run than magnitude: those before its cut."
     )
-    assert not [t for t in tables(report()) if t.title == "Compared with baselines"]
+    assert not [t for t in list_tables(report()) if t.title == "Compared with baselines"]
 
 
 def test_a_baseline_that_did_not_come_to_the_same_time_is_warned_of() -> None:
@@ -143,7 +147,7 @@ def test_a_baseline_that_did_not_come_to_the_same_time_is_warned_of() -> None:
         )
         limit = Limit(what="budget.latency.laptop", asked="60%", limit=0.6, achieved=0.5, met=True)
         found = report(latency=(timing(speedup=2.0, low=1.99, high=2.01),), limits=(limit,), baselines=(own,))
-        return next(t for t in tables(found) if t.title == "Compared with baselines").notes
+        return next(t for t in list_tables(found) if t.title == "Compared with baselines").notes
 
     assert (
         "Warning: by_macs takes 1.25x the time of the cut model on laptop: none "
@@ -168,8 +172,8 @@ def test_load_above_the_cores_is_a_warning() -> None:
 def test_without_data_the_accuracy_was_not_measured() -> None:
     bare = {"validation_metric": None, "test_metric": None}
     found = report(dense=report().dense.model_copy(update=bare), cut=report().cut.model_copy(update=bare))
-    assert "accuracy not measured" in headline(found)
-    assert "accuracy" not in str(tables(found)[0].rows)
+    assert "accuracy not measured" in write_headline(found)
+    assert "accuracy" not in str(list_tables(found)[0].rows)
 
 
 @pytest.mark.parametrize(
@@ -181,17 +185,17 @@ def test_without_data_the_accuracy_was_not_measured() -> None:
     ],
 )
 def test_the_verdict_is_said_in_words(outcome: str, said: str) -> None:
-    assert said in headline(report(verdict=report().verdict.model_copy(update={"outcome": outcome})))
+    assert said in write_headline(report(verdict=report().verdict.model_copy(update={"outcome": outcome})))
 
 
 def test_a_check_that_could_not_see_the_cut_is_a_warning() -> None:
     blind = report(verdict=report().verdict.model_copy(update={"control": 0.0}))
-    assert any(note.startswith("Warning") for note in tables(blind)[0].notes)
+    assert any(note.startswith("Warning") for note in list_tables(blind)[0].notes)
 
 
 def test_zeros_that_are_stored_are_told_apart_from_what_is_gone() -> None:
     sparse = report(cut=report().cut.model_copy(update={"nonzero": report().cut.params // 2}))
-    assert "50.0 % of what remains is zero but stored" in headline(sparse)
+    assert "50.0 % of what remains is zero but stored" in write_headline(sparse)
 
 
 def test_nothing_is_divided_by_zero() -> None:
@@ -206,7 +210,7 @@ def test_layers_without_work_of_their_own_are_counted_not_listed() -> None:
         .layers[0]
         .model_copy(update={"name": "bn1", "type": "BatchNorm2d", "macs": 0, "macs_after": 0})
     )
-    table = next(t for t in tables(report(layers=(*report().layers, norm))) if t.title == "Layers")
+    table = next(t for t in list_tables(report(layers=(*report().layers, norm))) if t.title == "Layers")
     assert "bn1" not in [row[0] for row in table.rows]
     assert table.notes[-1].startswith("1 layer without MACs")
 
@@ -217,7 +221,7 @@ def test_the_terminal_folds_many_layers_to_those_that_changed() -> None:
         layers=(*report().layers, *(whole.model_copy(update={"name": f"whole{i}"}) for i in range(30)))
     )
     short, long = (
-        next(t for t in tables(found, every_layer=e) if t.title == "Layers") for e in (False, True)
+        next(t for t in list_tables(found, every_layer=e) if t.title == "Layers") for e in (False, True)
     )
     assert (len(short.rows), len(long.rows)) == (4, 34)
     assert "30 layers that kept all weights not shown; --md and --json show them." in short.notes

@@ -18,9 +18,9 @@ from sparsify.cost.benchmark_result import BenchmarkResult
 from sparsify.cost.measure.compare import compare_calls, pin_cores
 from sparsify.errors import SparsifyError
 from sparsify.models import digits_cnn
-from sparsify.recipe import presets
+from sparsify.recipe import list_presets
 from sparsify.reporting.benchmark_table import benchmark_table, describe_result
-from sparsify.runs.benchmark import compare, read_candidates
+from sparsify.runs.benchmark import read_candidates, time_pair
 from sparsify_schemas.target import Cpu
 
 RECIPE: dict[str, Any] = {
@@ -53,14 +53,14 @@ def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def complaint(*names: str, on: str = "onnxruntime") -> str:
     with pytest.raises(SparsifyError) as caught:
         a, b = read_candidates([Path(n) for n in names])
-        compare(a, b, on, presets()[on], 0.05)
+        time_pair(a, b, on, list_presets()[on], 0.05)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("pair", [("run", "cut.onnx"), ("cut.onnx", "cut.pt2"), ("cut.pt2", "run")])
 def test_any_two_artefacts_are_timed_against_each_other(pair: tuple[str, str]) -> None:
     a, b = read_candidates([Path(n) for n in pair])
-    found = compare(a, b, "there", EXPORTED, 0.1)
+    found = time_pair(a, b, "there", EXPORTED, 0.1)
     assert (found.a, found.b, found.description) == (*pair, "cpu, onnxruntime, 1 thread, batch 1")
     assert found.low <= found.speedup <= found.high
     assert 0.2 < found.speedup < 5  # they are the same model
@@ -68,7 +68,7 @@ def test_any_two_artefacts_are_timed_against_each_other(pair: tuple[str, str]) -
 
 def test_a_program_runs_in_pytorch() -> None:
     a, b = read_candidates([Path("run"), Path("cut.pt2")])
-    assert compare(a, b, "cpu", EAGER, 0.1).a_ms > 0
+    assert time_pair(a, b, "cpu", EAGER, 0.1).a_ms > 0
 
 
 def test_what_cannot_be_timed_says_why(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_fixed_batch_is_said_to_be_the_trouble() -> None:
         "the model for any batch, or name a target of batch 2 with --on"
     )
     a, b = read_candidates([Path("run"), Path("two.pt2")])
-    assert compare(a, b, "two", Cpu(kind="cpu", batch=2), 0.05).b_ms > 0
+    assert time_pair(a, b, "two", Cpu(kind="cpu", batch=2), 0.05).b_ms > 0
 
 
 FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
@@ -138,7 +138,7 @@ def onnx_file(name: str, *given: Given, op: str = "Identity", domain: str = "") 
 
 def timed(*names: str, on: str = "onnxruntime") -> BenchmarkResult:
     a, b = read_candidates([Path(n) for n in names])
-    return compare(a, b, on, presets()[on], 0.05)
+    return time_pair(a, b, on, list_presets()[on], 0.05)
 
 
 def test_weights_beside_an_onnx_file_are_read(
@@ -219,7 +219,7 @@ def test_a_fixed_batch_of_an_onnx_file_is_said() -> None:
         "export the model for any batch, or name a target of batch 4 with --on"
     )
     a, b = read_candidates([Path("run"), Path("four.onnx")])
-    assert compare(a, b, "four", EXPORTED.model_copy(update={"batch": 4}), 0.05).b_ms > 0
+    assert time_pair(a, b, "four", EXPORTED.model_copy(update={"batch": 4}), 0.05).b_ms > 0
 
 
 def test_what_is_in_integers_already_is_timed_as_it_is() -> None:
@@ -290,7 +290,7 @@ def test_more_threads_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("sparsify.cost.measure.availability.count_cores", lambda: 2)
     a, b = read_candidates([Path("run"), Path("cut.onnx")])
     with pytest.raises(SparsifyError) as caught:
-        compare(a, b, "big", EXPORTED.model_copy(update={"threads": 64}), 0.05)
+        time_pair(a, b, "big", EXPORTED.model_copy(update={"threads": 64}), 0.05)
     assert str(caught.value) == (
         "target 'big' asks for 64 threads, but this machine has 2 cores; lower "
         "'threads', or give a 'table' that was measured on the target machine"

@@ -15,7 +15,7 @@ from sparsify.cost.measure.onnx_quantize import quantise
 from sparsify.data import Datasets, Examples
 from sparsify.errors import ModelError
 from sparsify.objective.objective import CLASSIFICATION
-from sparsify.reporting.report_tables import tables, to_markdown
+from sparsify.reporting.report_tables import list_tables, to_markdown
 from sparsify.runs import int8, run_folder
 from sparsify.runs.apply import apply
 from sparsify.runs.measurement_cache import MeasurementCache
@@ -235,6 +235,6 @@ def test_a_kill_in_the_middle_of_the_table_loses_nothing(
         a.cut.test_metric
     )
     assert cut_int8.test_metric == pytest.approx(cut.test_metric, abs=0.05)
-    assert "float32 and int8" in [t.title for t in tables(a)]
+    assert "float32 and int8" in [t.title for t in list_tables(a)]
     assert "256 training examples" in to_markdown(a)
     assert json.loads((whole / run_folder.REPORT).read_text())["integers"]["examples"] == 256

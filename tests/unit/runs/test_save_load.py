@@ -97,7 +97,7 @@ def test_the_folder_holds_the_whole_run_and_nothing_temporary(saved):
     }
     assert {p.name for p in folder.iterdir()} == kept | {run_folder.REPORT}
     report = json.loads((folder / run_folder.REPORT).read_text())
-    assert report["files"] == {name: run_folder.sha256(folder / name) for name in kept}
+    assert report["files"] == {name: run_folder.hash_file(folder / name) for name in kept}
     assert {p.name for p in folder.parent.iterdir()} == {folder.name}
 
 
@@ -282,7 +282,7 @@ def test_cuts_that_were_edited_are_refused(run):
 def _resealed(run: Path, name: str) -> None:
     """As if someone had also written the new digest into the report."""
     report = json.loads((run / run_folder.REPORT).read_text())
-    report["files"][name] = run_folder.sha256(run / name)
+    report["files"][name] = run_folder.hash_file(run / name)
     (run / run_folder.REPORT).write_text(json.dumps(report))
 
 
@@ -425,13 +425,13 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    files.write(tmp_path / "f", b"old")
-    with pytest.raises(KeyboardInterrupt), files.replacing(tmp_path / "f") as temporary:
+    files.write_bytes(tmp_path / "f", b"old")
+    with pytest.raises(KeyboardInterrupt), files.replace_file(tmp_path / "f") as temporary:
         temporary.write_bytes(b"ne")
         raise KeyboardInterrupt
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("f", b"old")]
     with pytest.raises(RunError, match="cannot write"):
-        files.write(tmp_path / "no" / "f", b"")
+        files.write_bytes(tmp_path / "no" / "f", b"")
 
 
 @pytest.fixture
@@ -450,7 +450,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, full_disk):
     with pytest.raises(RunError, match=r"cannot write .*checkpoint.pt"):
         Checkpoint("r", None, 0, model.state_dict()).write(tmp_path)
     with pytest.raises(RunError, match=r"cannot write .*plan.json: File too large"):
-        files.write(tmp_path / run_folder.PLAN, b" " * 2000)
+        files.write_bytes(tmp_path / run_folder.PLAN, b" " * 2000)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(RunError, match=r"cannot write .*log.jsonl: File too large"):
         run_folder.append_log(tmp_path, {"text": "x" * 2000})

@@ -16,15 +16,15 @@ from sparsify.errors import DataError, RecipeError, RunError
 from sparsify.modelfile.weights import load_weights
 from sparsify.models import digits_cnn
 from sparsify.objective.objective import CLASSIFICATION, evaluate
-from sparsify.pruning.planning.candidates import candidates
-from sparsify.pruning.planning.cut_targets import Target, rewritten
+from sparsify.pruning.planning.candidates import list_candidates
+from sparsify.pruning.planning.cut_targets import Target, rewrite_recipe
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import choose
 from sparsify.recipe import load
 from sparsify.runs import sensitivity
 from sparsify.runs.sensitivity import profile_layers, read_profile, set_limits
 from sparsify_cli.app import exit_code
-from sparsify_schemas.profile import Profile, tolerance
+from sparsify_schemas.profile import Profile, read_tolerance
 from sparsify_schemas.units import Points, Share
 
 RECIPE: dict[str, Any] = {
@@ -173,7 +173,7 @@ def by_hand(*drops: float, by: str = "ablation") -> Profile:
 
 
 def test_a_limit_is_the_largest_share_up_to_which_all_are_within_the_tolerance() -> None:
-    assert set_limits(by_hand(0.0, -0.01, 0.009, 0.02, 0.0), tolerance("ablation", "1pp")).limits == {
+    assert set_limits(by_hand(0.0, -0.01, 0.009, 0.02, 0.0), read_tolerance("ablation", "1pp")).limits == {
         "a": Share(30, "%")
     }
     assert set_limits(by_hand(0.02, 0.0), Share.parse("1%")).limits == {"a": Share(0, "%")}
@@ -183,21 +183,21 @@ def test_a_limit_is_the_largest_share_up_to_which_all_are_within_the_tolerance()
 
 
 def test_points_of_accuracy_are_written_either_way_and_a_share_of_the_loss_in_one() -> None:
-    assert tolerance("ablation", "1%") == tolerance("ablation", "1pp") == Points(1.0, "pp")
-    assert set_limits(by_hand(0.0), tolerance("ablation", "1%")).tolerance == "1pp"
-    assert tolerance("taylor", "1%") == Share(1.0, "%") == tolerance("gsm", "1%")
+    assert read_tolerance("ablation", "1%") == read_tolerance("ablation", "1pp") == Points(1.0, "pp")
+    assert set_limits(by_hand(0.0), read_tolerance("ablation", "1%")).tolerance == "1pp"
+    assert read_tolerance("taylor", "1%") == Share(1.0, "%") == read_tolerance("gsm", "1%")
     with pytest.raises(
         ValueError,
         match=r"^by taylor a tolerance is a share of the loss; expected a share such as 40%, not '1pp'$",
     ):
-        tolerance("taylor", "1pp")
+        read_tolerance("taylor", "1pp")
     with pytest.raises(
         ValueError,
         match=r"^by gsm it is the share of all units that goes; expected a share such as 40%, not '1pp'$",
     ):
-        tolerance("gsm", "1pp")
+        read_tolerance("gsm", "1pp")
     with pytest.raises(ValueError, match=r"^expected percentage points such as 0.5pp, not 'lots'$"):
-        tolerance("ablation", "lots")
+        read_tolerance("ablation", "lots")
 
 
 # a recipe that reads limits
@@ -260,12 +260,12 @@ def test_uniform_keeps_to_the_strictest_limit() -> None:
 
 def test_limits_of_a_later_cut_are_of_the_dense_width() -> None:
     plan = sparsify.make_plan({**limited({"conv3": "50%"}), "budget": {"macs": "60%"}}, digits_cnn(), INPUTS)
-    first = sparsify.cut(Plan(rewritten(plan, Target(0.5)), plan.map, plan.assignments), digits_cnn())
-    later = rewritten(plan, Target(), (first.cuts,))
+    first = sparsify.cut(Plan(rewrite_recipe(plan, Target(0.5)), plan.map, plan.assignments), digits_cnn())
+    later = rewrite_recipe(plan, Target(), (first.cuts,))
     width = next(w.kept for w in first.cuts.widths if w.group == "conv3")
     assert 16 < width < 32
     again = sparsify.make_plan(later, first.model, INPUTS)
-    assert next(c for c in candidates(again, {}, {}) if c.name == "conv3").floor == 16
+    assert next(c for c in list_candidates(again, {}, {}) if c.name == "conv3").floor == 16
     assert len(choose(again, {}, {})["conv3"]) >= 16
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import sparsify
 from sparsify.cost.measure import availability
 from sparsify.errors import ModelError
-from sparsify.reporting.headline import headline
+from sparsify.reporting.headline import write_headline
 from sparsify.reporting.report_file import read_report
 from sparsify.runs import timed_targets
 from sparsify.runs.apply import apply
@@ -53,7 +53,7 @@ def test_both_are_timed_and_the_headline_begins_with_onnx_runtime(
         "cpu, onnxruntime, 1 thread, batch 1",
         "cpu, eager, 1 thread, batch 1",
     ]
-    assert headline(report).index("on onnxruntime") < headline(report).index("on eager")
+    assert write_headline(report).index("on onnxruntime") < write_headline(report).index("on eager")
     note = (
         "the recipe names no target, so both models were timed on this machine's "
         "CPU: ONNX Runtime and eager PyTorch, 1 thread, batch 1"

@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from sparsify.recipe import dump, load
-from sparsify.recipe.nodes import plain
+from sparsify.recipe.nodes import to_plain
 from sparsify.recipe.yaml_parser import read_text
 from sparsify_schemas.cuts import Cuts, Narrow, Width
 from sparsify_schemas.export import SCHEMAS, recipe_schema, text_of, write_all
@@ -45,7 +45,7 @@ def raw(text: str) -> Any:
     """A recipe as an editor sees it: neither merged nor filled in."""
     document = read_text(text, "recipe.yaml")
     assert document.root is not None
-    return plain(document.root)
+    return to_plain(document.root)
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

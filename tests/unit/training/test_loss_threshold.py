@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import sparsify
 from sparsify.data import Datasets, Examples
 from sparsify.training.accelerator import make_accelerator
-from sparsify.training.loss_threshold import plateaued, zero_smallest
+from sparsify.training.loss_threshold import has_plateaued, zero_smallest
 from sparsify.training.stage import train_stage
 from sparsify.training.stage_state import StageState
 from sparsify_schemas.stage import Train
@@ -31,7 +31,7 @@ from sparsify_schemas.stage import Train
 def test_a_plateau_is_so_many_epochs_without_a_better_loss(
     losses: list[float], patience: int, due: bool
 ) -> None:
-    assert plateaued(losses, patience) is due
+    assert has_plateaued(losses, patience) is due
 
 
 def quadratic(weights: list[Tensor], start: list[Tensor]) -> float:

@@ -13,7 +13,7 @@ from sparsify.errors import ModelError, RecipeError
 from sparsify.graph.group_layouts import coupled_layout, inner_layout
 from sparsify.objective.objective import CLASSIFICATION
 from sparsify.pruning.criteria.scores import group_scores, weight_scores
-from sparsify.pruning.criteria.statistics import looks
+from sparsify.pruning.criteria.statistics import gather_statistics
 from sparsify_schemas.criterion import (
     Activation,
     BnScale,
@@ -74,7 +74,7 @@ def of_last(spec: Criterion) -> tuple[Net, Tensor]:
         spec,
         coupled_layout(map, [name], parameters, roles),
         parameters,
-        looks(net, spec, BATCHES, CLASSIFICATION),
+        gather_statistics(net, spec, BATCHES, CLASSIFICATION),
         0,
     )
 
@@ -127,7 +127,7 @@ def test_what_the_loss_feels(spec: Criterion) -> None:
     assert scores.tolist() == pytest.approx(by_hand(spec), rel=1e-4)
     weight = model().c.weight
     net = model()
-    found = weight_scores(spec, net.c.weight, looks(net, spec, BATCHES, CLASSIFICATION), 0)
+    found = weight_scores(spec, net.c.weight, gather_statistics(net, spec, BATCHES, CLASSIFICATION), 0)
     one = 0.0
     rounds = [(X[i : i + 1], Y[i : i + 1]) for i in range(8)] if isinstance(spec, Fisher) else BATCHES
     for x, y in rounds:
@@ -165,7 +165,7 @@ def test_wanda_is_the_weight_times_what_it_multiplies() -> None:
                 )
         wanted.append(total / 2)
     assert scores.tolist() == pytest.approx(wanted, rel=1e-4)
-    single = weight_scores(spec, net.c.weight, looks(net, spec, BATCHES, CLASSIFICATION), 0)
+    single = weight_scores(spec, net.c.weight, gather_statistics(net, spec, BATCHES, CLASSIFICATION), 0)
     rms = sum(math.sqrt(float(seen["c"][:, 4].square().mean())) for seen in arrivals(net)) / 2
     assert float(single[1, 4]) == pytest.approx(rms * abs(float(net.c.weight.detach()[1, 4])), rel=1e-4)
 
@@ -296,7 +296,9 @@ def test_a_cut_takes_batches(kind: str) -> None:
 
 def test_a_model_without_such_layers_is_refused() -> None:
     net = nn.Sequential(nn.Embedding(5, 4), nn.Flatten())
-    own = looks(net, Wanda(kind="wanda"), [(torch.zeros(2, 3, dtype=torch.int64), Y[:2])], CLASSIFICATION)
+    own = gather_statistics(
+        net, Wanda(kind="wanda"), [(torch.zeros(2, 3, dtype=torch.int64), Y[:2])], CLASSIFICATION
+    )
     assert own is not None
     with pytest.raises(
         ModelError,
@@ -340,7 +342,7 @@ def test_scores_of_different_layers_are_made_comparable(kind: str, how: str) -> 
     map = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, net, (x,)).map
     parameters = dict(net.named_parameters())
     layout = coupled_layout(map, ["0", "1"], parameters, spec.facts().roles)
-    seen = looks(net, spec, [(x, Y[:2])], lambda output, _: output.mean())
+    seen = gather_statistics(net, spec, [(x, Y[:2])], lambda output, _: output.mean())
     found = group_scores(spec, layout, parameters, seen, 0)
     first, second = WORKED[kind]
     if how == "size":
@@ -351,7 +353,9 @@ def test_scores_of_different_layers_are_made_comparable(kind: str, how: str) -> 
     assert found.tolist() == pytest.approx(wanted)
     if how != "size":
         own = {"activation": [3.0, 3, 6], "magnitude": [1.0, 2, 1]}.get(kind, [1.0 * 3, 2 * 3, 1 * 6])
-        single = weight_scores(spec, net[2].weight, looks(net, spec, [(x, Y[:2])], lambda o, _: o.mean()), 0)
+        single = weight_scores(
+            spec, net[2].weight, gather_statistics(net, spec, [(x, Y[:2])], lambda o, _: o.mean()), 0
+        )
         assert single.flatten().tolist() == pytest.approx([s / DIVISORS[how](own) for s in own])
 
 

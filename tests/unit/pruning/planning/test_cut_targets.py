@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.pruning.planning.cut_targets import Target, left_inside, rewritten
-from sparsify.pruning.planning.plan import Plan, ranked_together
+from sparsify.pruning.planning.cut_targets import Target, measure_left_inside, rewrite_recipe
+from sparsify.pruning.planning.plan import Plan, join_ranked
 from sparsify_schemas.cuts import Cuts, Execution, Width
 
 
@@ -52,13 +52,13 @@ def test_taps_are_counted_as_taps_and_layers_that_left_are_not() -> None:
     )
     together = plan.assignments[:1]
     first, second = cropped(100, 36), cropped(36, 4, Width(group="blocks.0", width=1, keep=()))
-    assert left_inside(plan, together, ()) == 1
-    assert left_inside(plan, together, (first,)) == pytest.approx((9 + 18 + 9) / 52)
-    assert left_inside(plan, together, (first, second)) == pytest.approx((9 + 9 + 1) / 43)
-    assert left_inside(plan, together, (cropped(50, 18),)) == pytest.approx((9 + 18 + 9) / 52), (
+    assert measure_left_inside(plan, together, ()) == 1
+    assert measure_left_inside(plan, together, (first,)) == pytest.approx((9 + 18 + 9) / 52)
+    assert measure_left_inside(plan, together, (first, second)) == pytest.approx((9 + 9 + 1) / 43)
+    assert measure_left_inside(plan, together, (cropped(50, 18),)) == pytest.approx((9 + 18 + 9) / 52), (
         "channels had left before"
     )
-    rules = rewritten(plan, Target(), (first, second)).rules
+    rules = rewrite_recipe(plan, Target(), (first, second)).rules
     assert rules[0].sparsity is not None and rules[0].sparsity.value == 0, "56 % are gone already"
 
 
@@ -66,8 +66,8 @@ def test_units_that_died_of_zeros_are_gone_and_those_of_a_rule_of_their_own_are_
     """Four of six filters of the last layer left: of its 600 weights 200 stay, and of the head's 18 six."""
     died = Cuts(plan="x", widths=(Width(group="last", width=6, keep=((0, 2),)),))
     alone = plan_of([{"layers": ["last", "head"], "group": "weight", "sparsity": "80%"}])
-    assert left_inside(alone, alone.assignments, (died,)) == pytest.approx((200 + 6) / 618)
-    share = rewritten(alone, Target(), (died,)).rules[0].sparsity
+    assert measure_left_inside(alone, alone.assignments, (died,)) == pytest.approx((200 + 6) / 618)
+    share = rewrite_recipe(alone, Target(), (died,)).rules[0].sparsity
     assert share is not None and share.fraction == pytest.approx(1 - 0.2 * 618 / 206), (
         "20 % of the dense model's stay"
     )
@@ -77,7 +77,7 @@ def test_units_that_died_of_zeros_are_gone_and_those_of_a_rule_of_their_own_are_
             {"layers": "last", "group": "filter", "sparsity": "60%"},
         ]
     )
-    assert left_inside(beside, beside.assignments[:1], (died,)) == 1
+    assert measure_left_inside(beside, beside.assignments[:1], (died,)) == 1
 
 
 def test_gsm_rules_that_compete_go_on_competing() -> None:
@@ -87,7 +87,9 @@ def test_gsm_rules_that_compete_go_on_competing() -> None:
         plan="x",
         widths=(Width(group="last", width=6, keep=((0, 3),)), Width(group="stem", width=4, keep=((0, 4),))),
     )
-    shares = [rule.sparsity and rule.sparsity.fraction for rule in rewritten(plan, Target(), (done,)).rules]
+    shares = [
+        rule.sparsity and rule.sparsity.fraction for rule in rewrite_recipe(plan, Target(), (done,)).rules
+    ]
     assert shares == [pytest.approx(2 / 7)] * 2, "of the seven of ten that are left two more"
 
 
@@ -96,4 +98,4 @@ def test_gsm_rules_on_filters_and_on_shapes_are_judged_apart() -> None:
     plan = plan_of(
         [{"layers": "stem", "group": "filter", **gsm}, {"layers": "last", "group": "shape", **gsm}]
     )
-    assert [[a.rule for a in together] for together in ranked_together(plan)] == [[0], [1]]
+    assert [[a.rule for a in together] for together in join_ranked(plan)] == [[0], [1]]

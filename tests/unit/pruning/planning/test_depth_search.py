@@ -10,7 +10,7 @@ import torch
 import sparsify
 from sparsify.errors import ModelError, RecipeError
 from sparsify.models import digits_cnn
-from sparsify.pruning.planning.depth_search import best, next_depth
+from sparsify.pruning.planning.depth_search import choose_best, choose_next_depth
 from sparsify.recipe import load
 from sparsify.reporting.report_file import read_report
 from sparsify.runs import accuracy_search
@@ -49,7 +49,7 @@ def searched(edge: float, *, other: bool = False, **asked: Any) -> Search:
     spec = Budget.model_validate({"accuracy_drop": {"at_most": "1pp", **asked}}).accuracy_drop
     assert spec is not None
     search = Search(dense=0.9)
-    while (depth := next_depth(search, spec, other)) is not None:
+    while (depth := choose_next_depth(search, spec, other)) is not None:
         assert len(search.trials) < spec.trials, "never more than asked"
         trial = Trial(
             depth=depth,
@@ -70,7 +70,7 @@ def depths(search: Search) -> list[float]:
 
 def test_bisection_comes_as_near_as_asked() -> None:
     assert depths(searched(0.4)) == [0.5, 0.25, 0.375, 0.4375, 0.40625]
-    assert best(searched(0.4)).depth == 0.375
+    assert choose_best(searched(0.4)).depth == 0.375
     assert depths(searched(0.4, within="20%")) == [0.5, 0.25, 0.375]
     assert depths(searched(1.0, trials=3)) == [0.5, 0.75, 0.875]
 
@@ -78,12 +78,12 @@ def test_bisection_comes_as_near_as_asked() -> None:
 def test_other_budgets_are_met_first_and_the_search_ends_where_they_cost_too_much() -> None:
     assert depths(searched(0.6, other=True, trials=4)) == [0.0, 0.5, 0.75, 0.625]
     lost = searched(-1.0, other=True)
-    assert depths(lost) == [0.0] and best(lost).depth == 0.0
+    assert depths(lost) == [0.0] and choose_best(lost).depth == 0.0
 
 
 def test_where_nothing_is_inside_nothing_is_cut() -> None:
     assert depths(searched(0.0, trials=3)) == [0.5, 0.25, 0.0]
-    assert best(searched(0.0, trials=3)).depth == 0.0
+    assert choose_best(searched(0.0, trials=3)).depth == 0.0
     assert depths(searched(-1.0, trials=1)) == [0.0]
 
 
@@ -141,7 +141,7 @@ def applied(folder: Path, **more: Any) -> Report:
 def test_the_deepest_cut_inside_is_what_the_run_leaves(tmp_path: Path) -> None:
     report = applied(tmp_path)
     assert report.search is not None and report.search.depth is None
-    taken = best(report.search)
+    taken = choose_best(report.search)
     assert report.search.trials[0].depth == 0.5
     assert {t.inside for t in report.search.trials} == {True, False}, "the edge lies between"
     assert (report.cut.macs, report.cut.params, report.cut.validation_metric) == (

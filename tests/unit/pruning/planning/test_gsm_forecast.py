@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import sparsify
-from sparsify.pruning.planning.gsm_forecast import residual
+from sparsify.pruning.planning.gsm_forecast import compute_residual
 from sparsify_schemas.stage import Train
 
 SGD = {"kind": "sgd", "lr": 0.01, "momentum": 0.99, "weight_decay": 5e-4}
@@ -45,7 +45,7 @@ def test_the_papers_lenet_schedule_leaves_what_it_should() -> None:
     lr = {"kind": "step", "value": 0.01, "factor": 0.1, "at": ["160ep", "200ep", "240ep"]}
     spec = Train.model_validate(stage({**SGD, "lr": lr}))
     by_hand = math.exp(-0.05 * 235 * (160 * 1e-2 + 40 * 1e-3 + 40 * 1e-4 + 40 * 1e-5))
-    assert residual(spec, 235) == pytest.approx(by_hand)
+    assert compute_residual(spec, 235) == pytest.approx(by_hand)
     assert notes(stage({**SGD, "lr": lr})) == [
         "stages.0 (train): a weight that gsm always leaves out shrinks to 4e-9 of itself in 65800 steps"
     ]
@@ -58,10 +58,10 @@ def test_a_schedule_that_is_too_short_says_what_would_do() -> None:
         "steps, so the cut will cost accuracy; "
         "588 epochs in place of 280 or a momentum of 0.953 in place of 0.9 would leave 1e-3"
     ]
-    assert residual(Train.model_validate(stage({**SGD, "momentum": 0.9}, 588)), 235) == pytest.approx(
+    assert compute_residual(Train.model_validate(stage({**SGD, "momentum": 0.9}, 588)), 235) == pytest.approx(
         1e-3, rel=0.02
     )
-    assert residual(Train.model_validate(stage({**SGD, "momentum": 0.953})), 235) == pytest.approx(
+    assert compute_residual(Train.model_validate(stage({**SGD, "momentum": 0.953})), 235) == pytest.approx(
         1e-3, rel=0.1
     )
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sparsify.cost.cost_model import Costs, absolute_limits
 from sparsify.graph.model_map import Coupled, Layer, ModelMap, Slice, Span, Tensor
 from sparsify.pruning.planning.plan import Assignment, Plan
-from sparsify.pruning.planning.selection import choose, choose_by_macs, choose_evenly, least, share_of
+from sparsify.pruning.planning.selection import choose, choose_by_macs, choose_evenly, count_share, find_least
 from sparsify_schemas.recipe import Recipe
 
 
@@ -237,7 +237,7 @@ def test_several_budgets_hold_together() -> None:
     ("total", "share", "count"), [(10, 0.0, 0), (10, 1.0, 10), (10, 0.25, 3), (3, 0.5, 2), (1000, 0.999, 999)]
 )
 def test_share_of(total: int, share: float, count: int) -> None:
-    assert share_of(total, share) == count
+    assert count_share(total, share) == count
 
 
 @settings(max_examples=150, deadline=None)
@@ -376,7 +376,7 @@ def test_a_demand_is_spread_so_that_the_budget_holds() -> None:
 def test_the_floor_of_demands_is_what_choosing_can_reach() -> None:
     map = chain(20, 10, 10, 2)
     tight = plan(map, {"sparsity": "50%"}, macs="1%")
-    gone = least(tight)
+    gone = find_least(tight)
     assert sum(len(units) for units in gone.values()) == 10
     chosen = choose(tight, {"l0": [9.0] * 10, "l1": [1.0] * 10}, {})
     assert {name: 10 - len(units) for name, units in gone.items()} == kept(chosen)

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsify.formatting.table import clean
-from sparsify.reporting.headline import headline
+from sparsify.formatting.table import escape_controls
+from sparsify.reporting.headline import write_headline
 from sparsify.reporting.html import to_html
-from sparsify.reporting.html.axes import axis
+from sparsify.reporting.html.axes import make_axis
 from sparsify.reporting.html.markup import tag
-from sparsify.reporting.html.plots import Mark, Series, bar, lines, scatter
-from sparsify.reporting.report_tables import tables
+from sparsify.reporting.html.plots import Mark, Series, draw_bar, draw_lines, draw_scatter
+from sparsify.reporting.report_tables import list_tables
 from sparsify_schemas.report import Form, Integers, LayerTime, Report, Round, Search, Sparsity, Trial
 from sparsify_schemas.table import Steps
 
@@ -67,15 +67,15 @@ class Page(HTMLParser):
 
 
 def texts(found: Report) -> Iterator[str]:
-    yield headline(found)
-    for table in tables(found):
+    yield write_headline(found)
+    for table in list_tables(found):
         yield from (cell for row in table.rows for cell in row)
         yield from (note for note in table.notes if "kept its width" not in note)
 
 
 def test_every_figure_and_note_of_the_report_is_on_the_page() -> None:
     shown = Page(to_html(report())).text.splitlines()
-    missing = [text for text in texts(report()) if clean(text).removeprefix("- ") not in shown]
+    missing = [text for text in texts(report()) if escape_controls(text).removeprefix("- ") not in shown]
     assert missing == []
     assert any(line.endswith("x86_64 with AVX2, 2 cores, trained by 2 processes, seed 0") for line in shown)
 
@@ -152,11 +152,11 @@ def test_attributes_are_escaped_too() -> None:
 
 
 def test_a_bar_is_as_long_as_its_figures() -> None:
-    drawn = Page(bar(1.0, 0.4, (0.25, 0.5)).text)
+    drawn = Page(draw_bar(1.0, 0.4, (0.25, 0.5)).text)
     assert [at["width"] for at in drawn.of("rect")] == ["1000", "400"]
     assert drawn.of("path", "step")[0]["d"] == "M250 0V14M500 0V14"
-    assert [at["width"] for at in Page(bar(1.0, 1.7).text).of("rect")] == ["1000", "1000"]
-    assert len(Page(bar(1.0, 0.0).text).of("rect")) == 1
+    assert [at["width"] for at in Page(draw_bar(1.0, 1.7).text).of("rect")] == ["1000", "1000"]
+    assert len(Page(draw_bar(1.0, 0.0).text).of("rect")) == 1
 
 
 def test_widths_show_the_steps_that_the_target_rewards() -> None:
@@ -196,11 +196,11 @@ def test_predicted_stands_against_measured() -> None:
 
 def test_lines_go_through_their_points() -> None:
     page = Page(
-        lines("Loss", (Series("training", ((1.0, 2.0), (2.0, 0.0))),), str, zero=True, ends=(2.0,)).text
+        draw_lines("Loss", (Series("training", ((1.0, 2.0), (2.0, 0.0))),), str, zero=True, ends=(2.0,)).text
     )
     (found,) = page.of("polyline")
     assert found["points"] == "228,12 398,212"
-    assert lines("Loss", (Series("none", ((1.0, math.nan),)),), str).text == ""
+    assert draw_lines("Loss", (Series("none", ((1.0, math.nan),)),), str).text == ""
 
 
 def test_cuts_are_marked_where_they_came() -> None:
@@ -220,7 +220,7 @@ def test_every_point_has_a_shape_of_its_own_that_the_legend_names() -> None:
         Mark(name, 1.0, 0.5, role, "")
         for name, role in zip("abcdef", ("dense", "cut", "other", "other", "other", "other"), strict=True)
     ]
-    found = scatter("x", marks, "ms", str, str).text
+    found = draw_scatter("x", marks, "ms", str, str).text
     shapes = [re.sub(r"M[\d.]+ [\d.]+", "", str(at["d"])) for at in Page(found).of("path", "mark")]
     assert len(set(shapes[:6])) == 6 and shapes[:6] == shapes[6:], (
         "in the legend and in the plot, of as many baselines as there are"
@@ -361,7 +361,7 @@ def test_a_long_run_of_a_deep_network_stays_a_small_file() -> None:
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.booleans(), st.booleans())
 def test_an_axis_holds_its_values_and_few_round_ticks(values: list[float], zero: bool, whole: bool) -> None:
-    found = axis(values, zero=zero, whole=whole)
+    found = make_axis(values, zero=zero, whole=whole)
     room = 1e-9 * (found.high - found.low)
     assert found.low < found.high and found.low - room <= min(values) and max(values) <= found.high + room
     assert 2 <= len(found.ticks) <= 7 and found.ticks[0] == found.low
@@ -371,7 +371,7 @@ def test_an_axis_holds_its_values_and_few_round_ticks(values: list[float], zero:
 
 @pytest.mark.parametrize("values", [[0.0], [3.0, 3.0], [1e-9], [-2.0]])
 def test_an_axis_of_one_value_has_room_around_it(values: list[float]) -> None:
-    found = axis(values)
+    found = make_axis(values)
     assert found.low <= values[0] <= found.high and found.low < found.high
 
 

@@ -176,7 +176,7 @@ def test_resumed_it_ends_the_same() -> None:
 
 @pytest.mark.parametrize(("step", "part"), [(0, 0.0), (10, 0.0), (50, 0.5), (90, 1.0), (99, 1.0)])
 def test_the_goal_is_due_linearly(step: int, part: float) -> None:
-    assert auto_strength.due(Auto(kind="auto"), step, 10, 100) == pytest.approx(part)
+    assert auto_strength.compute_due(Auto(kind="auto"), step, 10, 100) == pytest.approx(part)
 
 
 def test_the_length_of_the_stage_must_be_known() -> None:

@@ -15,7 +15,7 @@ from sparsify.graph.group_index import Layout
 from sparsify.graph.group_layouts import coupled_layout, layer_layout
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training.penalties import group_lasso
-from sparsify.training.penalties.group_weights import factors
+from sparsify.training.penalties.group_weights import weigh_groups
 from sparsify_schemas.penalty import GroupLasso
 
 X = torch.randn(8, 2, 12, 12, generator=torch.Generator().manual_seed(1))
@@ -56,7 +56,7 @@ def of_groups(model: nn.Module, own: Plan) -> tuple[Layout, Tensor]:
     layout = coupled_layout(own.map, own.assignments[0].coupled, parameters)
     spec = own.recipe.rules[0].penalty
     assert isinstance(spec, GroupLasso)
-    found = factors(spec, own, layout, parameters)
+    found = weigh_groups(spec, own, layout, parameters)
     assert float(found[-1]) == 0.0 or spec.weight == "size"
     return layout, found[:-1]
 
@@ -91,7 +91,9 @@ def test_by_macs_filter_shapes_of_the_larger_map_weigh_more() -> None:
     assert isinstance(rules[0].penalty, GroupLasso) and rules[0].penalty.scope == "layer"
     parameters = dict(model.named_parameters())
     layout = layer_layout([("a.weight", 1), ("b.weight", 1)], parameters)
-    found = factors(rules[0].penalty, own, layout, parameters)[:-1] / layout.sizes(parameters)[:-1].sqrt()
+    found = (
+        weigh_groups(rules[0].penalty, own, layout, parameters)[:-1] / layout.sizes(parameters)[:-1].sqrt()
+    )
     assert float(found[0] / found[-1]) == pytest.approx(144 / 36)
 
 

@@ -12,8 +12,8 @@ import sparsify
 from sparsify.graph.group_layouts import layer_layout
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training.penalties.gsm import EXACT
-from sparsify.training.penalties.gsm import action as gsm_action
-from sparsify.training.penalties.topk import kth_largest, lowest
+from sparsify.training.penalties.gsm import make_action as gsm_action
+from sparsify.training.penalties.topk import flag_lowest, kth_largest
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(16) % 3
@@ -210,7 +210,9 @@ def test_the_lowest_are_so_many_and_of_equal_ones_the_first(share: float) -> Non
         for size in (40, 1, 59)
     ]
     order = sorted(range(100), key=lambda i: (float(torch.cat(weights).abs()[i]), i))
-    assert torch.nonzero(lowest(weights, share)).flatten().tolist() == sorted(order[: round(100 * share)])
+    assert torch.nonzero(flag_lowest(weights, share)).flatten().tolist() == sorted(
+        order[: round(100 * share)]
+    )
 
 
 def test_state_goes_on_where_it_was() -> None:

@@ -14,7 +14,7 @@ from sparsify.graph.group_layouts import element_layout, layer_layout
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training.hooks import Hooks
 from sparsify.training.penalties import Action, build, l0, variational_dropout
-from sparsify.training.penalties.stochastic_weights import drawn, moved
+from sparsify.training.penalties.stochastic_weights import make_generator, make_penalty_parameters
 from sparsify_schemas.penalty import L0, VariationalDropout
 
 X = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
@@ -52,7 +52,7 @@ def states(hooks: Hooks) -> list[dict[str, dict[str, Tensor]]]:
 def test_gates_are_hard_concrete() -> None:
     """The share of closed gates is 1 - P, and the slope is autograd's."""
     values = torch.full((200_000,), 0.7)
-    z, slope = l0.drawn_gates(values, torch.Generator().manual_seed(0))
+    z, slope = l0.sample_gates(values, torch.Generator().manual_seed(0))
     opened = 1 / (1 + math.exp(-(0.7 - 2 / 3 * math.log(0.1 / 1.1))))
     assert float((z > 0).float().mean()) == pytest.approx(opened, abs=3e-3)
     assert 0.0 == float(z.min()) < float(z.max()) == 1.0
@@ -60,7 +60,7 @@ def test_gates_are_hard_concrete() -> None:
     u = torch.rand(50, generator=torch.Generator().manual_seed(3)).double()
     reference = (torch.sigmoid((u.log() - (1 - u).log() + few) / (2 / 3)) * 1.2 - 0.1).clamp(0, 1)
     reference.sum().backward()
-    z, slope = l0.drawn_gates(few.detach(), torch.Generator().manual_seed(3))
+    z, slope = l0.sample_gates(few.detach(), torch.Generator().manual_seed(3))
     torch.testing.assert_close(z, reference.detach())
     torch.testing.assert_close(slope, few.grad)
     few.grad = None
@@ -73,13 +73,16 @@ def test_the_divergence_and_its_slope() -> None:
     t = torch.linspace(-12, 8, 41, dtype=torch.float64, requires_grad=True)
     alpha = t.detach().exp()
     wanted = 0.5 * (1 + 1 / alpha).log() - 0.63576 / (1 + (-(1.87320 + 1.48695 * t.detach())).exp())
-    torch.testing.assert_close(variational_dropout.divergence(t.detach()), wanted)
-    variational_dropout.divergence(t).sum().backward()
-    torch.testing.assert_close(variational_dropout.slope(t.detach()), t.grad)
+    torch.testing.assert_close(variational_dropout.compute_divergence(t.detach()), wanted)
+    variational_dropout.compute_divergence(t).sum().backward()
+    torch.testing.assert_close(variational_dropout.compute_slope(t.detach()), t.grad)
 
 
 def test_its_own_steps_are_adams() -> None:
-    own, reference = moved(torch.tensor([1.0, -2.0])), torch.tensor([1.0, -2.0], requires_grad=True)
+    own, reference = (
+        make_penalty_parameters(torch.tensor([1.0, -2.0])),
+        torch.tensor([1.0, -2.0], requires_grad=True),
+    )
     adam = torch.optim.Adam([reference], lr=0.03)
     for i in range(5):
         gradient = torch.tensor([0.3 * i, -0.1])
@@ -110,7 +113,10 @@ def test_two_gates_on_one_weight_learn_as_autograd_says() -> None:
     for action in (rows, columns):
         shown(action, weights)
     a, b = (action.state["open"].clone().requires_grad_() for action in (rows, columns))
-    z, y = (l0._hard(torch.sigmoid((torch.logit(_u(len(v), "w")) + v) / l0.BETA), l0.BETA)[0] for v in (a, b))
+    z, y = (
+        l0._clip_gates(torch.sigmoid((torch.logit(_u(len(v), "w")) + v) / l0.BETA), l0.BETA)[0]
+        for v in (a, b)
+    )
     effective = true * z[:, None] * y
     torch.testing.assert_close(weights["w"], effective.detach())
     (effective - target).square().sum().backward()
@@ -126,7 +132,7 @@ def test_two_gates_on_one_weight_learn_as_autograd_says() -> None:
 
 
 def _u(count: int, name: str) -> Tensor:
-    return torch.rand(count, generator=drawn(name, 0)).clamp(1e-6, 1 - 1e-6)
+    return torch.rand(count, generator=make_generator(name, 0)).clamp(1e-6, 1 - 1e-6)
 
 
 def test_noise_learns_as_autograd_says() -> None:
@@ -145,7 +151,7 @@ def test_noise_learns_as_autograd_says() -> None:
     spread = action.state["spread"].clone().requires_grad_()
     effective = true + ((spread / 2).exp() * action.state["noise"])[:-1].view(4, 3)
     torch.testing.assert_close(weights["w"], effective.detach())
-    kl = variational_dropout.divergence(spread[:-1].view(4, 3) - true.square().log()).sum()
+    kl = variational_dropout.compute_divergence(spread[:-1].view(4, 3) - true.square().log()).sum()
     ((effective - target).square().sum() + 0.1 * kl).backward()
     gradients = {"w": 8 * 2 * (weights["w"] - target)}  # as a fused optimizer's, scaled by 8
     assert action.restore is not None and action.gradient is not None
@@ -153,7 +159,7 @@ def test_noise_learns_as_autograd_says() -> None:
     action.gradient(weights, gradients, 0.1 * 8)
     assert true.grad is not None and spread.grad is not None
     torch.testing.assert_close(gradients["w"] / 8, true.grad)
-    own = action.state["pull"] + 0.1 * variational_dropout.slope(
+    own = action.state["pull"] + 0.1 * variational_dropout.compute_slope(
         spread.detach() - torch.cat([true.detach().square().log().flatten(), torch.zeros(1)])
     )
     torch.testing.assert_close(own[:-1], spread.grad[:-1])

@@ -7,7 +7,6 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sparsify_schemas.base import AtKey, Seed, Spec, Text
 from sparsify_schemas.budget import Budget
-from sparsify_schemas.criterion import FromData
 from sparsify_schemas.data import Data
 from sparsify_schemas.group import in_one_tensor, removes_branches
 from sparsify_schemas.model import Call, Inputs, Model
@@ -341,9 +340,6 @@ class Recipe(Spec):
             raise ValueError("a recipe with a 'train' stage needs 'data'")
         self._check_repairs()
         self._check_distillation()
-        looking = next((r.criterion.kind for r in self.rules if isinstance(r.criterion, FromData)), None)
-        if self.data is None and looking is not None:
-            raise ValueError(f"criterion '{looking}' needs 'data': it looks at training batches")
         asked = [
             (i, threshold)
             for i, rule in enumerate(self.rules)

@@ -29,6 +29,7 @@ from sparsify.runs import run_folder
 from sparsify.runs.accuracy_search import search_depth
 from sparsify.runs.baselines import make_baselines
 from sparsify.runs.checkpoint import Checkpoint
+from sparsify.runs.preflight import check_data
 from sparsify.runs.run_record import BaselineResult, RunRecord
 from sparsify.runs.save_load import NEEDS_BUILDER, TIMING_SECONDS, complete_run
 from sparsify.runs.setup import (
@@ -99,6 +100,7 @@ def apply(
         request = resume_request(Path(resume), recipe, overrides)
     else:
         request = make_request(recipe, model_file, overrides, allow, from_scratch, strict)
+        check_data(request.loaded)
     with (
         torch.random.fork_rng(devices=[]),
         open_run(request, Path(out), timing, listener) as run,

@@ -1,4 +1,5 @@
-"""Run the model once on each target before the first epoch, as the report does at the end."""
+"""Checks before the first epoch: the recipe has the data that its criteria need, and every target runs the
+model."""
 
 from collections.abc import Mapping
 
@@ -7,17 +8,36 @@ from torch import nn
 
 from sparsify.cost.measure.onnx_quantize import quantise
 from sparsify.cost.measure.runtimes import make_shared_pattern, prepare, prepare_onnx, to_arrays
-from sparsify.errors import ModelError
+from sparsify.errors import ModelError, RecipeError
 from sparsify.forward.calls import Inputs, resize_batch
 from sparsify.forward.trial_calls import eval_mode
+from sparsify.recipe import Loaded
 from sparsify.runs.int8 import export_onnx_bytes, select_int8
+from sparsify_schemas.criterion import FromData
 from sparsify_schemas.target import Cpu, Target
 
 _EXPORTED = ("onnxruntime", "openvino")
 
 
+def check_data(loaded: Loaded) -> None:
+    """Refuse a recipe without data whose criteria look at training batches. Raises RecipeError.
+
+    In a loop of one's own `sparsify.cut` is given the batches, and the recipe needs no data.
+    """
+    if loaded.recipe.data is not None:
+        return
+    problems = []
+    for index, rule in enumerate(loaded.recipe.rules):
+        if isinstance(rule.criterion, FromData):
+            message = f"criterion '{rule.criterion.kind}' needs 'data': it looks at training batches"
+            hint = "add 'data' to the recipe, or pass batches to sparsify.cut in a loop of your own"
+            problems.append(loaded.positions.problem(f"rules.{index}.criterion", message, hint))
+    if problems:
+        raise RecipeError(problems)
+
+
 def check_targets(model: nn.Module, inputs: Inputs, targets: Mapping[str, Target]) -> None:
-    """Export the model for every ONNX target and run it there once.
+    """Export the model for every ONNX target and run it there once, as the report does at the end.
 
     Raises ModelError, which names the target.
     """

@@ -908,15 +908,6 @@ EDITED: dict[str, tuple[Edits, str]] = {
         (("data: {source: digits}\n", ""),),
         "recipe.yaml:1:1: a recipe with a 'train' stage needs 'data'",
     ),
-    "taylor without data": (
-        (
-            ("data: {source: digits}\n", ""),
-            ("{kind: magnitude}", "{kind: taylor}"),
-            (STAGES, ""),
-            ("vars: {epochs: 3}\n", ""),
-        ),
-        "recipe.yaml:1:1: criterion 'taylor' needs 'data': it looks at training batches",
-    ),
     "size without a folder": (
         (("{source: digits}", "{source: digits, size: 8}"),),
         "recipe.yaml:6:7: data: 'size' acts on source 'folder' only",

@@ -176,6 +176,29 @@ def test_scores_of_half_precision_do_not_overflow() -> None:
     assert dict(sparsify.make_plan(RECIPE, net, (X[0].half(),)).preview) == {"a": 4}
 
 
+def test_batches_given_to_cut_stand_in_for_data_of_the_recipe() -> None:
+    """Inputs 0 and 1 alone carry something, so the units that read nothing else are worth nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    rule = {"layers": "0", "group": "neuron", "sparsity": "50%", "criterion": {"kind": "taylor"}}
+    weight, bias = model.get_parameter("0.weight").data, model.get_parameter("0.bias").data
+    weight.fill_(0.1)
+    bias.fill_(0.0)
+    weight[::2, :2] = 0.0
+    weight[::2, 2:] = 9.0
+    x = torch.tensor([[1.0, 2.0, 0.0, 0.0]]).repeat(8, 1)
+    batches = [(x, torch.arange(8) % 2)] * 2
+    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, model, (x,))
+    result = sparsify.cut(plan, model, batches=batches)
+    assert torch.equal(result.model.get_parameter("0.weight"), weight[1::2])
+    with pytest.raises(ModelError) as caught:
+        sparsify.cut(plan, model)
+    assert str(caught.value) == (
+        "criterion 'taylor' looks at training data: pass batches, an iterable of (x, y) training batches, "
+        "to cut"
+    )
+
+
 def test_a_model_of_shapes_alone_can_be_planned() -> None:
     with torch.device("meta"):
         net = nn.Sequential(

@@ -10,6 +10,7 @@ import typer
 from sparsify.events import Event, Listener, RunStarted
 from sparsify.reporting.headline import describe_missed
 from sparsify.reporting.report_file import read_report
+from sparsify_cli.options import Allow, OptionalModelFile, Overrides, Quiet, Strict
 from sparsify_cli.render import say, show_json
 from sparsify_cli.stopping import describe_stop, raise_on_sigterm
 
@@ -18,52 +19,22 @@ def command(
     recipe: Annotated[
         Path | None, typer.Argument(metavar="RECIPE", help="The recipe.", show_default=False)
     ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="Weights, a whole model, or an earlier run (its cut model).",
-            show_default=False,
-        ),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="PATH=VALUE",
-            help="Replace a value of the recipe; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    model: OptionalModelFile = None,
+    overrides: Overrides = None,
     out: Annotated[
         Path, typer.Option("--out", metavar="FOLDER", help="Where the run's folder is made.")
     ] = Path("runs"),
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow",
-            metavar="PACKAGE",
-            help="Trust classes of this package in a whole pickled model; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    allow: Allow = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Train from random weights instead of reading a model.")
     ] = False,
-    strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict",
-            help="Make it an error where a layer must be protected, or where a layer that no call runs "
-            "would have to be narrowed.",
-        ),
-    ] = False,
+    strict: Strict = False,
     resume: Annotated[
         Path | None,
         typer.Option("--resume", metavar="RUN", help="Continue an interrupted run.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train, cut, verify, measure. Exits with 3 when a limit of the recipe was missed.
 

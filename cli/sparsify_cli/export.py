@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sparsify.formatting.numbers import count_noun, format_accuracy, format_size, format_tiny
+from sparsify_cli.options import RunFolder
 from sparsify_cli.render import say, show, show_json
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    run: RunFolder,
     format: Annotated[
         Literal["pt2", "onnx", "onnx-int8", "safetensors", "huggingface"],
         typer.Option(

@@ -1,53 +1,23 @@
 """`sparsify plan`: show what a recipe would do to a model, before any training."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sparsify_cli.options import Allow, OptionalModelFile, Overrides, RecipeFile, Strict
 from sparsify_cli.render import show, show_json
 
 
 def command(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe.", show_default=False)],
-    model: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="Weights, a whole model, or an earlier run (its cut model).",
-            show_default=False,
-        ),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="PATH=VALUE",
-            help="Replace a value of the recipe; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow",
-            metavar="PACKAGE",
-            help="Trust classes of this package in a whole pickled model; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    recipe: RecipeFile,
+    model: OptionalModelFile = None,
+    overrides: Overrides = None,
+    allow: Allow = None,
     from_scratch: Annotated[
         bool,
         typer.Option("--from-scratch", help="Build the model with random weights instead of reading one."),
     ] = False,
-    strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict",
-            help="Make it an error where a layer must be protected, or where a layer that no call runs "
-            "would have to be narrowed.",
-        ),
-    ] = False,
+    strict: Strict = False,
     as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON.")] = False,
 ) -> None:
     """Show what a recipe would do to a model.

@@ -66,7 +66,8 @@ def _describe_event(event: Event) -> str:
         case StepDone():
             return ""
         case EpochDone():
-            return f"{event.stage}, epoch {event.epoch}: {_describe_figures(event)}, {format_seconds(event.seconds)}"
+            figures, time = _describe_figures(event), format_seconds(event.seconds)
+            return f"{event.stage}, epoch {event.epoch}: {figures}, {time}"
         case CutDone():
             return _describe_cut(event)
         case Measuring():

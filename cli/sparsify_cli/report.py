@@ -17,12 +17,13 @@ from sparsify.reporting.provenance_table import provenance_table
 from sparsify.reporting.report_file import read_report
 from sparsify.reporting.training_tables import history_table
 from sparsify.runs import run_folder
+from sparsify_cli.options import RunFolder
 from sparsify_cli.render import show, show_json
 from sparsify_schemas.report import Report
 
 
 def command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    run: RunFolder,
     as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--md", help="The report as Markdown.")] = False,
     as_html: Annotated[

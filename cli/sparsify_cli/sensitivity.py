@@ -8,6 +8,7 @@ import typer
 from sparsify.formatting.numbers import MISSING, count_noun, format_digits, format_share, is_known
 from sparsify.formatting.table import Table, make_columns
 from sparsify.reporting.html.sensitivity_page import describe_metric
+from sparsify_cli.options import Allow, ModelFile, Overrides, Quiet
 from sparsify_cli.render import say, show, show_json
 from sparsify_schemas.profile import By, Curve, Profile, Tolerance, read_tolerance
 
@@ -27,14 +28,7 @@ def command(
             show_default=False,
         ),
     ],
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL",
-            help="Weights, a whole model, or an earlier run (its cut model).",
-            show_default=False,
-        ),
-    ],
+    model: ModelFile,
     by: Annotated[
         By,
         typer.Option(
@@ -74,26 +68,10 @@ def command(
         int,
         typer.Option("--examples", metavar="N", min=1, help="Validation examples that layers are judged on."),
     ] = 1000,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="PATH=VALUE",
-            help="Replace a value of the recipe; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow",
-            metavar="PACKAGE",
-            help="Trust classes of this package in a whole pickled model; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    overrides: Overrides = None,
+    allow: Allow = None,
     as_json: Annotated[bool, typer.Option("--json", help="The profile as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show how much each layer can lose. After an interruption, run the same command again to continue.
 

@@ -9,28 +9,19 @@ import typer
 
 from sparsify.errors import Problem, RecipeError
 from sparsify.recipe import load
+from sparsify_cli.options import Overrides
 from sparsify_cli.render import show_json
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.rule import Rule
 from sparsify_schemas.stage import Stage, Train
 from sparsify_schemas.written import to_written
 
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="PATH=VALUE",
-        help="Replace a value of the recipe, such as stages.0.epochs=3; may be repeated.",
-        show_default=False,
-    ),
-]
-
 
 def command(
     recipes: Annotated[
         list[Path], typer.Argument(metavar="RECIPE...", help="One or more recipe files.", show_default=False)
     ],
-    overrides: Set = None,
+    overrides: Overrides = None,
     as_json: Annotated[
         bool,
         typer.Option(

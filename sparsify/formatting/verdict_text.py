@@ -11,7 +11,8 @@ def verdict_words(verdict: Verdict) -> str:
     """The outcome of the equality check in words."""
     match verdict.outcome:
         case "equal":
-            return f"cut verified: equal to the {verdict.reference} (difference {format_tiny(verdict.difference)})"
+            difference = format_tiny(verdict.difference)
+            return f"cut verified: equal to the {verdict.reference} (difference {difference})"
         case "statistics change":
             return (
                 f"cut verified against the {verdict.reference} with renormalised statistics; "

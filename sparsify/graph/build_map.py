@@ -86,7 +86,8 @@ def _find_unreached(model: nn.Module, labels: Labels) -> tuple[tuple[str, ...], 
     names, unreached, in_training = canonical_names(model), [], []
     for layer in list_layers(model, {}):
         own = model.get_submodule(layer.name).named_parameters()
-        known = {layer.name, *(names[f"{layer.name}.{name}" if layer.name else name] for name, _ in own)}
+        prefix = f"{layer.name}." if layer.name else ""
+        known = {layer.name, *(names[f"{prefix}{name}"] for name, _ in own)}
         if not known & (labels.used | labels.ran):
             unreached.append(layer.name)
         elif not known & labels.evaluated:

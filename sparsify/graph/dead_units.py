@@ -53,9 +53,12 @@ def _with_shared_outputs(map: ModelMap) -> ModelMap:
         return map
     shared = set(map.shared)
 
-    def seen(part: Slice) -> Slice:
-        return replace(part, role="out") if part.role == "in" and (part.tensor, part.dim) in shared else part
+    def make_output(part: Slice) -> Slice:
+        is_shared = part.role == "in" and (part.tensor, part.dim) in shared
+        return replace(part, role="out") if is_shared else part
 
-    return replace(
-        map, coupled=tuple(replace(c, slices=tuple(seen(part) for part in c.slices)) for c in map.coupled)
-    )
+    coupled = []
+    for group in map.coupled:
+        slices = tuple(make_output(part) for part in group.slices)
+        coupled.append(replace(group, slices=slices))
+    return replace(map, coupled=tuple(coupled))

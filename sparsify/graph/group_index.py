@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sparsify.distributed import add_over_processes, local_part
+from sparsify.graph.broadcast_shapes import keep_lengths
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def broadcast(values: Tensor, axis: Axis, shape: Sequence[int]) -> Tensor:
     """values[slot] of every index, shaped so that it combines with a tensor of the given shape."""
     own = axis.pick(values)
     if axis.tile is None:
-        return own.view([size if d in axis.dims else 1 for d, size in enumerate(shape)])
+        return own.view(keep_lengths(shape, axis.dims))
     down, rows, across, columns = tiled = tiles(shape, axis.tile)
     matrix = values[-1].expand(shape[0], prod(shape[1:])).clone()
     matrix[: down * rows, : across * columns] = (

@@ -155,9 +155,10 @@ def _of_embedding(module: Any) -> Widths:
 
 
 def _of_attention(module: Any) -> Widths:
-    packed = module.in_proj_weight
-    separate = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
-    queries, keys, values = (w.shape[1] for w in (separate if packed is None else (packed,) * 3))
+    weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+    if module.in_proj_weight is not None:  # the three are packed into one
+        weights = (module.in_proj_weight,) * 3
+    queries, keys, values = (weight.shape[1] for weight in weights)
     return {
         "embed_dim": queries,
         "kdim": keys,

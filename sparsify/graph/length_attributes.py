@@ -17,7 +17,10 @@ def choose_attributes(groups: Sequence[Coupled], fault: Callable[[Coupled], str 
     fault: what is wrong with a cut of one group, None if nothing is. It is only called if attributes
     compete.
     """
-    return [_choose_variant(group, fault) if _find_rivals(group) else group for group in groups]
+    chosen = []
+    for group in groups:
+        chosen.append(_choose_variant(group, fault) if _find_rivals(group) else group)
+    return chosen
 
 
 def _choose_variant(group: Coupled, fault: Callable[[Coupled], str | None]) -> Coupled:
@@ -52,6 +55,7 @@ def _list_variants(group: Coupled) -> Iterator[Coupled]:
     """The group with all attributes, then with every choice of one among those that compete."""
     yield group
     contested = _find_rivals(group)
-    others = tuple(s for s in group.slices if not any(s in own for own in contested))
+    competing = {part for rivals in contested for part in rivals}
+    others = tuple(part for part in group.slices if part not in competing)
     for choice in product(*contested):
         yield replace(group, slices=others + choice)

@@ -128,9 +128,8 @@ class Branch:
 
     def overlaps(self, other: "Branch") -> bool:
         """Whether one of the two contains a part of the other."""
-        return any(self.holds(s.module) for s in other.stubs) or any(
-            other.holds(s.module) for s in self.stubs
-        )
+        holds_part = any(self.holds(stub.module) for stub in other.stubs)
+        return holds_part or any(other.holds(stub.module) for stub in self.stubs)
 
 
 @dataclass(frozen=True)
@@ -285,4 +284,5 @@ class ModelMap:
 
     @cached_property
     def by_name(self) -> Mapping[str, Coupled]:
-        return {c.name: c for c in (*self.coupled, *(b.group for b in self.branches))}
+        of_branches = [branch.group for branch in self.branches]
+        return {group.name: group for group in (*self.coupled, *of_branches)}

@@ -44,7 +44,9 @@ def walk_modules(model: nn.Module, every: bool = False) -> list[tuple[str, nn.Mo
 
 
 def _list_slots(model: nn.Module, every: bool) -> Iterator[tuple[str, Tensor, bool]]:
-    walked = [(f"{name}." if name else "", module) for name, module in walk_modules(model, every)]
+    walked = []
+    for name, module in walk_modules(model, every):
+        walked.append((f"{name}." if name else "", module))
     for prefix, module in walked:
         for name, parameter in module._parameters.items():
             if parameter is not None:

@@ -116,9 +116,8 @@ def _find_weight(one: TracedProduct, labels: Labels, siblings: Mapping[str, Sequ
     """The parameter that a product multiplies by: the largest that a factor is computed from."""
     axes = (labels.axis_of(int(aspect.flatten()[-1])) for aspect in one.parameters)
     names = {axis.tensor for axis in axes if axis is not None}
-    near = [
-        tensor for module in sorted({_owning_module(name) for name in names}) for tensor in siblings[module]
-    ]
+    owners = sorted({_owning_module(name) for name in names})
+    near = [tensor for module in owners for tensor in siblings[module]]
     named = [tensor for tensor in near if tensor.name in names]
     parameters = [tensor for tensor in named if tensor.parameter]
     if parameters:

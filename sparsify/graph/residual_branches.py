@@ -10,7 +10,8 @@ ResNet; here the sums of any network are found.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -127,7 +128,8 @@ class _ResidualGraph:
         """Calls, innermost first, that hold whole branches together with their sums, and those branches."""
         for own in self.by_size:
             inner = [r for r in self.residuals if own.own >> r.node & 1]
-            outer = [r for r in inner if not any(o.inside >> r.node & 1 for o in inner)]
+            covered = reduce(or_, (residual.inside for residual in inner), 0)
+            outer = [residual for residual in inner if not covered >> residual.node & 1]
             if own.module and outer and not any(r.inside & ~own.own for r in outer):
                 yield own, outer
 
@@ -138,12 +140,14 @@ class _ResidualGraph:
         def inside(c: ModuleCall) -> bool:
             return bool(c.own & live) and not c.own & live & ~residual.inside and self.times[c.module] == 1
 
-        return [c for c in self.graph.calls if inside(c) and not any(inside(o) for o in c.outer_calls())]
+        wholly = [call for call in self.graph.calls if inside(call)]
+        return [call for call in wholly if not any(map(inside, call.outer_calls()))]
 
     def tensors_within(self, modules: Sequence[str]) -> frozenset[str]:
         """Parameters and buffers that are removed with these modules; tied ones only if all who share them
         are removed."""
-        own = {name for name in self.names if any(name.startswith(f"{m}.") for m in modules)}
+        prefixes = tuple(f"{module}." for module in modules)
+        own = {name for name in self.names if name.startswith(prefixes)}
         shared = {first for name, first in self.names.items() if name not in own}
         return frozenset(self.names[name] for name in own) - shared
 
@@ -195,7 +199,8 @@ def _find_blocks(found: _ResidualGraph) -> list[Branch]:
 
 
 def _repeats_one_class(nested: Sequence[tuple[Branch, frozenset[int]]]) -> bool:
-    outermost = [b for b, _ in nested if not any(b.module.startswith(f"{o.module}.") for o, _ in nested)]
+    outer = tuple(f"{branch.module}." for branch, _ in nested)
+    outermost = [branch for branch, _ in nested if not branch.module.startswith(outer)]
     return max(Counter(b.type for b in outermost).values(), default=0) > 1
 
 
@@ -219,14 +224,14 @@ def _make_branch(
 ) -> Branch:
     tensors = dict([*found.model.named_parameters(), *found.model.named_buffers()])
     carried = found.tensors_within([s.module for s in stubs])
-    slices = tuple(
-        Slice(n, 0, "whole", (Span(0, 0, 1, t.shape[0] if t.dim() else 1),))
-        for n, t in tensors.items()
-        if n in carried
-    )
+    slices = []
+    for tensor_name, tensor in tensors.items():
+        if tensor_name in carried:
+            length = tensor.shape[0] if tensor.dim() else 1
+            slices.append(Slice(tensor_name, 0, "whole", (Span(0, 0, 1, length),)))
     own, *ancestors = found.classes(name)
     sums = tuple(r.sum for r in inner)
-    return Branch(Coupled(name, 1, slices), name, own, stubs, sums, ancestors=tuple(ancestors))
+    return Branch(Coupled(name, 1, tuple(slices)), name, own, stubs, sums, ancestors=tuple(ancestors))
 
 
 def _why_block_stays(found: _ResidualGraph, own: ModuleCall, inner: Sequence[_Residual]) -> str | None:
@@ -312,7 +317,8 @@ def _find_refused(
     found: _ResidualGraph, blocks: Sequence[Branch], units: Sequence[Branch]
 ) -> Iterator[Branch]:
     """Modules of the classes of removable blocks that must stay, and why."""
-    kinds = {b.type for b in blocks} - {kind.__name__ for kind in CONTAINERS}
+    containers = {kind.__name__ for kind in CONTAINERS}
+    kinds = {block.type for block in blocks} - containers
     held = {own.module: inner for own, inner in found.blocks()}
     for own in {c.module: c for c in found.graph.calls}.values():
         classes = found.classes(own.module) if own.module else ()

@@ -82,10 +82,9 @@ def _check_allowed(allow: Sequence[str]) -> None:
     for entry in allow:
         if not all(part.isidentifier() for part in entry.split(".")):
             raise ModelError(f"--allow {entry}: expected a dotted name such as torchvision.models")
-        if _explain_refusal(entry):
-            raise ModelError(
-                f"--allow {entry}: {_explain_refusal(entry)}; name the package that defines the model's layers"
-            )
+        reason = _explain_refusal(entry)
+        if reason:
+            raise ModelError(f"--allow {entry}: {reason}; name the package that defines the model's layers")
 
 
 def _explain_refusal(name: str) -> str:

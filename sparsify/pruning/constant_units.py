@@ -73,11 +73,8 @@ def unfollowed_constants(
 ) -> Iterator[str]:
     """Removed units that no weight produces, and whose constants mix with data on the way: what their leaving
     changes."""
-    names = [
-        name
-        for name in keep
-        if name in {c.name for c in plan.map.coupled} and not plan.map.by_name[name].statistics
-    ]
+    coupled = {group.name: group for group in plan.map.coupled}
+    names = [name for name in keep if name in coupled and not coupled[name].statistics]
     own = copy_model(dense)
     apply_masks(own)
     unmade = find_dead_units(plan.map, names, dict(own.named_parameters()), roles=("out",))

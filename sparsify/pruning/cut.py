@@ -87,10 +87,8 @@ def measure_left(plan: Plan, model: nn.Module, rounds: Sequence[Cuts]) -> dict[s
 
     plan: of the dense model. model: as the last cut left it.
     """
-    layers, width = (
-        {layer.name: layer for layer in plan.map.layers},
-        {name: group.width for name, group in plan.map.by_name.items()},
-    )
+    layers = {layer.name: layer for layer in plan.map.layers}
+    width = {name: group.width for name, group in plan.map.by_name.items()}
     kept = {w.group: w.kept for cuts in rounds for w in cuts.widths}  # the last cut has the last word
     left = Costs(plan.map).of(
         {name: range(stay, width[name]) for name, stay in kept.items() if name in width}
@@ -196,7 +194,7 @@ def cut(
         )
     )
     with explain_errors("cutting the model"):
-        zeroed, deeds = weight_masks.zero_weights(
+        zeroed, zeroing_log = weight_masks.zero_weights(
             plan, dense, keep, partial(gather_statistics, batches=batches, objective=objective)
         )
         keep = weight_masks.drop_dead_units(plan, zeroed, keep)
@@ -208,7 +206,7 @@ def cut(
             raise
         constants, notes = Constants(), (CONTRADICTED,)
         made = _carry_out(plan, dense, zeroed, keep, constants, inputs)
-    thin, cuts = made.model, made.cuts.model_copy(update={"zeroed": deeds})
+    thin, cuts = made.model, made.cuts.model_copy(update={"zeroed": zeroing_log})
     followers = tuple(_cut_follower(plan, other, model, thin, cuts, keep, inputs) for other in follow)
     notes += tuple(choice_notes(plan, cuts, *scores))
     notes += cuts.notes

@@ -22,7 +22,8 @@ def find_inputs(recipe: Recipe, model: nn.Module, datasets: Datasets | None = No
     if recipe.inputs is None and recipe.calls is None:
         return drawn
     drawn, written = _fit_inputs(recipe, model, drawn), example_inputs(recipe, datasets, batch=None)
-    differ = [a.shape for a in all_tensors(drawn)] != [a.shape for a in all_tensors(written)]
+    drawn_shapes = [tensor.shape for tensor in all_tensors(drawn)]
+    differ = drawn_shapes != [tensor.shape for tensor in all_tensors(written)]
     return _fit_inputs(recipe, model, written) if differ and not accepts_inputs(model, drawn) else drawn
 
 

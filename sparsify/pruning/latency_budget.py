@@ -91,7 +91,8 @@ def choose_by_latency(
             if any(keep == before.keep for before in tries):
                 # a prediction that was corrected and still chooses the same: ask for less, or where something
                 # holds for a little more
-                aim *= 1.02 if min(t.used for t in tries) <= SURE else 0.95
+                least_used = min(trial.used for trial in tries)
+                aim *= 1.02 if least_used <= SURE else 0.95
                 continue
             listener(Measuring("timing what was chosen", number, ROUNDS))
             thin = operations.cut(model, plan.map, keep, plan.digest)[0]
@@ -104,8 +105,11 @@ def choose_by_latency(
             if CLOSE <= used <= SURE:
                 break
     listener(Measuring("timing what was chosen", ROUNDS, ROUNDS))
-    held = [t for t in tries if CLOSE <= t.used <= SURE] or [t for t in tries if t.used <= 1]
-    return (max(held, key=lambda t: t.used) if held else min(tries, key=lambda t: t.used)).keep
+    close = [trial for trial in tries if CLOSE <= trial.used <= SURE]
+    within = close or [trial for trial in tries if trial.used <= 1]
+    if within:
+        return max(within, key=lambda trial: trial.used).keep
+    return min(tries, key=lambda trial: trial.used).keep
 
 
 def _time_cut(

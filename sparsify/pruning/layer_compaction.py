@@ -80,13 +80,15 @@ def make_layers_cheaper(
             if pays:
                 gathers[name] = op
                 compact_layers.compact_layers(thin, [op])
-        reasons = [*([_describe_crop(crops[name])] if name in crops else []), *([why] if why else [])]
-        form = (
-            " and ".join(
-                [*(["cropped"] if name in crops else []), *(["gathered"] if name in gathers else [])]
-            )
-            or "dense"
-        )
+        reasons, forms = [], []
+        if name in crops:
+            reasons.append(_describe_crop(crops[name]))
+            forms.append("cropped")
+        if name in gathers:
+            forms.append("gathered")
+        if why:
+            reasons.append(why)
+        form = " and ".join(forms) or "dense"
         executions.append(
             Execution(
                 module=name,
@@ -209,7 +211,8 @@ def _record_input(into: dict[str, Tensor], target: str, _module: nn.Module, args
 
 
 def _describe_crop(op: Crop) -> str:
-    return f"the kernel shrinks from {_describe_kernel(op.kernel)} to {_describe_kernel(tuple(count for *_, count in op.grids))}"
+    left = tuple(count for *_, count in op.grids)
+    return f"the kernel shrinks from {_describe_kernel(op.kernel)} to {_describe_kernel(left)}"
 
 
 def _describe_kernel(kernel: tuple[int, ...]) -> str:

@@ -115,15 +115,14 @@ def plan_recipe(
         map = replace(trial_cuts.protect_failing_groups(model, map, reaching), inputs=map.inputs)
         if any(removes_branches(rule.group) for rule in recipe.rules):
             map = trial_cuts.add_branches(model, map, inputs, macs)
-    if any(
-        budget.peak_memory is not None
-        for budget in (recipe.budget, *(own for _, own in list_own_budgets(recipe)))
-    ):
+    budgets = [recipe.budget, *(own for _, own in list_own_budgets(recipe))]
+    if any(budget.peak_memory is not None for budget in budgets):
         with explain_errors("measuring the peak of memory"):
             map = add_lifetimes(model, map, inputs)
     clocks = build_latency_models(recipe, recipe.budget.latency, model, map, inputs, listener)
     aligned = any(rule.keep.multiple_of == "auto" for rule in recipe.rules)
-    steps = read_width_steps(recipe.targets if aligned else {}) | {c.target: c.steps for c in clocks}
+    steps = read_width_steps(recipe.targets if aligned else {})
+    steps |= {clock.target: clock.steps for clock in clocks}
     plan = compile_plan(recipe, map, positions=positions, strict=strict, clocks=clocks, steps=steps)
     weighing = build_latency_models(recipe, list_weighing_targets(recipe), model, map, inputs, listener)
     prices = tuple((c.target, name, price) for c in weighing for name, price in price_groups(plan, c).items())
@@ -141,11 +140,9 @@ def plan_recipe(
     shapes = Costs(map).shapes(
         {name: range(map.by_name[name].width - len(kept)) for name, kept in keep.items()}
     )
-    return replace(
-        plan,
-        preview=tuple((name, len(kept)) for name, kept in keep.items()),
-        predicted=tuple((c.target, c.ms(shapes)) for c in clocks),
-    )
+    preview = tuple((name, len(kept)) for name, kept in keep.items())
+    predicted = tuple((clock.target, clock.ms(shapes)) for clock in clocks)
+    return replace(plan, preview=preview, predicted=predicted)
 
 
 def _note_uncounted(operators: Iterable[str]) -> Iterator[str]:

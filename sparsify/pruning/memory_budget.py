@@ -30,11 +30,8 @@ def add_lifetimes(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     Each open group is narrowed on trial by a unit; where that changes which operators run, its share of these
     tensors is unknown and counted as none, so that the prediction is never below the truth there.
     """
-    measured = (
-        compute_peak(model, inputs)
-        if any(p.is_meta for p in model.parameters())
-        else measure_peak(model, inputs)
-    )
+    is_meta = any(parameter.is_meta for parameter in model.parameters())
+    measured = compute_peak(model, inputs) if is_meta else measure_peak(model, inputs)
     model, inputs = _copy_to_meta(model, inputs)
     operators, dense = trace_lifetimes(model, inputs)
     slopes: list[list[tuple[str, float]]] = [[] for _ in dense]

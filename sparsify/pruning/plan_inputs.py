@@ -60,9 +60,8 @@ def _check_call(each: Call, model: nn.Module) -> None:
         )
         stranger = next((name for name in each.batch if name not in known), None)
         if stranger is not None:
-            raise ModelError(
-                f"batch names '{stranger}', which is no tensor of the call; {_suggest_name(stranger, list(found))}"
-            )
+            hint = _suggest_name(stranger, list(found))
+            raise ModelError(f"batch names '{stranger}', which is no tensor of the call; {hint}")
     for path, axis in batch_axes(each).items():
         shape = tuple(found[path].shape)
         if axis is not None and shape[axis] == 0:
@@ -85,11 +84,10 @@ def note_batches(inputs: Inputs) -> Iterator[str]:
 
 def _suggest_name(name: str, known: Sequence[str]) -> str:
     close = get_close_matches(name, known, 1)
-    return (
-        f"did you mean '{close[0]}'?"
-        if close
-        else f"it has {list_few(tuple(n for n in known if not n.startswith('_')), 4)}"
-    )
+    if close:
+        return f"did you mean '{close[0]}'?"
+    public = tuple(other for other in known if not other.startswith("_"))
+    return f"it has {list_few(public, 4)}"
 
 
 def redraw_planned_inputs(plan: Plan, model: nn.Module) -> Inputs:
@@ -115,9 +113,9 @@ def draw_fresh_inputs(plan: Plan, dense: nn.Module, inputs: Inputs) -> tuple[Inp
     """Inputs that nothing was planned or chosen with; as many as were given where the model takes no other
     number."""
     fresh = tuple(redraw(inputs, derive_seed(plan, batch), batch) for batch in EXAMPLES)
-    return (
-        fresh if any(accepts_inputs(dense, one) for one in fresh) else (redraw(inputs, derive_seed(plan, 0)),)
-    )
+    if any(accepts_inputs(dense, one) for one in fresh):
+        return fresh
+    return (redraw(inputs, derive_seed(plan, 0)),)
 
 
 def derive_seed(plan: Plan, batch: int) -> int:

@@ -63,7 +63,9 @@ def score_units(
     """
     copy = copy_model(model)
     apply_masks(copy)
-    parameters = {name: torch.view_as_real(p) if p.is_complex() else p for name, p in copy.named_parameters()}
+    parameters: dict[str, Tensor] = {}
+    for name, parameter in copy.named_parameters():
+        parameters[name] = torch.view_as_real(parameter) if parameter.is_complex() else parameter
     with explain_errors("scoring the units that may go"):
         return _score_groups(plan, copy, parameters, batches, objective)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparsify.cost.measure import copy_model
 from sparsify.errors import ModelError
+from sparsify.graph.broadcast_shapes import vector_shape
 from sparsify.graph.dead_units import find_dead_units
 from sparsify.graph.group_index import broadcast
 from sparsify.graph.group_layouts import inner_layout
@@ -30,33 +31,34 @@ from sparsify_schemas.rule import Rule
 Kept = Mapping[str, Sequence[int]]
 """coupled group -> units that stay"""
 GatherStatistics = Callable[[nn.Module, Criterion], Statistics | None]
-"""how a criterion looks at a model"""
+"""(model, criterion) -> what the criterion takes from training data"""
 
 
 def zero_weights(
-    plan: Plan, dense: nn.Module, keep: Kept, looking: GatherStatistics
+    plan: Plan, dense: nn.Module, keep: Kept, gather: GatherStatistics
 ) -> tuple[nn.Module, tuple[Zeroed, ...]]:
     """The dense model with every group at zero that the rules ask for, and what each of them did."""
     if not find_covered_weights(plan, dense):
         return dense, ()
     thin, _ = operations.cut(dense, plan.map, keep, plan.digest)
-    deeds = tuple(_zero_rule(plan, assignment, thin, looking) for assignment in _join_assignments(plan))
+    zeroing_log = tuple(_zero_rule(plan, assignment, thin, gather) for assignment in _join_assignments(plan))
     reference, names = copy_model(dense), canonical_names(dense)
     for name, small in find_covered_weights(plan, thin).items():
         weight = reference.get_parameter(name)
         _place_zeros(weight, small, operations.kept_indices(plan.map, keep, names[name], weight.shape))
-    return reference, deeds
+    return reference, zeroing_log
 
 
 def _join_assignments(plan: Plan) -> list[Assignment]:
     """The same, those that compete as one joined under the first of them."""
     inner = list_inner_assignments(plan)
-    sets = [[a for a in together if a in inner] for together in join_ranked(plan)]
-    return [
-        replace(own[0], tensors=tuple(dict.fromkeys(name for a in own for name in a.tensors)))
-        for own in sets
-        if own
-    ]
+    found = []
+    for together in join_ranked(plan):
+        own = [assignment for assignment in together if assignment in inner]
+        if own:
+            tensors = dict.fromkeys(name for assignment in own for name in assignment.tensors)
+            found.append(replace(own[0], tensors=tuple(tensors)))
+    return found
 
 
 def list_inner_assignments(plan: Plan) -> list[Assignment]:
@@ -93,11 +95,8 @@ def drop_dead_units(plan: Plan, model: nn.Module, keep: Kept) -> dict[str, list[
     weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.dim() > 1 and n not in left}
     _zero_removed_units(plan, weights, kept)
     while touched:
-        open_groups = [
-            c
-            for c in plan.map.coupled
-            if c.protected is None and not c.statistics and touched & {s.tensor for s in c.slices}
-        ]
+        free = [group for group in plan.map.coupled if group.protected is None and not group.statistics]
+        open_groups = [group for group in free if not touched.isdisjoint(s.tensor for s in group.slices)]
         names = [c.name for c in open_groups if c.name not in _list_patterned_groups(plan)]
         leaving = {}
         for name, flags in find_dead_units(plan.map, names, weights).items():
@@ -159,29 +158,30 @@ def _zero_removed_units(plan: Plan, weights: Mapping[str, Tensor], keep: Kept) -
 @torch.no_grad()
 def _place_zeros(weight: Tensor, small: Tensor, places: Sequence[Sequence[int]]) -> None:
     """The zeros of a narrowed weight, at their places in the whole one."""
-    index = [
-        torch.tensor(own, device=weight.device).view([-1 if d == dim else 1 for d in range(weight.dim())])
-        for dim, own in enumerate(places)
-    ]
+    index = []
+    for dim, own in enumerate(places):
+        index.append(torch.tensor(own, device=weight.device).view(vector_shape(weight.dim(), dim)))
     weight[tuple(index)] *= small != 0
 
 
-def _zero_rule(plan: Plan, assignment: Assignment, thin: nn.Module, looking: GatherStatistics) -> Zeroed:
+def _zero_rule(plan: Plan, assignment: Assignment, thin: nn.Module, gather: GatherStatistics) -> Zeroed:
     rule = plan.recipe.rules[assignment.rule]
     copy = copy_model(thin)
     there = dict(copy.named_parameters(remove_duplicate=False))
     weights = {name: there[name] for name in assignment.tensors if name in there}
-    chosen = _choose_weights(rule, plan.recipe.seed + assignment.rule, weights, looking(copy, rule.criterion))
+    chosen = _choose_weights(rule, plan.recipe.seed + assignment.rule, weights, gather(copy, rule.criterion))
     with torch.no_grad():
         for name, gone in chosen.masks.items():
             thin.get_parameter(name).masked_fill_(gone, 0.0)
+    total = sum(weight.numel() for weight in weights.values())
+    zeros = sum(int(mask.sum()) for mask in chosen.masks.values())
     return Zeroed(
         rule=assignment.rule,
         group=str(rule.group),
         groups=chosen.groups,
         gone=chosen.gone,
-        weights=sum(w.numel() for w in weights.values()),
-        zeros=sum(int(m.sum()) for m in chosen.masks.values()),
+        weights=total,
+        zeros=zeros,
     )
 
 
@@ -194,14 +194,15 @@ class _Choice:
 
 
 def _choose_weights(
-    rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], looks: Statistics | None
+    rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], statistics: Statistics | None
 ) -> _Choice:
     if not weights:
         return _Choice({}, 0, 0)
     match rule.group:
         case "weight":
             scores = [
-                _score_elements(rule, name, w, looks, seed + i) for i, (name, w) in enumerate(weights.items())
+                _score_elements(rule, name, w, statistics, seed + i)
+                for i, (name, w) in enumerate(weights.items())
             ]
             gone = _flag_lowest(torch.cat([s.flatten() for s in scores]), rule)
             parts = torch.split(gone, [w.numel() for w in weights.values()])
@@ -209,28 +210,27 @@ def _choose_weights(
             return _Choice(masks, len(gone), int(gone.sum()))
         case Pattern() as pattern:
             scored = {
-                name: _score_elements(rule, name, w, looks, seed + i)
+                name: _score_elements(rule, name, w, statistics, seed + i)
                 for i, (name, w) in enumerate(weights.items())
             }
             masks = {
                 name: _flag_beyond_pattern(pattern, scores) | (weights[name] == 0)
                 for name, scores in scored.items()
             }
-            return _Choice(
-                masks, sum(w.numel() for w in weights.values()), sum(int(m.sum()) for m in masks.values())
-            )
+            total = sum(weight.numel() for weight in weights.values())
+            return _Choice(masks, total, sum(int(mask.sum()) for mask in masks.values()))
         case _:
-            return _choose_groups(rule, seed, weights, looks)
+            return _choose_groups(rule, seed, weights, statistics)
 
 
 def _choose_groups(
-    rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], looks: Statistics | None
+    rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], statistics: Statistics | None
 ) -> _Choice:
     """Shapes, taps or blocks: the lowest scores over all layers of the rule, in none of them below its
     floor."""
     assert rule.group is not None
     layout = inner_layout(rule.group, weights, weights)
-    scores = group_scores(rule.criterion, layout, weights, looks, seed).clone()
+    scores = group_scores(rule.criterion, layout, weights, statistics, seed).clone()
     check_scores(scores, weights)
     scores[layout.reduce(lambda name: (weights[name] != 0).to(torch.float32))[:-1] == 0] = -1.0
     if facts_of(rule.group).keep == "groups":
@@ -248,9 +248,9 @@ def _choose_groups(
 
 
 def _score_elements(
-    rule: Rule, name: str, weight: nn.Parameter, looks: Statistics | None, seed: int
+    rule: Rule, name: str, weight: nn.Parameter, statistics: Statistics | None, seed: int
 ) -> Tensor:
-    scores = weight_scores(rule.criterion, weight, looks, seed).clone()
+    scores = weight_scores(rule.criterion, weight, statistics, seed).clone()
     check_scores(scores, [name])
     scores[weight == 0] = -1.0  # what is zero goes first
     return scores

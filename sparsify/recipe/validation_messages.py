@@ -205,7 +205,8 @@ def _report_choice(path: Path, error: ErrorDetails, root: Table) -> Problem:
     if path == ("version",):
         return place.problem(
             path,
-            f"expected 1, the version of the language that this sparsify reads, found {describe_value(value)}",
+            "expected 1, the version of the language that this sparsify reads, found "
+            f"{describe_value(value)}",
         )
     hint = suggest(value, known) if isinstance(value, str) else ""
     choices = known[0] if len(known) == 1 else f"one of {', '.join(known)}"

@@ -91,9 +91,10 @@ def _describe_prediction(t: Latency) -> str:
     measured, predicted = divide(1, t.speedup), divide(t.predicted_cut_ms, t.predicted_dense_ms)
     ratio = None if measured is None or predicted is None else divide(predicted, measured)
     error = "" if ratio is None else f"; the fraction is off by {add_sign(format_share(ratio - 1))}"
+    predicted_ms, measured_ms = format_milliseconds(t.predicted_cut_ms), format_milliseconds(t.cut_ms)
     return (
-        f"{t.target}: predicted {format_milliseconds(t.predicted_cut_ms)} ({format_share(predicted)} of dense), "
-        f"measured {format_milliseconds(t.cut_ms)} ({format_share(measured)}){error}."
+        f"{t.target}: predicted {predicted_ms} ({format_share(predicted)} of dense), "
+        f"measured {measured_ms} ({format_share(measured)}){error}."
     )
 
 

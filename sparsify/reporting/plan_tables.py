@@ -74,7 +74,8 @@ def summarize(plan: Plan) -> str:
             format_share(_divide(after["macs"], plan.map.macs)),
             format_share(_divide(after["params"], plan.map.params)),
         )
-        text += f"\nA cut by the {_summarize_weights(plan)} would leave {macs} of the MACs and {params} of the parameters."
+        weights = _summarize_weights(plan)
+        text += f"\nA cut by the {weights} would leave {macs} of the MACs and {params} of the parameters."
     return text
 
 
@@ -240,11 +241,13 @@ def _describe_strength(value: Strength) -> str:
         case "constant":
             return format_plain(value.value)
         case "step":
-            return f"{format_plain(value.value)} times {format_plain(value.factor)} at {', '.join(map(str, value.at))}"
+            at = ", ".join(map(str, value.at))
+            return f"{format_plain(value.value)} times {format_plain(value.factor)} at {at}"
         case "one_shot":
             return f"{format_plain(value.from_)}, {format_plain(value.to)} from {value.at} on"
         case "linear" | "cosine" | "cubic" | "exponential":
-            return f"{format_plain(value.from_)} to {format_plain(value.to)} ({value.kind}, {value.start} to {value.end})"
+            span = f"{format_plain(value.from_)} to {format_plain(value.to)}"
+            return f"{span} ({value.kind}, {value.start} to {value.end})"
         case _:
             assert_never(value)
 

@@ -72,7 +72,8 @@ def to_markdown(report: Report) -> str:
         place = -1 if report.notes else len(shown)
         shown.insert(place, history_table(report, _HISTORY_ROWS))
     shown.append(provenance_table(report))
-    return f"# {escape_markdown(report.title)}\n\n**{escape_markdown(write_headline(report))}**\n\n{as_markdown(shown)}\n"
+    title, sentence = escape_markdown(report.title), escape_markdown(write_headline(report))
+    return f"# {title}\n\n**{sentence}**\n\n{as_markdown(shown)}\n"
 
 
 def _sides_table(report: Report) -> Table:

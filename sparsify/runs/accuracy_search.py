@@ -81,7 +81,8 @@ def _choose_depth(run: Run, checkpoint: Checkpoint) -> Checkpoint:
         run.listener(
             Note(
                 f"trial {number} of at most {limit.trials}: "
-                f"depth {format_share(depth)} (0 % is what the budget asks for, 100 % is all that can be removed)"
+                f"depth {format_share(depth)} (0 % is what the budget asks for, 100 % is all that can be "
+                "removed)"
             )
         )
         _write(run, checkpoint)

@@ -35,7 +35,7 @@ class Checkpoint:
     """Index of the stage to continue or to begin."""
     weights: Mapping[str, Any] = field(repr=False)
     """State dict of the model as it is now."""
-    moment: StageState | None = None
+    stage_state: StageState | None = None
     """Progress within that stage; None at its beginning. Its `model` is `weights`."""
     history: tuple[Epoch, ...] = ()
     """Rows of the epochs of earlier stages."""
@@ -61,7 +61,7 @@ class Checkpoint:
             "cuts": _CUTS.dump_json(self.cuts).decode(),
             "rounds": _ROUNDS.dump_json(self.rounds).decode(),
             "search": None if self.search is None else self.search.model_dump_json(),
-            "moment": None if self.moment is None else _dump_moment(self.moment),
+            "moment": None if self.stage_state is None else _dump_stage_state(self.stage_state),
         }
         try:
             with replace_file(folder / name) as temporary:
@@ -101,7 +101,7 @@ class Checkpoint:
             model=body["model"],
             stage=body["stage"],
             weights=body["weights"],
-            moment=_parse_moment(body["moment"], body["weights"]),
+            stage_state=_parse_stage_state(body["moment"], body["weights"]),
             history=_HISTORY.validate_json(body["history"]),
             stages=_STAGES.validate_json(body["stages"]),
             cuts=_CUTS.validate_json(body["cuts"]),
@@ -110,19 +110,19 @@ class Checkpoint:
         )
 
 
-def _dump_moment(moment: StageState) -> dict[str, Any]:
+def _dump_stage_state(state: StageState) -> dict[str, Any]:
     """All of a stage's progress but the weights, which the checkpoint holds already."""
     return {
-        "epochs": moment.epochs,
-        "history": _HISTORY.dump_json(moment.history).decode(),
-        "seconds": (moment.seconds, moment.step_seconds, moment.penalty_seconds),
-        "optimizer": dict(moment.optimizer),
-        "hooks": dict(moment.hooks),
-        "scaler": dict(moment.scaler),
+        "epochs": state.epochs,
+        "history": _HISTORY.dump_json(state.history).decode(),
+        "seconds": (state.seconds, state.step_seconds, state.penalty_seconds),
+        "optimizer": dict(state.optimizer),
+        "hooks": dict(state.hooks),
+        "scaler": dict(state.scaler),
     }
 
 
-def _parse_moment(part: Mapping[str, Any] | None, weights: Mapping[str, Any]) -> StageState | None:
+def _parse_stage_state(part: Mapping[str, Any] | None, weights: Mapping[str, Any]) -> StageState | None:
     if part is None:
         return None
     seconds, step_seconds, penalty_seconds = map(float, part["seconds"])

@@ -148,6 +148,6 @@ def _with_row(checkpoint: Checkpoint, row: StageRow, model: nn.Module) -> Checkp
         checkpoint,
         stage=checkpoint.stage + 1,
         weights=model.state_dict(),
-        moment=None,
+        stage_state=None,
         stages=(*checkpoint.stages, row),
     )

@@ -73,12 +73,12 @@ def _run_train_stage(
     run: Run, stage: Train, model: nn.Module, checkpoint: Checkpoint
 ) -> tuple[nn.Module, Checkpoint]:
     cut_epochs = [epoch for epoch, _ in list_cuts(stage.epochs, stage.cuts)] if stage.cuts else []
-    progress = checkpoint.moment
+    progress = checkpoint.stage_state
     for epoch in (*cut_epochs, stage.epochs):
         if _is_cut_done(checkpoint, stage, epoch):
             continue
         if progress is None or progress.epochs < epoch:
-            progress = _train_until(run, stage, model, replace(checkpoint, moment=progress), epoch)
+            progress = _train_until(run, stage, model, replace(checkpoint, stage_state=progress), epoch)
         if epoch in cut_epochs:
             model, checkpoint, progress = _cut_between_epochs(run, stage, model, checkpoint, progress)
     assert progress is not None  # a stage has at least one epoch
@@ -86,7 +86,7 @@ def _run_train_stage(
         checkpoint,
         stage=checkpoint.stage + 1,
         weights={},
-        moment=None,
+        stage_state=None,
         history=checkpoint.history + progress.history,
         stages=(*checkpoint.stages, _summarize_training(stage, progress)),
     )
@@ -117,7 +117,7 @@ def _train_until(run: Run, stage: Train, model: nn.Module, checkpoint: Checkpoin
 
     def save(progress: StageState) -> None:
         if run.accelerator.is_main_process:
-            replace(checkpoint, weights=progress.model, moment=progress).write(run.folder)
+            replace(checkpoint, weights=progress.model, stage_state=progress).write(run.folder)
         run.accelerator.wait_for_everyone()
 
     return train_stage(
@@ -131,7 +131,7 @@ def _train_until(run: Run, stage: Train, model: nn.Module, checkpoint: Checkpoin
         objective=run.objective,
         augment=run.recipe.data.augment if run.recipe.data else Augment(),
         hold_zeros=bool(checkpoint.cuts),
-        restore=checkpoint.moment,
+        restore=checkpoint.stage_state,
         until=epoch,
         listener=_report_dense_shares(run.listener, plan, run.plan) if plan else run.listener,
         on_epoch=save,
@@ -199,7 +199,7 @@ def _plan_next_cut(
 
 def _next_target(run: Run, checkpoint: Checkpoint) -> Target | None:
     """What the next cut is to leave; in a search for the deepest cut, at the depth of the current trial."""
-    epochs = checkpoint.moment.epochs if checkpoint.moment else 0
+    epochs = checkpoint.stage_state.epochs if checkpoint.stage_state else 0
     target = next_target(run.recipe, checkpoint.stage, epochs)
     depth = checkpoint.search.depth if checkpoint.search is not None else None
     if target is None or target.budget is not None or depth is None:
@@ -237,7 +237,7 @@ def _cut_between_epochs(
     optimizer.load_state_dict(dict(progress.optimizer))
     # One epoch back, so that the target of this cut is found and not that of the one after it.
     before = replace(progress, epochs=progress.epochs - 1)
-    result, round_ = _cut_model(run, stage, model, replace(checkpoint, moment=before), optimizer)
+    result, round_ = _cut_model(run, stage, model, replace(checkpoint, stage_state=before), optimizer)
     penalty_state = _carry_penalty_state(run, progress.hooks.get("own", {}), model, result)
     progress = replace(
         progress,
@@ -245,7 +245,7 @@ def _cut_between_epochs(
         optimizer=optimizer.state_dict(),
         hooks={"own": penalty_state},
     )
-    checkpoint = replace(checkpoint, moment=progress)
+    checkpoint = replace(checkpoint, stage_state=progress)
     return result.model, _save_after_cut(run, model, result, round_, checkpoint), progress
 
 
@@ -280,7 +280,7 @@ def _cut_model(
     optimizer: torch.optim.Optimizer | None = None,
 ) -> tuple[cut.Result, Round]:
     """Cut the model, and return the report's row of the cut as well."""
-    epoch = checkpoint.moment.epochs + 1 if checkpoint.moment else 0
+    epoch = checkpoint.stage_state.epochs + 1 if checkpoint.stage_state else 0
     seed = derive_seed(run.recipe.seed, checkpoint.stage, epoch)
     plan, rules = _plan_next_cut(run, model, checkpoint)
     result = cut.cut(

@@ -61,7 +61,7 @@ class Hooks:
         self._model = model = unwrap_model(model)
         self._parameters = trained_parameters(model, optimizer)
         self._regularizers = tuple(regularizers)
-        self._steered = [r.steered for r in regularizers if r.steered is not None]
+        self._tuned = [r.tuned for r in regularizers if r.tuned is not None]
         self._masks = dict(masks)
         self._length = (steps_per_epoch, steps)
         self._span = (0, steps if until is None else until)
@@ -210,36 +210,34 @@ class Hooks:
     def goal(self) -> tuple[float, float] | None:
         """(part of the goal that is due, part reached) where a strength is
         found; None where all are given."""
-        if not self._steered:
+        if not self._tuned:
             return None
         since, until = self._span
         due = min(
             auto_strength.compute_due(s.spec, self._step - since, self._length[0], until - since)
-            for s in self._steered
+            for s in self._tuned
         )
-        return due, auto_strength.measure_progress(
-            self._plan, self._steered, self._weights(), self.remaining()
-        )
+        return due, auto_strength.measure_progress(self._plan, self._tuned, self._weights(), self.remaining())
 
     def _strength_of(self, regularizer: Regularizer) -> float | None:
         return compute_strength(regularizer, self._step, *self._length, self._span)
 
-    def _steer(self, optimizer: torch.optim.Optimizer) -> None:
+    def _adjust_strengths(self, optimizer: torch.optim.Optimizer) -> None:
         """Right after a proximal action: later the optimizer's momentum may have woken a dead group a
         little."""
         (since, until), (per_epoch, whole) = self._span, self._length
-        moment = auto_strength.count_interval(
-            whole, max((r.spec.facts().every for r in self._regularizers if r.steered), default=1)
+        interval = auto_strength.count_interval(
+            whole, max((r.spec.facts().every for r in self._regularizers if r.tuned), default=1)
         )
-        if self._steered and self._step % moment == 0:
+        if self._tuned and self._step % interval == 0:
             lr = max(float(group["lr"]) for group in optimizer.param_groups) * auto_strength.count_horizon(
-                until - since, moment
+                until - since, interval
             )
             auto_strength.adjust_strengths(
                 self._plan,
-                self._steered,
+                self._tuned,
                 self._weights(),
-                auto_strength.ControlStep(self._step - since, per_epoch, until - since, whole, moment, lr),
+                auto_strength.ControlStep(self._step - since, per_epoch, until - since, whole, interval, lr),
             )
 
     def _before(
@@ -247,8 +245,8 @@ class Hooks:
     ) -> tuple[Any, dict[str, Any]] | None:
         # step(closure) makes the gradients anew inside the step,
         # so there the penalties act at the end of the closure.
-        held, place, parameter = self._witness
-        if place >= len(held) or held[place] is not parameter:
+        group, place, parameter = self._witness
+        if place >= len(group) or group[place] is not parameter:
             raise ModelError(
                 "the optimizer has gone on to a cut model, and these penalties are of the model before: "
                 "detach them, "
@@ -306,7 +304,7 @@ class Hooks:
         for name, mask in self._masks.items():
             self._parameters[name].mul_(mask)
         self._step += 1
-        self._steer(optimizer)
+        self._adjust_strengths(optimizer)
         self._show_weights(noisy=True)
         self._own_seconds += time.perf_counter() - started
 
@@ -377,7 +375,7 @@ def attach(
     parameters = trained_parameters(model, optimizer)
     regularizers = build_regularizers(plan, parameters, steps_per_epoch, steps) if penalties else []
     rules = plan.recipe.rules
-    held = [
+    names = [
         t
         for a in plan.assignments
         if hold_zeros and in_one_tensor(rules[a.rule].group)
@@ -389,7 +387,7 @@ def attach(
         model,
         optimizer,
         regularizers,
-        mask_zeros(parameters, held),
+        mask_zeros(parameters, names),
         steps_per_epoch or 1,
         steps or 1,
         until,

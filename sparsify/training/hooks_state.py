@@ -30,7 +30,7 @@ class HooksState:
         """None where something else was saved."""
         try:
             step, since = int(saved["step"]), int(saved["since"])
-            pending = [[float(amount) for amount in row] for row in saved["pending"]]
+            pending = [list(map(float, row)) for row in saved["pending"]]
             own, held = dict(saved["own"]), dict(saved["held"])
         except (KeyError, TypeError, ValueError, OverflowError):
             return None
@@ -69,7 +69,8 @@ def match_state(
     )
     if saved is None or saved.own.keys() != present.own.keys():
         raise refused
-    if [len(row) for row in saved.pending] != [len(row) for row in present.pending]:
+    lengths = [len(row) for row in saved.pending]
+    if lengths != [len(row) for row in present.pending]:
         raise refused
     if not present.held.keys() <= saved.held.keys() <= parameters.keys():
         raise refused

@@ -50,10 +50,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
             "the saved state of the optimizer is damaged, or belongs to another model or recipe; "
             "start a new run"
         )
-    state = {
-        place: {key: shard_value(value, parameters[place]) for key, value in own.items()}
-        for place, own in saved["state"].items()
-    }
+    state = {}
+    for place, own in saved["state"].items():
+        state[place] = {key: shard_value(value, parameters[place]) for key, value in own.items()}
     optimizer.load_state_dict({**saved, "state": state})
 
 

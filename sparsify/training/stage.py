@@ -63,12 +63,12 @@ def train_stage(
     plan: whose penalties act unless the stage says otherwise, and whose groups are counted;
     None for plain training.
     hold_zeros: weights that are zero in rules on groups inside a tensor stay so.
-    restore: an earlier moment of this very stage, to go on from;
+    restore: an earlier state of this very stage, to go on from;
     right after a cut its hooks hold what that has left of `own`.
     until: epochs after which to stop; the whole stage when left out.
     objective: what is minimised, and what the model is validated by.
     teacher: the dense model, for a stage with `distill`.
-    on_epoch: called after each epoch on every process, with a moment whose tensors are the live ones.
+    on_epoch: called after each epoch on every process, with a state whose tensors are the live ones.
     Raises TrainingError when the loss is no longer finite, before the step that would spoil the weights;
     DataError when there are more classes than the model has outputs.
     """
@@ -124,16 +124,16 @@ def train_stage(
             smooth_labels(objective, stage.label_smoothing),
             _freeze_teacher(teacher, accelerator.device) if stage.distill is not None else None,
         )
-        moment = restore or StageState(0, (), 0.0, 0.0, 0.0, {}, {}, {})
-        for epoch in range(moment.epochs, until or stage.epochs):
-            moment = _run_epoch(run, derive_seed(seed, stage_index, epoch), epoch, moment)
+        state = restore or StageState(0, (), 0.0, 0.0, 0.0, {}, {}, {})
+        for epoch in range(state.epochs, until or stage.epochs):
+            state = _run_epoch(run, derive_seed(seed, stage_index, epoch), epoch, state)
             if on_epoch is not None:
-                on_epoch(moment)
+                on_epoch(state)
     accelerator.free_memory()
     model.to("cpu")
     if apart:
         model.load_state_dict(gather_state(trained.state_dict()))
-    return moment
+    return state
 
 
 def _freeze_teacher(teacher: nn.Module | None, device: torch.device) -> nn.Module | None:

@@ -57,7 +57,9 @@ def compare_lengths(dense: nn.Module, thin: nn.Module, inputs: Inputs) -> dict[s
 
 
 def _pair_lengths(before: Sequence[int], after: Sequence[int], dims: Iterable[int]) -> Lengths:
-    return {(before[d], after[d]) for d in dims} if len(before) == len(after) else set()
+    if len(before) != len(after):
+        return set()
+    return {(before[dim], after[dim]) for dim in dims}
 
 
 def _pair_activation_lengths(before: Sequence[torch.Size], after: Sequence[torch.Size]) -> Lengths:
@@ -97,4 +99,6 @@ def _record_shapes(model: nn.Module, inputs: Inputs) -> dict[str, list[CallShape
 
 
 def _record_call(into: list[CallShapes], _module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-    into.append(([t.shape for t in float_tensors((args, kwargs))], [t.shape for t in float_tensors(result)]))
+    taken = [tensor.shape for tensor in float_tensors((args, kwargs))]
+    returned = [tensor.shape for tensor in float_tensors(result)]
+    into.append((taken, returned))

@@ -164,11 +164,15 @@ class ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
             return torch.zeros(shape, dtype=dtype)
 
         along = side.outputs_along % out.dim()
+        module = self.within[-1] if self.within else ""
+        bias = product.bias if bias_fits(product.bias, side) else None
+        largest = float(out.abs().max()) if out.numel() else 0.0
+        lost = contribute if emits else contribute_nothing
         reader = Reader(
-            module=self.within[-1] if self.within else "",
+            module=module,
             weight=self.names_by_memory.get(side.other.untyped_storage().data_ptr(), ""),
             first_element=int(side.other.storage_offset()),
-            bias=product.bias if bias_fits(product.bias, side) else None,
+            bias=bias,
             rank=out.dim(),
             outputs_along=along,
             units=units,
@@ -178,9 +182,9 @@ class ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
             read=side.mark_live(units.shape) & ((height > 0) | ~(constant | without_data)),
             padded=product.padded,
             crossed=crossed,
-            largest=float(out.abs().max()) if out.numel() else 0.0,
+            largest=largest,
             kept=self._mark_kept_outputs(out, along),
-            lost=contribute if emits else contribute_nothing,
+            lost=lost,
         )
         self.readers.append(reader)
         if not crossed:

@@ -186,10 +186,11 @@ def _make_shifts(
     ]
     masked = torch.cat(others, 1).mean(1) if target is not None else torch.zeros_like(values)
     even = not any(reader.padded for reader in emitting) and worst <= EXACT
+    channels = max(int(reader.emits().sum()) for reader in emitting)
     yield Shift(
         module=readers[0].module,
         target=target,
-        channels=max(int(reader.emits().sum()) for reader in emitting),
+        channels=channels,
         values=values,
         masked=masked,
         kept=kept,

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from sparsify.graph.broadcast_shapes import vector_shape
 from sparsify.graph.surgery.data_masks import (
     any_along,
     mask_nowhere,
@@ -42,7 +43,7 @@ def _mask_convolution(masks: Masks, args: Any, _kwargs: Mapping[str, Any], out: 
     else:  # [O, C / groups]
         live = live.view(groups, -1, x.shape[1] // groups)
         passed = (live & reached.view(groups, 1, -1)).any(2)
-    laid: Tensor = passed.reshape([-1 if d == 1 else 1 for d in range(out.dim())])
+    laid: Tensor = passed.reshape(vector_shape(out.dim(), 1))
     return laid
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsify.graph.broadcast_shapes import keep_lengths
+
 
 def mask_of_base(part: Tensor, mask: Tensor, base: Tensor, before: Tensor | None) -> Tensor:
     """The mask of a tensor after a part of it was written.
@@ -57,5 +59,4 @@ def scale_mask(mask: Tensor, weight: Any, dims: range, out: Tensor) -> Tensor:
     """No data pass where the weight that multiplies is an exact zero."""
     if not isinstance(weight, Tensor):
         return mask
-    shape = [out.shape[d] if d in dims else 1 for d in range(out.dim())]
-    return mask & (weight != 0).view(shape)
+    return mask & (weight != 0).view(keep_lengths(out.shape, dims))

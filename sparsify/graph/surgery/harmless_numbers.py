@@ -85,9 +85,11 @@ def _same_results(before: Sequence[list[Tensor] | str], after: Sequence[list[Ten
 def _same_outputs(before: list[Tensor] | str, after: list[Tensor] | str) -> bool:
     if isinstance(before, str) or isinstance(after, str):
         return before == after
-    if [t.shape for t in before] != [t.shape for t in after]:
+    if len(before) != len(after):
         return False
-    return all(_is_close(a, b) for a, b in zip(before, after, strict=True))
+    pairs = list(zip(before, after, strict=True))
+    same_shapes = all(a.shape == b.shape for a, b in pairs)
+    return same_shapes and all(_is_close(a, b) for a, b in pairs)
 
 
 def _is_close(before: Tensor, after: Tensor) -> bool:

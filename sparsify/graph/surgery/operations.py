@@ -75,7 +75,8 @@ def _narrow_model(
     touched = dict.fromkeys(
         _owning_module(alias) for alias, name in canonical_names(model).items() if name in steps
     )
-    left = [name for name in touched if not any(f"{name}.".startswith(f"{stub.module}.") for stub in stubs)]
+    removed = tuple(f"{stub.module}." for stub in stubs)
+    left = [name for name in touched if not f"{name}.".startswith(removed)]
     replaced = list(_attentions_to_replace(model, left))
     for swap in replaced:
         attention.adopt(copy, swap.module)
@@ -137,7 +138,13 @@ def removed_indices(model_map: ModelMap, keep: Keep) -> dict[tuple[str, int, str
             if id(part.spans) not in lost:
                 lost[id(part.spans)] = indices_of_units(part.spans, leaves)
             gone[part.tensor, part.dim, part.role].append(lost[id(part.spans)])
-    return {where: own[0] if len(own) == 1 else np.unique(np.concatenate(own)) for where, own in gone.items()}
+    return {where: _join_indices(own) for where, own in gone.items()}
+
+
+def _join_indices(parts: Sequence[Ints]) -> Ints:
+    if len(parts) == 1:
+        return parts[0]
+    return np.unique(np.concatenate(parts))
 
 
 def indices_of_units(spans: Iterable[Span], units: Ints) -> Ints:
@@ -156,7 +163,7 @@ def kept_indices(model_map: ModelMap, keep: Keep, tensor: str, shape: Sequence[i
     for (name, dim, role), lost in removed_indices(model_map, keep).items():
         if name == tensor and role != "size":
             gone[dim].update(lost.tolist())
-    return [[i for i in range(size) if i not in gone[dim]] for dim, size in enumerate(shape)]
+    return [sorted(set(range(size)) - gone[dim]) for dim, size in enumerate(shape)]
 
 
 def _owning_module(tensor: str) -> str:
@@ -181,7 +188,8 @@ def _changed_lengths(model: nn.Module, gone: Mapping[tuple[str, int, str], Ints]
         attribute, _, place = attribute.rstrip("]").partition("[")
         value = values.get((module, attribute), getattr(model.get_submodule(module), attribute))
         if place:
-            value = [v - len(lost) if i == int(place) else v for i, v in enumerate(value)]
+            value = list(value)
+            value[int(place)] -= len(lost)
         else:
             value -= len(lost)
         values[module, attribute] = value

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsify.graph.broadcast_shapes import vector_shape
+
 
 @dataclass(frozen=True)
 class Operand:
@@ -28,7 +30,7 @@ class Operand:
         columns = self.live_columns()
         if columns is None or columns.numel() != self.x.shape[self.along]:
             return torch.ones(shape, dtype=torch.bool)
-        laid = columns.flatten().view([-1 if d == self.along else 1 for d in range(self.x.dim())])
+        laid = columns.flatten().view(vector_shape(self.x.dim(), self.along))
         return laid.expand(shape)
 
 
@@ -71,7 +73,9 @@ def _read_bilinear(args: Any, at: int) -> Operand:
     """One input of a bilinear layer; the other operand is its second input."""
 
     def contribution(func: Any, masked: Tensor) -> Tensor:
-        made: Tensor = func(*[masked if i == at else value for i, value in enumerate(args)])
+        given = list(args)
+        given[at] = masked
+        made: Tensor = func(*given)
         return made
 
     x, other = args[at], args[2 - at]
@@ -93,8 +97,10 @@ def _read_convolution(args: Any) -> ProductOperands:
 
     side = Operand(x, weight, 1, 1, contribution, live_columns)
     # At the borders of a transposed convolution fewer kernel positions meet, as next to a padding.
-    spread = any(size > 1 for size in (*weight.shape[2:], *stride)) or any(p != 0 for p in rest[2])
-    partial = spread if transposed else any(p != 0 for p in padding)
+    partial = any(padding)
+    if transposed:
+        output_padding = rest[2]
+        partial = any(size > 1 for size in (*weight.shape[2:], *stride)) or any(output_padding)
     return ProductOperands((side,), bias, padded=partial)
 
 

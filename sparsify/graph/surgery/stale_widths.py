@@ -85,6 +85,10 @@ def follow_widths(dense: nn.Module, thin: nn.Module, cuts: Cuts, inputs: Inputs)
     return cuts.model_copy(update={"notes": (*cuts.notes, *told)})
 
 
+def _count_kept(op: Narrow) -> int:
+    return sum(end - start for start, end in op.keep)
+
+
 def is_explained(cuts: Cuts, name: str, old: Number, new: Number) -> bool:
     """Whether a log explains why a number of this name changed.
 
@@ -92,7 +96,7 @@ def is_explained(cuts: Cuts, name: str, old: Number, new: Number) -> bool:
     4 become 2 if 4 * 16 rows become 2 * 16.
     """
     narrowed = [op for op in cuts.operations if isinstance(op, Narrow)]
-    lengths = {(op.size, sum(end - start for start, end in op.keep)) for op in narrowed}
+    lengths = {(op.size, _count_kept(op)) for op in narrowed}
     values = {op.value for op in cuts.operations if isinstance(op, SetAttribute) and "." not in op.attribute}
 
     def follows(before: int, after: int) -> bool:

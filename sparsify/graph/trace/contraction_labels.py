@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from sparsify.graph.broadcast_shapes import vector_shape
 from sparsify.graph.trace.axis_labels import (
     AxisLabels,
     varying_dims,
@@ -19,12 +20,8 @@ def follow_product(
     Labels along k meet; labels that vary along the batch dimensions `shared` stay in the result.
     """
     k_a, k_b = len(a.shape) - 1, len(b.shape) - 2
-    over_a = [
-        algebra.tie(x, varying_dims(x) - shared - {k_a}) if k_a in varying_dims(x) else x for x in a.aspects
-    ]
-    over_b = [
-        algebra.tie(x, varying_dims(x) - shared - {k_b}) if k_b in varying_dims(x) else x for x in b.aspects
-    ]
+    over_a = [_tie_over(algebra, x, k_a, shared) for x in a.aspects]
+    over_b = [_tie_over(algebra, x, k_b, shared) for x in b.aspects]
     ours = [x.transpose(k_a, k_b) for x in over_a if k_a in varying_dims(x)]  # k in the same place for both
     theirs = [x for x in over_b if k_b in varying_dims(x)]
     for x in ours:
@@ -46,17 +43,21 @@ def follow_product(
     if a.parameter:
         for x in ours:
             algebra.consume(x)
-    for x, parameter, k in (
-        *((x, a.parameter, k_a) for x in over_a),
-        *((x, b.parameter, k_b) for x in over_b),
-    ):
-        if parameter and k not in varying_dims(x) and varying_dims(x) - shared:
-            algebra.produce(x)
-    kept = [x for x in over_a if k_a not in varying_dims(x)] + [
-        x for x in over_b if k_b not in varying_dims(x)
-    ]
+    kept_a = [x for x in over_a if k_a not in varying_dims(x)]
+    kept_b = [x for x in over_b if k_b not in varying_dims(x)]
+    for parameter, made in ((a.parameter, kept_a), (b.parameter, kept_b)):
+        for x in made:
+            if parameter and varying_dims(x) - shared:
+                algebra.produce(x)
+    kept = [*kept_a, *kept_b]
     batch = [algebra.tie(x, {k_b}) for x in (*ours, *theirs) if varying_dims(x) - {k_b}]
     return AxisLabels(tuple(shape), algebra.merge_aspects([*kept, *batch]), a.parameter and b.parameter)
+
+
+def _tie_over(algebra: LabelAlgebra, aspect: Tensor, summed: int, shared: set[int]) -> Tensor:
+    """An aspect that varies along the summed dimension, uniform along all others but the shared ones."""
+    varying = varying_dims(aspect)
+    return algebra.tie(aspect, varying - shared - {summed}) if summed in varying else aspect
 
 
 def follow_convolution(
@@ -104,14 +105,16 @@ def follow_convolution(
                 algebra.consume(ins)
         elif ours is not None and groups > 1:
             algebra.labels.fix(ours.numpy(), FIXED)
-        out = None if outs is None else (outs.repeat(groups) if transposed else outs)
+        out = outs
+        if out is not None and transposed:
+            out = out.repeat(groups)
         if out is not None and groups > 1 and not transposed:
             algebra.join(out.view(groups, -1), out.view(groups, -1)[:1])
     if out is None:
         return AxisLabels(tuple(shape))
     if weight.parameter:
         algebra.produce(out)
-    labelled = out.view([-1 if d == 1 else 1 for d in range(len(shape))])
+    labelled = out.view(vector_shape(len(shape), 1))
     if bias is not None and bias.aspects:
         algebra.join(bias.aspects[0].flatten(), out)
     return AxisLabels(tuple(shape), (labelled,) if size > 1 else ())

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsify.graph.broadcast_shapes import drop_lengths, keep_lengths
 from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
 from sparsify.graph.trace.operators import read_argument, wrap_dim
 from sparsify.graph.trace.rule_api import Follower, Op, Rule
@@ -60,7 +61,9 @@ def _pick_elements(w: Follower, indices: Sequence[Tensor | None], count: int) ->
             at += 1
     shape = np.broadcast_shapes(*(s.shape for s in own.values()))
     side_by_side = max(own) - min(own) + 1 == len(own)
-    zeros = [torch.zeros(shape, dtype=torch.int64) if dim in own else None for dim in range(at)]
+    zeros: list[Tensor | None] = [None] * at
+    for dim in own:
+        zeros[dim] = torch.zeros(shape, dtype=torch.int64)
     made = w.algebra.join_elementwise(shape, list(own.values()))
     return _PickedElements(frozenset(own), made, min(own) if side_by_side else 0, zeros)
 
@@ -104,7 +107,7 @@ def _index_select(w: Follower, op: Op) -> AxisLabels:
     dim = wrap_dim(op.args[1], op.args[0])
     x, index = w.labels_of(op.args[0]), w.labels_of(op.args[2])
     held = w.algebra.hold_all(x, {dim}, TAKEN)
-    places = [1 if d != dim else op.out.shape[dim] for d in range(op.out.dim())]
+    places = keep_lengths(op.out.shape, {dim})
     brought = tuple(aspect.view(places) for aspect in index.aspects)
     soft = _fix_lengths(x, [dim]).flexible | {(dim, cell) for _, cell in index.flexible}
     parameter = held.parameter and (index.parameter or not brought)
@@ -130,12 +133,13 @@ def _gather(w: Follower, op: Op) -> AxisLabels:
 def _unequal_dims(dim: int, x: Tensor, *others: Tensor) -> set[int]:
     """Other dimensions than the numbered one of which only the first elements take part."""
     sized = [other for other in others if other.dim()]
-    return {d for d in range(x.dim()) if d != dim and any(other.shape[d] != x.shape[d] for other in sized)}
+    unequal = {d for other in sized for d in range(x.dim()) if other.shape[d] != x.shape[d]}
+    return unequal - {dim}
 
 
 def _drop_dims(axis_labels: AxisLabels, dims: set[int]) -> AxisLabels:
     """Labels that do not vary along some dimensions, with size 1 along them."""
-    shape = tuple(1 if d in dims else n for d, n in enumerate(axis_labels.shape))
+    shape = tuple(drop_lengths(axis_labels.shape, dims))
     return _fix_lengths(replace(axis_labels, shape=shape), dims)
 
 
@@ -147,7 +151,7 @@ def _write_elements(
     for own in (w.labels_of(x), *others):
         held = w.algebra.hold_all(own, dims & set(range(len(own.shape))), reason)
         operands.append(_drop_dims(replace(held, flexible=own.flexible), dims))
-    shape = [1 if d in dims else n for d, n in enumerate(x.shape)]
+    shape = drop_lengths(x.shape, dims)
     made = w.algebra.join_elementwise(shape, operands)
     return replace(made, shape=tuple(x.shape))
 
@@ -188,28 +192,27 @@ def _index_put(w: Follower, op: Op) -> AxisLabels:
     rank, middle = len(part.shape), range(picked.start, picked.start + len(picked.made.shape))
     given = w.labels_of(values)
     missing = rank - len(given.shape)
-    lifted = AxisLabels(
-        (1,) * missing + given.shape,
-        tuple(aspect.view((1,) * missing + tuple(aspect.shape)) for aspect in given.aspects),
-        given.parameter,
-        frozenset((d + missing, cell) for d, cell in given.flexible),
-    )
+    ones = (1,) * missing
+    lifted_aspects = tuple(aspect.view(ones + tuple(aspect.shape)) for aspect in given.aspects)
+    flexible = frozenset((d + missing, cell) for d, cell in given.flexible)
+    lifted = AxisLabels(ones + given.shape, lifted_aspects, given.parameter, flexible)
     source = replace(
         w.algebra.hold_all(lifted, set(middle), "it is written to places that are given by number"),
         flexible=lifted.flexible,
     )
     made = w.algebra.join_elementwise(
-        [1 if e in middle else n for e, n in enumerate(part.shape)],
+        drop_lengths(part.shape, middle),
         [_drop_dims(part, set(middle)), _drop_dims(source, set(middle))],
     )
     # Back to the dimensions of x: those that are not indexed have the same order in the written part.
     rest = [e for e in range(rank) if e not in middle]
     free = [d for d in range(x.dim()) if d not in picked.dims]
     back = dict(zip(rest, free, strict=True))
-    found = {d: e for e, d in back.items()}
     aspects = []
     for aspect in made.aspects:
-        shape = [aspect.shape[found[d]] if d in found else 1 for d in range(x.dim())]
+        shape = [1] * x.dim()
+        for e, d in back.items():
+            shape[d] = aspect.shape[e]
         aspects.append(aspect.reshape(shape))
     soft = frozenset((back[e], cell) for e, cell in made.flexible if e in back)
     return AxisLabels(tuple(x.shape), tuple(aspects), own.parameter and given.parameter, soft)
@@ -353,5 +356,5 @@ INDEX_RULES: dict[str, Rule] = {
 """operators that read or write elements by their number"""
 
 _WRITE = ("put", "scatter", "index_add", "index_copy", "index_fill", "index_reduce")
-WRITES_IN_PLACE = frozenset(name for name in INDEX_RULES if any(word in name for word in _WRITE))
+WRITES_IN_PLACE = frozenset(name for word in _WRITE for name in INDEX_RULES if word in name)
 """those that write into their first argument when called in place"""

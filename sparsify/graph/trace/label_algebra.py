@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsify.graph.broadcast_shapes import keep_lengths, vector_shape
 from sparsify.graph.trace.axis_labels import (
     AxisLabels,
     Numbering,
@@ -243,8 +244,9 @@ class LabelAlgebra:
         does not vary."""
         if shape == axis_labels.shape and not axis_labels.flexible:
             return frozenset()
-        firm = [n if axis_labels.has_fixed_length(d) else 1 for d, n in enumerate(axis_labels.shape)]
-        if not axis_labels.flexible and sum(n > 1 for n in shape) <= sum(n > 1 for n in firm):
+        rank = len(axis_labels.shape)
+        firm = keep_lengths(axis_labels.shape, [d for d in range(rank) if axis_labels.has_fixed_length(d)])
+        if not axis_labels.flexible and _count_long(shape) <= _count_long(firm):
             return frozenset()
         moved = change(torch.arange(prod(firm)).view(firm).expand(axis_labels.shape))
         alike = set(range(len(shape))) - varying_dims(compress_labels(moved))
@@ -292,18 +294,20 @@ class LabelAlgebra:
 
 def _follow_dim(dim: int, shape: Sequence[int], change: Callable[[Tensor], Tensor]) -> set[int]:
     """The dimensions along which a result varies if its operand varied along one dimension."""
-    lone = torch.arange(shape[dim]).view([-1 if d == dim else 1 for d in range(len(shape))])
+    lone = torch.arange(shape[dim]).view(vector_shape(len(shape), dim))
     return varying_dims(compress_labels(change(lone.expand(tuple(shape)))))
+
+
+def _count_long(shape: Sequence[int]) -> int:
+    """Dimensions with more than one element."""
+    return sum(length > 1 for length in shape)
 
 
 def _common_flexible_dims(operands: Sequence[AxisLabels]) -> frozenset[tuple[int, SharedLength]]:
     """Dimensions whose length no operand fixes."""
-    return frozenset(
-        (d, cell)
-        for s in operands
-        for d, cell in s.flexible
-        if not any(o.has_fixed_length(d) for o in operands)
-    )
+    flexible = [entry for operand in operands for entry in operand.flexible]
+    fixed = {d for operand in operands for d, _ in flexible if operand.has_fixed_length(d)}
+    return frozenset((d, cell) for d, cell in flexible if d not in fixed)
 
 
 def _vary_alike(operands: Sequence[AxisLabels]) -> bool:

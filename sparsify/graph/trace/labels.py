@@ -196,7 +196,9 @@ def _find_ties(field: Ints) -> list[tuple[Ints, Ints]]:
         return []
 
     def units(d: int) -> int:
-        return len(np.unique(field[tuple(slice(None) if e == d else 0 for e in range(field.ndim))]))
+        at: list[int | slice] = [0] * field.ndim
+        at[d] = slice(None)
+        return len(np.unique(field[tuple(at)]))
 
     keep = max(dims, key=units)
     return [(field, field.take([0], d)) for d in dims if d != keep]

@@ -105,7 +105,7 @@ class GraphRecorder(ModuleStack):
 
     def run_operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         at = self.sum_at(func, args)
-        operands = tuple(self._node_of(a) for a in args[:2]) if at else ()
+        operands = list(map(self._node_of, args[:2])) if at else []
         alike = at is not None and args[0].shape == args[1].shape
         node, out = self._run_and_record(func, args, kwargs)
         if at is not None and alike and out.is_floating_point():
@@ -132,9 +132,9 @@ class GraphRecorder(ModuleStack):
     def on_enter(self, name: str, args: Any, kwargs: Any) -> None:
         x = first_tensor(args, kwargs)
         outer = self._running[-1] if self._running else None
-        self._running.append(
-            ModuleCall(name, outer, None if x is None else self._node_of(x), () if x is None else _shape(x))
-        )
+        node = None if x is None else self._node_of(x)
+        shape = () if x is None else _shape(x)
+        self._running.append(ModuleCall(name, outer, node, shape))
         self.graph.calls.append(self._running[-1])
 
     def on_exit(self, name: str, result: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsify.graph.broadcast_shapes import find_common_shape
 from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
 from sparsify.graph.trace.complex_rules import COMPLEX_RULES
 from sparsify.graph.trace.contraction_labels import follow_convolution, follow_product
@@ -134,12 +135,13 @@ def _trilinear(w: Follower, op: Op) -> AxisLabels:
     for tensor, dims in zip(op.args[:3], op.args[3:6], strict=True):
         insert_dims = partial(_insert_dims, dims=sorted(dims))
         spread.append(w.algebra.move_labels(w.labels_of(tensor), insert_dims))
-    rank, summed = len(spread[0].shape), {d % len(spread[0].shape) for d in op.args[6]}
+    rank = len(spread[0].shape)
+    summed = {d % rank for d in op.args[6]}
     for weight in spread:
         for aspect in weight.aspects:
             if weight.parameter and varying_dims(aspect) & summed:
                 w.algebra.consume(aspect)
-    shape = [max(s.shape[d] for s in spread) for d in range(rank)]
+    shape = find_common_shape([labels.shape for labels in spread])
     return replace(
         w.algebra.reduce_labels(w.algebra.join_elementwise(shape, spread), summed, False, op.out.shape),
         reduced_over=(),
@@ -236,12 +238,9 @@ def _lay_along(w: Follower, vector: Tensor, dim: int, rank: int) -> AxisLabels:
     """The labels of a vector, laid along one dimension of a tensor with `rank` dimensions."""
     axis_labels, size = w.labels_of(vector), vector.shape[0]
     shape = (1,) * dim + (size,) + (1,) * (rank - dim - 1)
-    return AxisLabels(
-        shape,
-        tuple(v.view(shape) for v in axis_labels.aspects),
-        axis_labels.parameter,
-        frozenset((dim, cell) for _, cell in axis_labels.flexible),
-    )
+    aspects = tuple(aspect.view(shape) for aspect in axis_labels.aspects)
+    flexible = frozenset((dim, cell) for _, cell in axis_labels.flexible)
+    return AxisLabels(shape, aspects, axis_labels.parameter, flexible)
 
 
 # across elements
@@ -264,7 +263,7 @@ def follow_reduction(w: Follower, op: Op) -> AxisLabels | list[AxisLabels]:
             made, reduced_over=(), numbers=w.algebra.number_places(axis_labels, over, number_reason(op.name))
         )
         return numbers if isinstance(op.out, Tensor) else [made, numbers]
-    return made if isinstance(op.out, Tensor) else [made for _ in op.out]
+    return made if isinstance(op.out, Tensor) else [made] * len(op.out)
 
 
 def follow_along(w: Follower, op: Op) -> AxisLabels | list[AxisLabels]:
@@ -283,7 +282,7 @@ def follow_along(w: Follower, op: Op) -> AxisLabels | list[AxisLabels]:
     result = op.out if isinstance(op.out, Tensor) else op.out[0]
     gone = sorted(dims) if result.dim() < len(axis_labels.shape) else []
     made = AxisLabels(tuple(result.shape), tuple(aspect.squeeze(gone) for aspect in held.aspects))
-    return made if isinstance(op.out, Tensor) else [made for _ in op.out]
+    return made if isinstance(op.out, Tensor) else [made] * len(op.out)
 
 
 def _distance(w: Follower, op: Op) -> AxisLabels:

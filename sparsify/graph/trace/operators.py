@@ -258,7 +258,8 @@ def dims_run_over(name: str, args: Any, kwargs: Mapping[str, Any]) -> set[int]:
     if name == "_weight_norm_interface":
         return set(range(rank)) - {wrap_dim(read_argument(args, kwargs, 2, "dim", 0), args[0])}
     if name in NORMS:  # over everything but the channels, where the statistics are not stored ones
-        return set(range(rank)) - {1} if next((a for a in args[3:] if isinstance(a, bool)), False) else set()
+        is_training = next((a for a in args[3:] if isinstance(a, bool)), False)
+        return set(range(rank)) - {1} if is_training else set()
     if name in DISTANCES:
         return {rank - 1}
     if name in LOSSES:
@@ -274,7 +275,9 @@ def dims_run_over(name: str, args: Any, kwargs: Mapping[str, Any]) -> set[int]:
     dims = read_argument(args, kwargs, 2 if name in ("norm", "linalg_vector_norm") else 1, "dim", None)
     if dims is None or dims == [] or isinstance(dims, Tensor):
         return set(range(rank))
-    return {wrap_dim(d, args[0]) for d in (dims if isinstance(dims, list | tuple) else [dims])}
+    if not isinstance(dims, list | tuple):
+        dims = [dims]
+    return {wrap_dim(dim, args[0]) for dim in dims}
 
 
 def loss_reduction(name: str, args: Any, kwargs: Mapping[str, Any]) -> int:

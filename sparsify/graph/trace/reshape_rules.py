@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sparsify.graph.broadcast_shapes import drop_lengths, find_common_shape
 from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
 from sparsify.graph.trace.operators import read_argument, wrap_dim
 from sparsify.graph.trace.rule_api import Follower, Op, Rule
@@ -13,7 +14,9 @@ from sparsify.graph.trace.rule_api import Follower, Op, Rule
 
 def _split(w: Follower, op: Op) -> list[AxisLabels]:
     dim = wrap_dim(read_argument(op.args, op.kwargs, 2, "dim", 0), op.args[0])
-    sizes = op.args[1] if isinstance(op.args[1], list | tuple) else [t.shape[dim] for t in op.out]
+    sizes = op.args[1]
+    if not isinstance(sizes, list | tuple):
+        sizes = [piece.shape[dim] for piece in op.out]
     return split_labels(w, op.args[0], dim, sizes)
 
 
@@ -107,38 +110,40 @@ def _cat(w: Follower, op: Op) -> AxisLabels:
     given = [t for t in op.args[0] if t.numel() or t.dim() > 1]
     dim = wrap_dim(read_argument(op.args, op.kwargs, 1, "dim", 0), op.out)
     all_labels = [w.labels_of(t) for t in given]
-    along = [next((v for v in s.aspects if dim in varying_dims(v)), None) for s in all_labels]
-    others = [
-        AxisLabels(
-            (*s.shape[:dim], 1, *s.shape[dim + 1 :]),
-            tuple(v for v in s.aspects if dim not in varying_dims(v)),
-            s.parameter,
-        )
-        for s in all_labels
-    ]
+    along = [_find_aspect_along(labels, dim) for labels in all_labels]
+    others = [_drop_aspects_along(labels, dim) for labels in all_labels]
     w.algebra.note_twins(others)
     flat = (*op.out.shape[:dim], 1, *op.out.shape[dim + 1 :])
     made = list(w.algebra.join_elementwise(flat, others).aspects)
-    if any(v is not None for v in along) or any(n.aspects for n in all_labels):
-        pieces = [torch.zeros([1] * op.out.dim(), dtype=torch.int64) if v is None else v for v in along]
-        if any(v is not None for v in along):
-            shape = [max(p.shape[d] for p in pieces) for d in range(op.out.dim())]
-            wide = []
-            for piece, own in zip(pieces, all_labels, strict=True):
-                shape[dim] = own.shape[dim]
-                wide.append(piece.expand(shape))
-            made.append(torch.cat(wide, dim))
-    return AxisLabels(
-        tuple(op.out.shape), tuple(v for v in made if varying_dims(v)), all(s.parameter for s in all_labels)
-    )
+    if any(aspect is not None for aspect in along):
+        nothing = torch.zeros([1] * op.out.dim(), dtype=torch.int64)
+        pieces = []
+        for aspect in along:
+            pieces.append(nothing if aspect is None else aspect)
+        shape = find_common_shape([piece.shape for piece in pieces])
+        wide = []
+        for piece, own in zip(pieces, all_labels, strict=True):
+            shape[dim] = own.shape[dim]
+            wide.append(piece.expand(shape))
+        made.append(torch.cat(wide, dim))
+    aspects = tuple(aspect for aspect in made if varying_dims(aspect))
+    return AxisLabels(tuple(op.out.shape), aspects, all(labels.parameter for labels in all_labels))
+
+
+def _find_aspect_along(labels: AxisLabels, dim: int) -> Tensor | None:
+    return next((aspect for aspect in labels.aspects if dim in varying_dims(aspect)), None)
+
+
+def _drop_aspects_along(labels: AxisLabels, dim: int) -> AxisLabels:
+    aspects = tuple(aspect for aspect in labels.aspects if dim not in varying_dims(aspect))
+    return AxisLabels(tuple(drop_lengths(labels.shape, {dim})), aspects, labels.parameter)
 
 
 def _stack(w: Follower, op: Op) -> AxisLabels:
     dim = wrap_dim(read_argument(op.args, op.kwargs, 1, "dim", 0), op.out)
     w.algebra.note_twins([w.labels_of(t) for t in op.args[0]])
-    made = w.algebra.join_elementwise(
-        tuple(n for d, n in enumerate(op.out.shape) if d != dim), [w.labels_of(t) for t in op.args[0]]
-    )
+    all_labels = [w.labels_of(tensor) for tensor in op.args[0]]
+    made = w.algebra.join_elementwise((*op.out.shape[:dim], *op.out.shape[dim + 1 :]), all_labels)
     return AxisLabels(tuple(op.out.shape), tuple(v.unsqueeze(dim) for v in made.aspects), made.parameter)
 
 

@@ -142,11 +142,10 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
             for n, p in module.named_parameters(recurse=False)
             if n.startswith("weight_hh")
         ]
-        columns = [
-            next(a.flatten() for a in aspects if 1 in varying_dims(a))
-            for aspects in units
-            if module.hidden_size > 1
-        ]
+        columns = []
+        for aspects in units:
+            if module.hidden_size > 1:
+                columns.append(next(aspect.flatten() for aspect in aspects if 1 in varying_dims(aspect)))
         for other in columns[1:]:
             self.algebra.join(columns[0], other)
         if columns:
@@ -196,7 +195,11 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
                 module = self.within[-1] if self.within else ""
                 self.products[key] = trace_product(name, module, args, out, self.labels_unread)
             self.ran[key] += 1
-        results = (out,) if isinstance(out, Tensor) else out if isinstance(out, tuple | list) else ()
+        results: tuple[Any, ...] | list[Any] = ()
+        if isinstance(out, Tensor):
+            results = (out,)
+        elif isinstance(out, tuple | list):
+            results = out
         if known is None:
             result = self._apply_rule(name, func, args, kwargs, out)
             all_labels = result if isinstance(result, list) else [result]

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sparsify.graph.broadcast_shapes import replace_length
 from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
 from sparsify.graph.trace.contraction_labels import follow_convolution
 from sparsify.graph.trace.operators import wrap_dim
@@ -74,10 +75,9 @@ def _fake_quantize(w: Follower, op: Op) -> list[AxisLabels]:
     operands = [w.labels_of(x)]
     if "per_channel" in op.name:
         dim = wrap_dim(op.args[3], x)
-        shape = [-1 if d == dim else 1 for d in range(x.dim())]
         for tensor in (scale, zero):
             own = w.labels_of(tensor)
-            whole = tuple(tensor.shape[0] if n == -1 else 1 for n in shape)
+            whole = tuple(replace_length([1] * x.dim(), dim, tensor.shape[0]))
             soft = frozenset((dim, cell) for _, cell in own.flexible)
             operands.append(
                 AxisLabels(

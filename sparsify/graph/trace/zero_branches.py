@@ -32,7 +32,7 @@ class ZeroBranches(ModuleStack):  # type: ignore[no-untyped-call]
         if operand is not None:
             in_place = func._schema.name.endswith("_") and operand == 0
             zeros = args[0].zero_() if in_place else torch.zeros_like(args[operand])
-            args = tuple(zeros if i == operand else a for i, a in enumerate(args))
+            args = (*args[:operand], zeros, *args[operand + 1 :])
         return func(*args, **kwargs)
 
     def on_enter(self, name: str, args: Any, kwargs: Any) -> None:

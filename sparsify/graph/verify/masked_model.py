@@ -61,7 +61,8 @@ def run_masked_model(
         else:
             with zero_branches(wide, sums):
                 masked = run_model(wide, inputs)
-    if [t.shape for t in found] != [t.shape for t in masked]:
+    shapes = [tensor.shape for tensor in found]
+    if shapes != [tensor.shape for tensor in masked]:
         raise VerificationError(f"the cut model's outputs changed their shapes{list_groups(blamed)}")
     return masked
 

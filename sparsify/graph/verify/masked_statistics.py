@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sparsify.forward.call_model import call_model, float_tensors, restore_buffers
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
+from sparsify.graph.broadcast_shapes import replace_length
 from sparsify.graph.model_map import Sum
 from sparsify.graph.precision import keep_double
 from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
@@ -52,7 +53,7 @@ class MaskedTracer(Tracer):  # type: ignore[no-untyped-call]
 
     def run_plain(self, _name: str, func: Any, args: Any, kwargs: Any) -> Any:
         if _name in PRODUCTS:
-            args = tuple(self._zero_removed(a) if isinstance(a, Tensor) else a for a in args)
+            args = tuple(map(self._zero_removed, args))
         x = args[0] if args else None
         if not isinstance(x, Tensor) or _name not in MIXING_OPERATORS:
             return func(*args, **kwargs)
@@ -70,8 +71,10 @@ class MaskedTracer(Tracer):  # type: ignore[no-untyped-call]
             x.shape, [self.labels_of(value) for value in args if isinstance(value, Tensor)]
         )
 
-    def _zero_removed(self, tensor: Tensor) -> Tensor:
-        """A weight that was computed from others, with zeros at removed units."""
+    def _zero_removed(self, tensor: Any) -> Any:
+        """A weight that was computed from others, with zeros at removed units; anything else as it is."""
+        if not isinstance(tensor, Tensor):
+            return tensor
         axis_labels = self.labels_of(tensor)
         if not axis_labels.parameter or tensor.untyped_storage().data_ptr() in self.own:
             return tensor
@@ -90,14 +93,16 @@ class MaskedTracer(Tracer):  # type: ignore[no-untyped-call]
     def _run_on_kept(self, name: str, func: Any, args: Any, kwargs: Any, kept: Mapping[int, Tensor]) -> Any:
         x = args[0]
         beside = name in DISTANCES or name in LOSSES
-        rest = [_select_kept(v, x.dim(), kept) if beside and isinstance(v, Tensor) else v for v in args[1:]]
+        rest = list(args[1:])
+        if beside:
+            rest = [_select_kept(value, x.dim(), kept) for value in rest]
         for dim, stays in kept.items():
             if name == "native_layer_norm":
                 place = dim - x.dim() + len(rest[0])
-                rest[0] = [len(stays) if d == place else n for d, n in enumerate(rest[0])]
-                rest[1:3] = [v.index_select(place, stays) if isinstance(v, Tensor) else v for v in rest[1:3]]
+                rest[0] = replace_length(rest[0], place, len(stays))
+                rest[1:3] = [_select_along(value, place, stays) for value in rest[1:3]]
             if name == "native_group_norm":
-                rest[0:2] = [v.index_select(0, stays) if isinstance(v, Tensor) else v for v in rest[0:2]]
+                rest[0:2] = [_select_along(value, 0, stays) for value in rest[0:2]]
                 rest[3] = len(stays)
         out = func(_select_kept(x, x.dim(), kept), *rest, **kwargs)
         if beside or name in REDUCTIONS:
@@ -110,8 +115,15 @@ class MaskedTracer(Tracer):  # type: ignore[no-untyped-call]
         return filled if isinstance(out, Tensor) else (filled, *out[1:])
 
 
-def _select_kept(operand: Tensor, rank: int, kept: Mapping[int, Tensor]) -> Tensor:
-    """The kept elements of an operand that broadcasts to `rank` dimensions."""
+def _select_along(operand: Any, dim: int, stays: Tensor) -> Any:
+    """The kept elements along one dimension; what is no tensor as it is."""
+    return operand.index_select(dim, stays) if isinstance(operand, Tensor) else operand
+
+
+def _select_kept(operand: Any, rank: int, kept: Mapping[int, Tensor]) -> Any:
+    """The kept elements of an operand that broadcasts to `rank` dimensions; what is no tensor as it is."""
+    if not isinstance(operand, Tensor):
+        return operand
     for dim, stays in kept.items():
         own = dim - rank + operand.dim()
         if own >= 0 and operand.shape[own] > 1:
@@ -121,9 +133,8 @@ def _select_kept(operand: Tensor, rank: int, kept: Mapping[int, Tensor]) -> Tens
 
 def _scatter_kept(narrow: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
     """Put kept indices of a dimension back to their places, with zeros between them."""
-    return narrow.new_zeros([size if d == dim else n for d, n in enumerate(narrow.shape)]).index_copy(
-        dim, places, narrow
-    )
+    zeros = narrow.new_zeros(replace_length(narrow.shape, dim, size))
+    return zeros.index_copy(dim, places, narrow)
 
 
 def run_without_removed(

@@ -80,7 +80,9 @@ def relative_difference(found: Sequence[torch.Tensor], wanted: Sequence[torch.Te
             gap = torch.where(a == b, torch.zeros_like(apart), apart)
             largest = torch.where(b.isfinite(), size, torch.zeros_like(size)).max()
             gaps.append(float(gap.max()) / max(float(largest), torch.finfo(b.dtype).tiny))
-    return math.nan if any(math.isnan(gap) for gap in gaps) else max(gaps)
+    if any(map(math.isnan, gaps)):
+        return math.nan
+    return max(gaps)
 
 
 def first_line(error: Exception) -> str:

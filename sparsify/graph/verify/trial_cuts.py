@@ -213,9 +213,9 @@ def _split_by_nesting(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
     """The branches, from the outermost to the innermost."""
     while branches:
         size = {b.name: (len(b.tensors), -i) for i, b in enumerate(branches)}
-        level = [
-            b for b in branches if not any(o.overlaps(b) and size[o.name] > size[b.name] for o in branches)
-        ]
+        pairs = [(outer, inner) for outer in branches for inner in branches if outer.overlaps(inner)]
+        covered = {inner.name for outer, inner in pairs if size[outer.name] > size[inner.name]}
+        level = [branch for branch in branches if branch.name not in covered]
         yield level
         branches = [b for b in branches if b not in level]
 

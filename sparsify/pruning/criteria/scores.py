@@ -33,9 +33,9 @@ weights multiply (activation, wanda)"""
 
 
 def group_scores(
-    spec: Criterion, layout: Layout, weights: Tensors, looks: Statistics | None, seed: int
+    spec: Criterion, layout: Layout, weights: Tensors, statistics: Statistics | None, seed: int
 ) -> Tensor:
-    """The score of every slot of a layout: [count]. `looks` is needed by criteria that look at data."""
+    """The score of every slot of a layout: [count]. `statistics` is needed by criteria that look at data."""
     match spec:
         case Magnitude():
             powers = layout.reduce(lambda name: wide(weights[name].detach()).abs().pow(spec.norm))[:-1]
@@ -43,26 +43,26 @@ def group_scores(
         case Taylor():
             changes = _over_batches(
                 spec,
-                looks,
+                statistics,
                 lambda: layout.reduce(lambda name: _multiply_by_gradient(weights[name]))[:-1].abs(),
             )
             return _normalize(spec.normalize, changes, layout, weights)
         case Fisher():
             return _over_batches(
                 spec,
-                looks,
+                statistics,
                 lambda: layout.reduce(lambda name: _multiply_by_gradient(weights[name]))[:-1].square() / 2,
             )
         case Sensitivity() | Wanda():
             products = _over_batches(
-                spec, looks, lambda: layout.reduce(lambda name: _size_of_product(weights[name]))[:-1]
+                spec, statistics, lambda: layout.reduce(lambda name: _size_of_product(weights[name]))[:-1]
             )
             how = spec.normalize if isinstance(spec, Wanda) else "none"
             return _normalize(how, products, layout, weights)
         case Activation():
             sizes = layout.sizes(weights).clamp(min=1)
             arriving = _over_batches(
-                spec, looks, lambda: (layout.reduce(lambda name: weights[name].grad) / sizes)[:-1]
+                spec, statistics, lambda: (layout.reduce(lambda name: weights[name].grad) / sizes)[:-1]
             )
             return _normalize(spec.normalize, arriving, layout, weights)
         case Lamp():
@@ -81,7 +81,7 @@ def group_scores(
             assert_never(spec)
 
 
-def weight_scores(spec: Criterion, weight: Tensor, looks: Statistics | None, seed: int) -> Tensor:
+def weight_scores(spec: Criterion, weight: Tensor, statistics: Statistics | None, seed: int) -> Tensor:
     """The score of every element of one tensor, in its shape."""
 
     def zeros() -> Tensor:
@@ -93,21 +93,23 @@ def weight_scores(spec: Criterion, weight: Tensor, looks: Statistics | None, see
         case Taylor() | Sensitivity() | Wanda():
             products = _over_batches(
                 spec,
-                looks,
+                statistics,
                 lambda: zeros() if weight.grad is None else (wide(weight.detach()) * weight.grad).abs(),
             )
             return products if isinstance(spec, Sensitivity) else _divided(spec.normalize, products)
         case Fisher():
             return _over_batches(
                 spec,
-                looks,
+                statistics,
                 lambda: (
                     zeros() if weight.grad is None else (wide(weight.detach()) * weight.grad).square() / 2
                 ),
             )
         case Activation():
             arriving = _over_batches(
-                spec, looks, lambda: zeros() if weight.grad is None else weight.grad.expand_as(weight).clone()
+                spec,
+                statistics,
+                lambda: zeros() if weight.grad is None else weight.grad.expand_as(weight).clone(),
             )
             return _divided(spec.normalize, arriving)
         case Lamp():
@@ -195,11 +197,11 @@ def _size_of_product(weight: Tensor) -> Tensor | None:
     return None if weight.grad is None else (wide(weight.detach()) * weight.grad).abs()
 
 
-def _over_batches(spec: Criterion, looks: Statistics | None, measure: Callable[[], Tensor]) -> Tensor:
-    if looks is None:
+def _over_batches(spec: Criterion, statistics: Statistics | None, measure: Callable[[], Tensor]) -> Tensor:
+    if statistics is None:
         raise ValueError(f"criterion '{spec.kind}' needs training batches")
     total, count = None, 0
-    for _ in looks():
+    for _ in statistics():
         value = measure()
         total = value if total is None else total + value
         count += 1

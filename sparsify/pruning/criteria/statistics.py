@@ -24,8 +24,10 @@ _SEEN_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def gather_statistics(
     model: nn.Module, spec: Criterion, batches: Sequence[Batch] | None, objective: Objective | None
 ) -> Statistics | None:
-    """How a criterion looks at a model, which it leaves in eval mode;
-    None where it needs no data or there is none."""
+    """What a criterion takes from training data, batch by batch; the model is left in eval mode.
+
+    None where the criterion needs no data or there is none.
+    """
     if batches is None or objective is None or not isinstance(spec, FromData):
         return None
     own = list(islice(batches, spec.batches))

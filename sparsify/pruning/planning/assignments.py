@@ -60,24 +60,16 @@ def assign_rules(
     for index, own in layers.items():
         rule = rules[index]
         mine = [layer for layer in own if claimed[layer.name, str(rule.group)] == index]
-        names = [
-            c.name
-            for layer in mine
-            for c in find_groups(rule.group, map, layer)
-            if owner[c.name][0] == index and c.protected is None
-        ]
-        tensors = [
-            name
-            for layer in mine
-            for name in find_tensors(rule.group, map, layer)
-            if in_one_tensor(rule.group)
-            or any(
-                c.protected is None and owner[c.name][0] == index for c in find_groups(rule.group, map, layer)
-            )
-        ]
-        yield Assignment(
-            index, tuple(layer.name for layer in mine), tuple(dict.fromkeys(names)), tuple(tensors)
-        )
+        names: dict[str, None] = {}
+        tensors = []
+        for layer in mine:
+            groups = find_groups(rule.group, map, layer)
+            open_groups = [c.name for c in groups if owner[c.name][0] == index and c.protected is None]
+            names |= dict.fromkeys(open_groups)
+            if open_groups or in_one_tensor(rule.group):
+                tensors += find_tensors(rule.group, map, layer)
+        layer_names = tuple(layer.name for layer in mine)
+        yield Assignment(index, layer_names, tuple(names), tuple(tensors))
 
 
 def _check_clashes(
@@ -94,12 +86,12 @@ def _check_clashes(
         clashes = list_clashing(kind)
         for layer in own:
             earlier = [first[layer.name, other] for other in clashes if (layer.name, other) in first]
-            rival = next(iter(earlier), None)
+            first_rule = next(iter(earlier), None)
             first.setdefault((layer.name, kind), index)
-            if rival is None or rules[rival].group == group:
+            if first_rule is None or rules[first_rule].group == group:
                 continue
             text = (
-                f"layer '{layer.name}' has group '{rules[rival].group}' by rules.{rival}; "
+                f"layer '{layer.name}' has group '{rules[first_rule].group}' by rules.{first_rule}; "
                 f"group '{group}' cannot be combined with it on the same layer"
             )
             yield positions.problem(f"rules.{index}.layers", text, "narrow one of the two selectors")

@@ -46,11 +46,9 @@ class Cost:
 def choose_cost(budget: Budget) -> str:
     """What equal cost means: the first latency that is limited, else the first count that is, else MACs."""
     target = next(iter(budget.latency), None)
-    return (
-        f"latency.{target}"
-        if target is not None
-        else next((what for what in _SHARED if getattr(budget, what) is not None), "macs")
-    )
+    if target is not None:
+        return f"latency.{target}"
+    return next((what for what in _SHARED if getattr(budget, what) is not None), "macs")
 
 
 def find_first_cut(recipe: Recipe) -> int:
@@ -116,12 +114,13 @@ def make_baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:
     """
     recipe = plan.recipe
     multiples = {a.rule: a.multiple for a in plan.assignments}
-    rules = tuple(
-        rule if rule.protect else _make_rule(rule, kind, multiples.get(i, 1))
-        for i, rule in enumerate(recipe.rules)
-        if rule.protect
-        or not (in_one_tensor(rule.group) or (kind == "uniform_width" and removes_branches(rule.group)))
-    )
+    rules = []
+    for index, rule in enumerate(recipe.rules):
+        has_no_width = kind == "uniform_width" and removes_branches(rule.group)
+        if rule.protect:
+            rules.append(rule)
+        elif not in_one_tensor(rule.group) and not has_no_width:
+            rules.append(_make_rule(rule, kind, multiples.get(index, 1)))
     first = find_first_cut(recipe)
     before, after = recipe.stages[:first], _drop_penalties_and_cuts(recipe.stages[first:])
     stages = (
@@ -131,7 +130,7 @@ def make_baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:
     )
     changes = {
         "title": f"{recipe.title}: {kind}",
-        "rules": rules,
+        "rules": tuple(rules),
         "stages": stages,
         "budget": cost.budget,
         "baselines": (),

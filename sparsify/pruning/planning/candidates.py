@@ -103,7 +103,10 @@ def keep_best_branches(
         if removes_branches(rule.group) and rule.keep.at_least is not None:
             own = sorted((c for c in groups if c.rule == index), key=key)
             spared |= {c.name for c in own[max(0, len(own) - rule.keep.at_least) :]}
-    return tuple(replace(c, floor=1) if c.name in spared else c for c in groups)
+    found = []
+    for candidate in groups:
+        found.append(replace(candidate, floor=1) if candidate.name in spared else candidate)
+    return tuple(found)
 
 
 def keep_least_share(plan: Plan, groups: Sequence[Candidate], part: float) -> tuple[Candidate, ...]:
@@ -121,7 +124,10 @@ def keep_least_share(plan: Plan, groups: Sequence[Candidate], part: float) -> tu
             removable = sum(len(c.gone(len(c.order))) for c in own)
             if removable < round(part * rule.sparsity.fraction * width):
                 unreachable.add(index)
-    return tuple(a if a.rule in unreachable else b for a, b in zip(groups, found, strict=True))
+    kept = []
+    for before, after in zip(groups, found, strict=True):
+        kept.append(before if before.rule in unreachable else after)
+    return tuple(kept)
 
 
 def _keep_least_share(plan: Plan, candidate: Candidate) -> Candidate:

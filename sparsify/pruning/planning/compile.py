@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from sparsify.cost.latency_model import LatencyModel
 from sparsify.errors import Problem, RecipeError
-from sparsify.graph.model_map import ModelMap
+from sparsify.graph.model_map import Coupled, ModelMap
 from sparsify.pruning.planning.assignments import assign_rules
 from sparsify.pruning.planning.cut_targets import list_own_budgets
 from sparsify.pruning.planning.feasibility import (
@@ -105,10 +105,10 @@ def _mark_protected(recipe: Recipe, positions: Positions, map: ModelMap, problem
         for layer in match_layers(recipe, positions, map, index, problems):
             own = {c.name for c in find_coupled(map, layer, "out")}
             why = f"rules.{index} protects '{layer.name}'"
-            coupled = tuple(
-                replace(c, protected=c.protected or why) if c.name in own else c for c in map.coupled
-            )
-            map = replace(_mark_branches(map, layer.name, why), coupled=coupled)
+            coupled = []
+            for group in map.coupled:
+                coupled.append(_protect_group(group, why) if group.name in own else group)
+            map = replace(_mark_branches(map, layer.name, why), coupled=tuple(coupled))
         for branch in [b for b in map.branches if selects(rule.layers, b.module, b.classes)]:
             map = _mark_branches(map, branch.module, f"rules.{index} protects '{branch.module}'")
     return map
@@ -116,11 +116,14 @@ def _mark_protected(recipe: Recipe, positions: Positions, map: ModelMap, problem
 
 def _mark_branches(map: ModelMap, module: str, why: str) -> ModelMap:
     """The map with those residual branches marked to stay that a module is in."""
-    held = {b.name for b in map.branches if b.holds(module)}
-    return replace(
-        map,
-        branches=tuple(
-            replace(b, group=replace(b.group, protected=b.group.protected or why)) if b.name in held else b
-            for b in map.branches
-        ),
-    )
+    branches = []
+    for branch in map.branches:
+        if branch.holds(module):
+            branch = replace(branch, group=_protect_group(branch.group, why))
+        branches.append(branch)
+    return replace(map, branches=tuple(branches))
+
+
+def _protect_group(group: Coupled, why: str) -> Coupled:
+    """The group marked to stay; the first reason remains."""
+    return replace(group, protected=group.protected or why)

@@ -6,7 +6,7 @@ budgets as plain amounts, a rule's `sparsity` as the share of what is left.
 """
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
 from math import prod
 from typing import assert_never
@@ -85,12 +85,7 @@ def rewrite_recipe(plan: Plan, target: Target | None, cuts: Sequence[Cuts] = ())
     and so is what penalties did that work towards them.
     """
     if target is None:
-        rules = tuple(
-            r
-            if r.protect
-            else r.model_copy(update={"sparsity": None, "penalty": None if _has_goal(r) else r.penalty})
-            for r in plan.recipe.rules
-        )
+        rules = tuple(map(_drop_goal, plan.recipe.rules))
         return plan.recipe.model_copy(update={"rules": rules, "budget": Budget()})
     demands = list(plan.recipe.rules)
     for assignment in plan.assignments:
@@ -122,6 +117,14 @@ def rewrite_recipe(plan: Plan, target: Target | None, cuts: Sequence[Cuts] = ())
     )
 
 
+def _drop_goal(rule: Rule) -> Rule:
+    """The rule when all that the recipe asks for is cut; a protecting one as it is."""
+    if rule.protect:
+        return rule
+    penalty = None if _has_goal(rule) else rule.penalty
+    return rule.model_copy(update={"sparsity": None, "penalty": penalty})
+
+
 def keep_present_rules(plan: Plan, rules: Sequence[Rule], left: Set[str]) -> dict[int, Rule]:
     """Place -> rule, without what speaks only of layers that left with a residual branch.
     left: names of the layers that have not."""
@@ -133,21 +136,21 @@ def keep_present_rules(plan: Plan, rules: Sequence[Rule], left: Set[str]) -> dic
             if not removes_branches(rule.group)
         ]
         if rule.protect or removes_branches(rule.group):
-            named += [
-                (b.module, b.classes, any(t.rpartition(".")[0] in left for t in b.tensors))
-                for b in plan.map.branches
-            ]
-        kept = tuple(
-            p
-            for p in rule.layers
-            if any(there and selects((p,), name, classes) for name, classes, there in named)
-        )
+            for branch in plan.map.branches:
+                there = any(tensor.rpartition(".")[0] in left for tensor in branch.tensors)
+                named.append((branch.module, branch.classes, there))
+        present = [(name, classes) for name, classes, there in named if there]
+        kept = tuple(pattern for pattern in rule.layers if _selects_any(pattern, present))
         if kept:
             limits = {name: share for name, share in rule.keep.limits.items() if name in left}
             found[index] = rule.model_copy(
                 update={"layers": kept, "keep": rule.keep.model_copy(update={"limits": limits})}
             )
     return found
+
+
+def _selects_any(pattern: str, named: Iterable[tuple[str, Collection[str]]]) -> bool:
+    return any(selects((pattern,), name, classes) for name, classes in named)
 
 
 def make_holding_rule(rule: Rule, penalties: bool) -> Rule:
@@ -199,9 +202,9 @@ def measure_left_inside(plan: Plan, together: Sequence[Assignment], cuts: Sequen
             count = count_inside(group, shapes[name]) if name in shapes else 0
             module = name.rpartition(".")[0]
             there += count
-            kept += (count_inside(group, narrowed[name]) if count else 0) * prod(
-                e.live / e.columns for done in cuts for e in done.executions if e.module == module
-            )
+            executions = [e for done in cuts for e in done.executions if e.module == module]
+            live = prod(execution.live / execution.columns for execution in executions)
+            kept += count_inside(group, narrowed[name]) * live if count else 0
     return kept / there if there else 1.0
 
 
@@ -246,10 +249,10 @@ def _rescale_limits(plan: Plan, assignment: Assignment, cuts: Sequence[Cuts]) ->
 
 def list_own_budgets(recipe: Recipe) -> tuple[tuple[str, Budget], ...]:
     """(path in the recipe, budget) of every cut that has a budget of its own."""
-    paths = (
-        (f"stages.{i}" if isinstance(s, Cut) else f"stages.{i}.cuts", goal(s))
-        for i, s in enumerate(recipe.stages)
-    )
+    paths = []
+    for index, stage in enumerate(recipe.stages):
+        path = f"stages.{index}" if isinstance(stage, Cut) else f"stages.{index}.cuts"
+        paths.append((path, goal(stage)))
     return tuple(
         (path, found.budget) for path, found in paths if found is not None and found.budget is not None
     )
@@ -269,11 +272,10 @@ def _compute_budget(plan: Plan, target: Target, cuts: Sequence[Cuts]) -> Budget:
         what: (dense[what] - target.way * (dense[what] - limit)) * (1 + _HAIR)
         for what, limit in absolute_limits(asked, dense).items()
     }
-    written: dict[str, object] = {
-        what: Size(amount, "B") if what == "bytes" else Amount(amount / 1e3, "k")
-        for what, amount in left.items()
-        if what in ("macs", "params", "bytes")
-    }
+    written: dict[str, object] = {}
+    for what, amount in left.items():
+        if what in ("macs", "params", "bytes"):
+            written[what] = Size(amount, "B") if what == "bytes" else Amount(amount / 1e3, "k")
     if "peak_memory" in left:
         assert plan.map.lifetimes is not None
         measured = float(plan.map.lifetimes.measured)

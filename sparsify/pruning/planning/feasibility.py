@@ -61,7 +61,8 @@ def check_budget(
             else "leave it out"
         )
         kept = [f"'{name} {n}'" for name, n in _strictest_keep(plan) if n > 1]
-        kept += ["'limits'"] if any(rule.keep.limits for rule in plan.recipe.rules) else []
+        if any(rule.keep.limits for rule in plan.recipe.rules):
+            kept.append("'limits'")
         if kept:
             hint += f", or loosen {' and '.join(kept)} of 'keep'"
         fixed = [
@@ -100,16 +101,16 @@ def check_sparsities(positions: Positions, plan: Plan) -> Iterable[Problem]:
         ):
             continue
         path, asked = f"rules.{together[0].rule}.sparsity", f"{rule.sparsity} cannot be reached"
-        own = [c for c in open_groups if c.rule in {a.rule for a in together}]
-        inside = (
-            [count_inside(rule.group, shapes[name]) for a in together for name in a.tensors if name in shapes]
-            if in_one_tensor(rule.group)
-            else []
-        )
-        total = sum(len(c.order) for c in own) + sum(inside)
-        most = sum(len(c.gone(len(c.order))) for c in own) + sum(
-            max(0, n - (rule.keep.at_least or 1)) for n in inside
-        )
+        members = {assignment.rule for assignment in together}
+        own = [candidate for candidate in open_groups if candidate.rule in members]
+        inside = []
+        if in_one_tensor(rule.group):
+            names = [name for assignment in together for name in assignment.tensors if name in shapes]
+            inside = [count_inside(rule.group, shapes[name]) for name in names]
+        at_least = rule.keep.at_least or 1
+        total = sum(len(candidate.order) for candidate in own) + sum(inside)
+        most_units = sum(len(candidate.gone(len(candidate.order))) for candidate in own)
+        most = most_units + sum(max(0, count - at_least) for count in inside)
         why = [text for a in together for text in describe_kept_layers(plan.recipe, plan.map, a)]
         if not own and not inside and why:
             yield positions.problem(
@@ -118,14 +119,9 @@ def check_sparsities(positions: Positions, plan: Plan) -> Iterable[Problem]:
                 "select other layers, or leave 'sparsity' out",
             )
         elif most < rule.sparsity.fraction * total - 0.5:
-            floors = [
-                f"keep.{name} {n}"
-                for name, n in (
-                    ("at_least", rule.keep.at_least or 1),
-                    ("multiple_of", max(a.multiple for a in together)),
-                )
-                if n > 1
-            ]
+            multiple = max(assignment.multiple for assignment in together)
+            bounds = (("at_least", at_least), ("multiple_of", multiple))
+            floors = [f"keep.{name} {bound}" for name, bound in bounds if bound > 1]
             floors += ["keep.limits"] if rule.keep.limits else []
             because = f"with {' and '.join(floors)}" if floors else "as one group stays in every layer,"
             message = f"{asked}: {because} at most {1000 * most // total / 10:g}% of the groups can go"

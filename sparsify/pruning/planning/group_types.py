@@ -211,14 +211,15 @@ def width_step(group: Group | None, steps: Steps) -> int:
 def find_coupled(map: ModelMap, layer: Layer, role: str) -> list[Coupled]:
     """Coupled groups of which a unit is among a layer's outputs ("out"), or among its inputs ("in")."""
     matrices = _name_matrices(layer)
-    by_name = (
-        {layer.name, *(group.name for group in find_bare_groups(map, layer))} if role == "out" else set()
-    )
-    return [
-        group
-        for group in map.coupled
-        if group.name in by_name or any(s.tensor in matrices and s.role == role for s in group.slices)
-    ]
+    by_name: set[str] = set()
+    if role == "out":
+        by_name = {layer.name, *(group.name for group in find_bare_groups(map, layer))}
+    found = []
+    for group in map.coupled:
+        reaches = any(part.tensor in matrices and part.role == role for part in group.slices)
+        if reaches or group.name in by_name:
+            found.append(group)
+    return found
 
 
 def find_bare_groups(map: ModelMap, layer: Layer) -> list[Coupled]:
@@ -306,7 +307,11 @@ def _count_rows(group: Coupled, layer: Layer) -> int:
 
 def _hidden_units(map: ModelMap, layer: Layer) -> list[Coupled]:
     weights = f"{layer.name}.weight_hh"
-    return [group for group in map.coupled if any(s.tensor.startswith(weights) for s in group.slices)]
+    found = []
+    for group in map.coupled:
+        if any(part.tensor.startswith(weights) for part in group.slices):
+            found.append(group)
+    return found
 
 
 def _branch(map: ModelMap, layer: Layer) -> list[Coupled]:

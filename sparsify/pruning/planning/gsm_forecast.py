@@ -71,14 +71,15 @@ def _write_note(stage: Train, examples: int | None) -> str:
         lr = schedules.value(stage.optimizer.lr, 0, 1, stage.epochs)
         steps = f"{math.ceil(-math.log(LOSSLESS) / (lr * rate))} steps" if lr * rate else "no number of steps"
         return (
-            f"a weight that gsm always leaves out shrinks to {format_tiny(LOSSLESS)} of itself in {steps} at lr "
-            f"{lr:g}"
+            f"a weight that gsm always leaves out shrinks to {format_tiny(LOSSLESS)} of itself in {steps} "
+            f"at lr {lr:g}"
         )
     per_epoch = math.ceil(examples / stage.batch)
     left = compute_residual(stage, per_epoch)
     assert left is not None
+    remainder = format_tiny(left) if left < 0.01 else format_digits(left, 2)
     said = (
-        f"a weight that gsm always leaves out shrinks to {format_tiny(left) if left < 0.01 else format_digits(left, 2)} "
+        f"a weight that gsm always leaves out shrinks to {remainder} "
         f"of itself in {per_epoch * stage.epochs} steps"
     )
     return (

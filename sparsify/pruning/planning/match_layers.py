@@ -73,16 +73,8 @@ def _match_branches(
             problems.append(positions.problem(f"rules.{index}.layers", text, _describe_branches(map)))
         hits += [b for b in own if b not in hits]
     free = [b for b in hits if b.group.protected is None]
-    outermost = [
-        b
-        for b in free
-        if not any(o is not b and len(o.tensors) > len(b.tensors) and o.overlaps(b) for o in free)
-    ]
-    inner = {
-        b.module
-        for b in hits
-        if any(b.module.startswith(f"{o.module}.") or o.module.startswith(f"{b.module}.") for o in outermost)
-    }
+    outermost = [branch for branch in free if not _is_covered(branch, free)]
+    inner = {branch.module for branch in hits if _is_nested(branch, outermost)}
     stuck = [b for b in hits if b.group.protected is not None and b.module not in inner]
     return [
         Layer(b.name, b.type, (), b.macs, 0, 0, b.ancestors)
@@ -91,12 +83,27 @@ def _match_branches(
     ]
 
 
+def _is_covered(branch: Branch, others: Iterable[Branch]) -> bool:
+    """Whether a larger one overlaps it."""
+    larger = [other for other in others if len(other.tensors) > len(branch.tensors)]
+    return any(other.overlaps(branch) for other in larger)
+
+
+def _is_nested(branch: Branch, others: Iterable[Branch]) -> bool:
+    """Whether it lies inside another one, or another one inside it."""
+    for other in others:
+        if branch.module.startswith(f"{other.module}.") or other.module.startswith(f"{branch.module}."):
+            return True
+    return False
+
+
 def _describe_branches(map: ModelMap) -> str:
     free = [b for b in map.branches if b.group.protected is None]
     if not free:
         return "none of its branches can leave; use another group"
-    names = [b.module for b in free]
-    return f"those that can leave are {_join_names(names)}; their classes are {_join_names(_list_class_names(free))}"
+    names = _join_names([b.module for b in free])
+    classes = _join_names(_list_class_names(free))
+    return f"those that can leave are {names}; their classes are {classes}"
 
 
 def _acts_on(map: ModelMap, rule: Rule, layer: Layer) -> bool:
@@ -140,7 +147,9 @@ def _suggest_globs(pattern: str, map: ModelMap) -> Iterable[str]:
 def find_overlapping_branches(map: ModelMap, group: Coupled) -> list[Coupled]:
     """The residual branches that contain this one or a part of it."""
     own = next((b for b in map.branches if b.group is group), None)
-    return [] if own is None else [b.group for b in map.branches if b is not own and b.overlaps(own)]
+    if own is None:
+        return []
+    return [branch.group for branch in map.branches if branch is not own and branch.overlaps(own)]
 
 
 def find_target(spec: GroupLasso, recipe: Recipe) -> str:

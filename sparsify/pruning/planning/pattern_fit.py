@@ -60,10 +60,11 @@ def _check_narrowing(
 ) -> Iterable[Problem]:
     """Rules that may narrow the dimension to a width that the pattern does not divide."""
     rules = recipe.rules
-    written = {i: rule.keep.multiple_of for i, rule in enumerate(rules)}
-    multiple = {
-        i: value if isinstance(value, int) else 1 for i, value in written.items()
-    }  # what auto comes to may change with the machine
+    multiple = []
+    for rule in rules:
+        written = rule.keep.multiple_of
+        # What auto comes to may change with the machine.
+        multiple.append(written if isinstance(written, int) else 1)
     kernel = prod(layer.weight[2:]) if isinstance(rules[index].group, Block) and dim == 1 else 1
     for other, own in layers.items():
         covered = {

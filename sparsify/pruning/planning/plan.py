@@ -133,7 +133,9 @@ def _drop_ranges(argument: Any) -> Any:
         return {
             key: _drop_ranges(value) for key, value in argument.items() if key not in ("kind", "low", "high")
         }
-    return [_drop_ranges(item) for item in argument] if isinstance(argument, list | tuple) else argument
+    if isinstance(argument, list | tuple):
+        return [_drop_ranges(item) for item in argument]
+    return argument
 
 
 def join_ranked(plan: Plan) -> tuple[tuple[Assignment, ...], ...]:

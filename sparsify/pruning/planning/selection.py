@@ -89,7 +89,10 @@ def choose(
         if fit:
             break
     gone = {tensor for b in plan.map.branches if not chosen.get(b.name, [0]) for tensor in b.tensors}
-    return {name: [] if plan.map.by_name[name].reached <= gone else kept for name, kept in chosen.items()}
+    for name in chosen:
+        if plan.map.by_name[name].reached <= gone:
+            chosen[name] = []
+    return chosen
 
 
 def choose_evenly(
@@ -158,10 +161,10 @@ def choose_by_macs(
 
 def _compute_limits(plan: Plan, costs: Costs, part: float, aim: float) -> dict[str, float]:
     """What each budgeted quantity may come to, that part of the way."""
-    asked = {
-        what: limit * (aim if what.startswith("latency.") else 1)
-        for what, limit in absolute_limits(plan.recipe.budget, costs.dense).items()
-    }
+    asked = dict(absolute_limits(plan.recipe.budget, costs.dense))
+    for what in asked:
+        if what.startswith("latency."):
+            asked[what] *= aim
     return {what: costs.dense[what] - part * (costs.dense[what] - limit) for what, limit in asked.items()}
 
 
@@ -207,10 +210,12 @@ def find_least(plan: Plan, clocks: Sequence[LatencyModel] = ()) -> dict[str, tup
     prices = _price_units(open_groups, costs, absolute_limits(plan.recipe.budget, costs.dense))
     open_groups = keep_best_branches(plan, open_groups, lambda c: (-prices[c.name],))
     wanted = _list_demands(plan, open_groups, prices, BY_PRICE)
-    return {
-        c.name: c.gone(len(c.order) if plan.recipe.rules[c.rule].sparsity is None else wanted[c.name])
-        for c in open_groups
-    }
+    gone = {}
+    for candidate in open_groups:
+        has_own_amount = plan.recipe.rules[candidate.rule].sparsity is not None
+        count = wanted[candidate.name] if has_own_amount else len(candidate.order)
+        gone[candidate.name] = candidate.gone(count)
+    return gone
 
 
 def _list_demands(
@@ -221,7 +226,8 @@ def _list_demands(
     wanted = {c.name: c.dead for c in open_groups}
     for together in join_ranked(plan):
         sparsity = plan.recipe.rules[together[0].rule].sparsity
-        own = [c for c in open_groups if c.rule in {a.rule for a in together}]
+        members = {assignment.rule for assignment in together}
+        own = [candidate for candidate in open_groups if candidate.rule in members]
         if sparsity is not None and own:
             _raise_demand(own, part * sparsity.fraction, wanted, prices, power)
     return _make_uniform([c for c in open_groups if plan.recipe.rules[c.rule].sparsity is not None], wanted)

@@ -313,7 +313,10 @@ def _count_examples(inputs: Any) -> int:
 def _join_calls(parts: Sequence[Any]) -> Any:
     first = parts[0]
     if isinstance(first, Mapping):
-        return {key: _join_values([part[key] for part in parts]) for key in first}
+        joined = {}
+        for key in first:
+            joined[key] = _join_values([part[key] for part in parts])
+        return joined
     return tuple(_join_values(values) for values in zip(*parts, strict=True))
 
 

@@ -15,7 +15,9 @@ def make_action(spec: Agp, layout: Layout, parameters: Tensors, sparsity: float,
     """Held at zero: the share `strength` of the weights, or groups by ||w_g|| / sqrt(|g|);
     chosen anew whenever the share has changed."""
     names = tuple(part.name for part in layout.parts)
-    count = sum(local_part(parameters[n]).numel() for n in names) if single else layout.count
+    count = layout.count
+    if single:
+        count = sum(local_part(parameters[name]).numel() for name in names)
     device = parameters[names[0]].device
     gone = torch.zeros(count, dtype=torch.bool, device=device)
     held = torch.zeros((), dtype=torch.float64)

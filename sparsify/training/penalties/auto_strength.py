@@ -1,6 +1,6 @@
 """Strength from a goal: `strength: auto` raises and lowers lambda so that as much dies as the schedule wants.
 
-At every control moment, a two-hundredth of the stage apart:
+At every control step, a two-hundredth of the stage apart:
     part     share of the goal that is due: 0 at `start`, 1 at `end`, linear in between
     due      what a cut would remove now, if that part were all that is asked for: it alone may die by now
     coming   what a cut would remove if the part of H steps later were asked for: on it the strength acts
@@ -28,7 +28,7 @@ from sparsify_schemas.criterion import Magnitude
 from sparsify_schemas.schedule import Auto
 
 CONTROL_STEPS = 200
-"""control moments in a stage"""
+"""control steps in a stage"""
 HORIZON = 0.05
 """of the stage: so long before it is due, the strength begins to act on a group"""
 GROWTH = 30.0
@@ -41,9 +41,9 @@ LEAST_FACTOR = 0.5
 """the least factor in one action of what is coming and not due"""
 
 
-def count_horizon(steps: int, moment: int) -> int:
+def count_horizon(steps: int, interval: int) -> int:
     """Steps in which the strength is to bring a group to zero."""
-    return max(moment, round(HORIZON * steps))
+    return max(interval, round(HORIZON * steps))
 
 
 def compute_due(spec: Auto, step: float, steps_per_epoch: int, steps: int) -> float:
@@ -53,7 +53,7 @@ def compute_due(spec: Auto, step: float, steps_per_epoch: int, steps: int) -> fl
 
 
 def count_interval(steps: int, every: int) -> int:
-    """Steps between two control moments, a multiple of those between two proximal actions."""
+    """Steps between two control steps, a multiple of those between two proximal actions."""
     return max(1, steps // (CONTROL_STEPS * every)) * every
 
 
@@ -81,7 +81,7 @@ class TunedPenalty:
 
 @dataclass(frozen=True)
 class ControlStep:
-    """A moment of a stage, or of what lies between two cuts in it."""
+    """A step of a stage, or of what lies between two cuts in it, at which strengths are adjusted."""
 
     step: int
     steps_per_epoch: int
@@ -89,31 +89,33 @@ class ControlStep:
     """in which the goal is to be reached"""
     whole: int
     """of the stage"""
-    moment: int
-    """steps between two control moments"""
+    interval: int
+    """steps between two control steps"""
     lr: float
     """sum over the horizon"""
 
     @property
     def horizon(self) -> int:
-        return count_horizon(self.steps, self.moment)
+        return count_horizon(self.steps, self.interval)
 
 
 def adjust_strengths(
-    plan: Plan, steered: Sequence[TunedPenalty], weights: Mapping[str, Tensor], now: ControlStep
+    plan: Plan, tuned: Sequence[TunedPenalty], weights: Mapping[str, Tensor], now: ControlStep
 ) -> None:
-    """Set every strength, and how far each group may shrink in one action until the next moment."""
-    groups = [s for s in steered if not s.single]
+    """Set every strength, and how far each group may shrink in one action until the next control step."""
+    groups = [s for s in tuned if not s.single]
     scores = {
         name: part.tolist()
         for s in groups
         for name, part in s.layout.split(group_scores(s.criterion, s.layout, weights, None, 0)).items()
     }
-    dead = {name: [value == 0.0 for value in values] for name, values in scores.items()}
-    for s in steered:
+    dead = {}
+    for name, values in scores.items():
+        dead[name] = [value == 0.0 for value in values]
+    for s in tuned:
         part, soon, far = (
             compute_due(s.spec, now.step + ahead, now.steps_per_epoch, now.steps)
-            for ahead in (0, now.moment, now.horizon)
+            for ahead in (0, now.interval, now.horizon)
         )
         if s.single:
             _adjust_by_weights(s, weights, part, far, now)
@@ -162,7 +164,7 @@ def _set_strength(s: TunedPenalty, lag: float | None, norm: float, now: ControlS
     and the norm that has to go within the horizon."""
     if lag is not None:
         s.state["gain"].mul_(
-            math.exp(GROWTH * now.moment / now.whole * (max(-1.0, min(1.0, lag / LAG)) if lag else -1.0))
+            math.exp(GROWTH * now.interval / now.whole * (max(-1.0, min(1.0, lag / LAG)) if lag else -1.0))
         )
     s.state["strength"].fill_(float(s.state["gain"]) * norm / now.lr if now.lr > 0 else 0.0)
 
@@ -176,11 +178,11 @@ def _flag_removed(layout: Layout, keep: Mapping[str, Sequence[int]]) -> Tensor:
 
 
 def measure_progress(
-    plan: Plan, steered: Sequence[TunedPenalty], weights: Mapping[str, Tensor], remaining: Mapping[str, float]
+    plan: Plan, tuned: Sequence[TunedPenalty], weights: Mapping[str, Tensor], remaining: Mapping[str, float]
 ) -> float:
     """The part of the goal that what is dead now comes to; the least where there are several goals."""
     parts = []
-    for s in steered:
+    for s in tuned:
         if s.share is None:
             costs = Costs(plan.map).dense
             parts += [

@@ -12,7 +12,9 @@ def make_action(spec: GrowingL2, layout: Layout, parameters: Tensors, single: bo
     """gradient += min(limit, delta * number of rises so far) * w on what `state["chosen"]` marks:
     single weights in the order of the layout's parts, or slots."""
     names = tuple(part.name for part in layout.parts)
-    count = sum(local_part(parameters[n]).numel() for n in names) if single else layout.count + 1
+    count = layout.count + 1
+    if single:
+        count = sum(local_part(parameters[name]).numel() for name in names)
     chosen = torch.zeros(count, dtype=torch.bool, device=parameters[names[0]].device)
 
     def on_weights(weights: Tensors, gradients: Tensors, strength: float) -> None:

@@ -20,11 +20,9 @@ def make_action(spec: Sensitivity, names: tuple[str, ...], parameters: Tensors) 
     S is their mean.
     Source: Tartaglione et al., arXiv:1810.11764.
     """
-    return (
-        _of_loss(names)
-        if spec.of == "loss"
-        else _of_outputs(spec, names, {name: find_extent(name, parameters[name]) for name in names})
-    )
+    if spec.of == "loss":
+        return _of_loss(names)
+    return _of_outputs(spec, names, {name: find_extent(name, parameters[name]) for name in names})
 
 
 def _of_loss(names: tuple[str, ...]) -> Action:
@@ -103,20 +101,18 @@ def _average_slopes(
     slopes: Sequence[Tensor | None], own: Tensors, processes: Any
 ) -> tuple[Tensor | None, ...]:
     """Over processes, in one exchange; None where no process has any."""
-    found = [
-        torch.zeros_like(weight) if slope is None else slope
-        for slope, weight in zip(slopes, own.values(), strict=True)
-    ]
+    found = []
+    for slope, weight in zip(slopes, own.values(), strict=True):
+        found.append(torch.zeros_like(weight) if slope is None else slope)
     seen = found[0].new_tensor([slope is not None for slope in slopes])
-    sums = torch.split(
-        add_over_processes(torch.cat([seen, *(slope.flatten() for slope in found)]), processes),
-        [len(seen), *(slope.numel() for slope in found)],
-    )
+    joined = torch.cat([seen, *(slope.flatten() for slope in found)])
+    lengths = [len(seen), *(slope.numel() for slope in found)]
+    sums = torch.split(add_over_processes(joined, processes), lengths)
     size = torch.distributed.get_world_size(processes)
-    return tuple(
-        total.view_as(slope) / size if any_seen else None
-        for any_seen, total, slope in zip(sums[0].tolist(), sums[1:], found, strict=True)
-    )
+    means = []
+    for any_seen, total, slope in zip(sums[0].tolist(), sums[1:], found, strict=True):
+        means.append(total.view_as(slope) / size if any_seen else None)
+    return tuple(means)
 
 
 def _shrink_weights(weights: Tensors, sensitivities: Tensors, strength: float) -> None:

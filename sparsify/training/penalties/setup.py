@@ -43,7 +43,7 @@ class Regularizer:
     action: Action
     share: float
     """what the rule's own `sparsity` removes; 0 without one"""
-    steered: TunedPenalty | None
+    tuned: TunedPenalty | None
     """how its strength is found, where it is not given"""
 
 

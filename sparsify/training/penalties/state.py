@@ -66,10 +66,9 @@ def _split_state(
     names = tuple(dict.fromkeys(part.name for layout in layouts for part in layout.parts))
     if kind == "weight":
         own = [local_part(parameters[name]) for name in names]
-        return {
-            name: piece.view(p.shape)
-            for name, piece, p in zip(names, torch.split(value, [p.numel() for p in own]), own, strict=True)
-        }
+        parts = torch.split(value, [parameter.numel() for parameter in own])
+        views = [part.view(parameter.shape) for part, parameter in zip(parts, own, strict=True)]
+        return dict(zip(names, views, strict=True))
     if kind == "tensor":
         return dict(zip(names, value, strict=True))
     slots = value[: sum(layout.count for layout in layouts)]  # without the spare one

@@ -59,14 +59,13 @@ def flag_lowest(weights: Sequence[Tensor], share: float, among: Portions = ()) -
 
 def sum_over_processes(values: Tensor, among: Portions, how: Callable[[Tensor], Tensor]) -> Tensor:
     """how(values), a number or a histogram, added up over all processes. All of them must call."""
-    runs = [
-        (sum(length for length, _ in own), processes)
-        for processes, own in groupby(among, key=lambda piece: piece[1])
-    ] or [(len(values), None)]
-    totals = [
-        add_over_processes(how(own), processes)
-        for own, (_, processes) in zip(torch.split(values, [length for length, _ in runs]), runs, strict=True)
-    ]
+    lengths, owners = [], []
+    for processes, pieces in groupby(among or [(len(values), None)], key=lambda piece: piece[1]):
+        lengths.append(sum(length for length, _ in pieces))
+        owners.append(processes)
+    totals = []
+    for part, processes in zip(torch.split(values, lengths), owners, strict=True):
+        totals.append(add_over_processes(how(part), processes))
     return totals[0] if len(totals) == 1 else torch.stack(totals).sum(0)
 
 
@@ -92,11 +91,9 @@ def _take_first(flags: Tensor, wanted: int, among: Portions) -> Tensor:
     if wanted >= int(sum_over_processes(flags, among, torch.count_nonzero)):
         return flags
     found = []
-    for own, (_, processes) in zip(
-        torch.split(flags, [length for length, _ in among]) if among else (flags,),
-        among or ((0, None),),
-        strict=True,
-    ):
+    among = among or ((len(flags), None),)
+    parts = torch.split(flags, [length for length, _ in among])
+    for own, (_, processes) in zip(parts, among, strict=True):
         earlier, everywhere = sum_before(int(own.sum()), processes)
         found.append(own & (own.cumsum(0) <= wanted - earlier))
         wanted -= everywhere

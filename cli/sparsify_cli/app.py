@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from sparsify.errors import SparsifyError, VerificationError
+from sparsify.formatting.table import escape_character
 
 LONGEST = 2000
 """Characters in a line of an error message."""
@@ -163,7 +164,7 @@ def _escape(line: str) -> str:
     """Escape control characters, which a name in a damaged file may hold, and cut off long lines."""
     if len(line) > LONGEST:
         line = f"{line[:LONGEST]}..."
-    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return "".join(map(escape_character, line))
 
 
 def _print_bug(error: Exception) -> int:

@@ -91,9 +91,9 @@ def choose_alternatives(annotation: Any, value: Any) -> tuple[Model, ...]:
     """Those alternatives that the `kind` of a value picks; all of them where it picks none."""
     candidates = list_models(annotation)
     kind = value.get("kind") if isinstance(value, Mapping) else None
-    return (
-        tuple(m for m in candidates if kind_of(m) == kind) or candidates if kind is not None else candidates
-    )
+    if kind is None:
+        return candidates
+    return tuple(model for model in candidates if kind_of(model) == kind) or candidates
 
 
 def list_types_at(root: Model, path: tuple[str | int, ...], data: Any) -> list[Any]:

@@ -112,7 +112,9 @@ class Input(Spec):
         whole = self.dtype in ("int64", "int32")
         odd = next((v for v in _flatten_numbers(self.values) if self._is_odd(v, whole)), None)
         if odd is not None:
-            wanted = "true or false" if self.dtype == "bool" else "whole numbers" if whole else "numbers"
+            wanted = "whole numbers" if whole else "numbers"
+            if self.dtype == "bool":
+                wanted = "true or false"
             raise AtKey(
                 "values",
                 (
@@ -168,7 +170,9 @@ def _flatten_numbers(values: object) -> Iterator[object]:
 
 def _tag_argument(value: Any) -> str:
     """Which of the forms of an argument is written."""
-    return "<nothing>" if value is None else "<list>" if isinstance(value, list | tuple) else "<entry>"
+    if value is None:
+        return "<nothing>"
+    return "<list>" if isinstance(value, list | tuple) else "<entry>"
 
 
 Argument = Annotated[

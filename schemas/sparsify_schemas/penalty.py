@@ -301,7 +301,9 @@ class Sensitivity(PenaltySpec):
     @model_validator(mode="after")
     def _classes_are_outputs(self) -> "Sensitivity":
         if self.of == "loss":
-            extra = "classes" if self.classes is not None else "mode" if self.mode != "unspecific" else None
+            extra = "mode" if self.mode != "unspecific" else None
+            if self.classes is not None:
+                extra = "classes"
             if extra:
                 raise AtKey(extra, f"'{extra}' is for 'of: outputs'; the loss has one derivative")
         elif self.mode == "specific" and self.classes is not None:

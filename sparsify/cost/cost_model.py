@@ -34,11 +34,15 @@ class Costs:
         self._products = model_map.products or tuple(_make_products(model_map))
         self._fixed_macs = model_map.macs - sum(product.macs for product in self._products)
         self._lengths = lengths = _Lengths(model_map)
-        self._places = [[lengths.place(*dim) for dim in _list_dims(tensor)] for tensor in model_map.tensors]
+        self._places = []
+        for tensor in model_map.tensors:
+            self._places.append([lengths.place(*dim) for dim in _list_dims(tensor)])
         self._numels = _Volumes(self._places, lengths)
         self._itemsizes = np.array([tensor.itemsize for tensor in model_map.tensors], dtype=np.int64)
         self._parameters = np.array([tensor.parameter for tensor in model_map.tensors], dtype=np.int64)
-        spaces = [[lengths.place(*dim) for dim in product.dims] for product in self._products]
+        spaces = []
+        for product in self._products:
+            spaces.append([lengths.place(*dim) for dim in product.dims])
         self._spaces = _Volumes(spaces, lengths)
         dense = self._spaces.of(lengths.after_removing({}))
         self._each = np.array([product.macs for product in self._products]) / np.maximum(dense, 1.0)
@@ -78,10 +82,9 @@ class Costs:
     def shapes(self, gone: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
         """Tensor -> its shape with the listed units removed; zero elements if it is removed as a whole."""
         lengths = self._lengths.after_removing(gone).tolist()
-        found = {
-            tensor.name: tuple(lengths[place] for place in places)
-            for tensor, places in zip(self._tensors, self._places, strict=True)
-        }
+        found = {}
+        for tensor, places in zip(self._tensors, self._places, strict=True):
+            found[tensor.name] = tuple(lengths[place] for place in places)
         for name in self._tensors_of.keys() & gone.keys():
             for place in self._tensors_of[name].tolist() if len(gone[name]) else ():
                 tensor = self._tensors[place]

@@ -238,7 +238,8 @@ def fit_thetas(networks: Sequence[TimedNetwork]) -> Floats:
     layers = np.array([i < len(KINDS) for i in range(count)], dtype=float)
     if not networks:
         return layers
-    x, y = np.array([n.sums for n in networks]), np.array([n.ms for n in networks])
+    x = np.array([network.sums for network in networks])
+    y = np.array([network.ms for network in networks])
     total = float(x[0] @ layers)
     prior = layers * (y[0] / total) if total else np.eye(count)[-1] * y[0]
     reach = np.maximum(np.abs(x[0]), 1e-9) / y[0]

@@ -214,10 +214,13 @@ def _list_numbers(model: nn.Module) -> Mapping[str, float]:
 
 def _count_mismatches(found: Shapes, wanted: Shapes) -> int:
     """The number of dimensions in which the tensors differ."""
-    return sum(
-        1 if len(shape) != len(found[name]) else sum(a != b for a, b in zip(shape, found[name], strict=True))
-        for name, shape in wanted.items()
-    )
+    wrong = 0
+    for name, shape in wanted.items():
+        if len(shape) != len(found[name]):
+            wrong += 1
+        else:
+            wrong += sum(a != b for a, b in zip(shape, found[name], strict=True))
+    return wrong
 
 
 _OTHERS = "--format pt2, onnx and safetensors take the model as it is"

@@ -44,7 +44,14 @@ def make_columns(*titles: str) -> tuple[Column, ...]:
 def escape_controls(text: str) -> str:
     """The text on one line, with control characters escaped."""
     flat = " ".join(text.split())
-    return flat if flat.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in flat)
+    if flat.isprintable():
+        return flat
+    return "".join(map(escape_character, flat))
+
+
+def escape_character(character: str) -> str:
+    """The character, or what `ascii` writes for one that is not printable."""
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 def count_cells(text: str) -> int:
@@ -65,7 +72,7 @@ def lay_out(table: Table, width: int = 100) -> Iterator[Line]:
     if table.title:
         yield from (Line("title", text) for text in _fold(escape_controls(table.title), width))
     if table.rows:
-        rows = [tuple(escape_controls(c) for c in row) for row in table.rows]
+        rows = [tuple(map(escape_controls, row)) for row in table.rows]
         widths = _choose_widths(table.columns, rows, width)
         head = tuple(c.title for c in table.columns)
         if any(head):

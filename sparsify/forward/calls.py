@@ -107,10 +107,8 @@ def rebuild_value(value: Any, change: Callable[[str, Tensor], Any], path: str = 
     if isinstance(value, Tensor):
         return change(path, value)
     if isinstance(value, tuple | list | Mapping) or _is_dataclass(value):
-        inner = {
-            key: rebuild_value(item, change, f"{path}.{key}" if path else str(key))
-            for key, item in list_items(value)
-        }
+        prefix = f"{path}." if path else ""
+        inner = {key: rebuild_value(item, change, f"{prefix}{key}") for key, item in list_items(value)}
         return _make_container(value, inner)
     return value
 
@@ -176,9 +174,11 @@ def batch_axes(each: Call) -> dict[str, Axis]:
     found = tensors_by_path(each)
     if each.batch == "first":
         size = next((tensor.size(0) for tensor in found.values() if tensor.dim()), None)
-        return {
-            path: 0 if tensor.dim() and tensor.size(0) == size else None for path, tensor in found.items()
-        }
+        dims: dict[str, int | None] = {}
+        for path, tensor in found.items():
+            counts_examples = tensor.dim() > 0 and tensor.size(0) == size
+            dims[path] = 0 if counts_examples else None
+        return dims
     if not isinstance(each.batch, Mapping):
         stated = each.batch
         assert not isinstance(stated, str)

@@ -178,9 +178,9 @@ def rebind_functions(copy: nn.Module, memo: Memo) -> None:
                 if isinstance(item, FunctionType):
                     value[key] = _rebind_function(item, memo)
         elif isinstance(value, list) and value:
-            value[:] = [
-                _rebind_function(item, memo) if isinstance(item, FunctionType) else item for item in value
-            ]
+            for place, item in enumerate(value):
+                if isinstance(item, FunctionType):
+                    value[place] = _rebind_function(item, memo)
 
 
 def _rebind_function(function: FunctionType, memo: Memo) -> FunctionType:

@@ -22,7 +22,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path, build:
     wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     state = _strip_prefix(state, wanted)
     checks = (_describe_missing, _describe_unexpected, _describe_shapes, _describe_types)
-    faults = [fault for fault in (check(wanted, state) for check in checks) if fault]
+    faults = [fault for check in checks if (fault := check(wanted, state))]
     if faults:
         raise ModelError(f"{path} does not fit {build}: {'; '.join(faults)}{_suggest(path)}")
     check_finite(state, str(path))

@@ -52,9 +52,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"{path} is {'damaged' if path.exists() else 'missing'}: {first_line(error)}"
         ) from None
     wanted = list_tensors(model)
-    wrong = [f"'{n}' is missing" for n in wanted if n not in stored] + [
-        f"'{n}' is not in the model" for n in stored if n not in wanted
-    ]
+    wrong = [f"'{name}' is missing" for name in wanted if name not in stored]
+    wrong += [f"'{name}' is not in the model" for name in stored if name not in wanted]
     wrong += [
         f"'{n}' is {_kind(stored[n])} in the file and {_kind(t)} in the model"
         for n, t in wanted.items()

@@ -61,4 +61,7 @@ def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 def _wrap_result(value: Tensor, returns: tuple[bool, ...]) -> Any:
     if not returns:
         return value
-    return tuple([value if here else None for here in returns])
+    results = []
+    for here in returns:
+        results.append(value if here else None)
+    return tuple(results)

@@ -113,16 +113,18 @@ def crop_convolution(conv: Conv, kept: tuple[Grid, ...]) -> None:
     """Set the attributes of a convolution whose weight has been cropped to `kept`."""
     lost = tuple(_count_lost_reach(conv, kept))
     pads, mode, crops = read_padding(conv)
-    conv.dilation = tuple(
-        d * step if count > 1 else 1 for d, (_, step, count) in zip(conv.dilation, kept, strict=True)
-    )
+    dilation = []
+    for d, (_, step, count) in zip(conv.dilation, kept, strict=True):
+        dilation.append(d * step if count > 1 else 1)
+    conv.dilation = tuple(dilation)
     conv.kernel_size = tuple(count for *_, count in kept)
     if not any(lost):
         return
     crops = tuple(c + cut for c, cut in zip(crops, lost, strict=True))
     if mode == "zeros" or not any(pads):
         net = [p + c for p, c in zip(pads, crops, strict=True)]
-        pads, mode, crops = tuple(max(n, 0) for n in net), "zeros", tuple(min(n, 0) for n in net)
+        pads, mode = tuple(max(n, 0) for n in net), "zeros"
+        crops = tuple(min(n, 0) for n in net)
     even = mode == "zeros" and not any(crops) and pads[::2] == pads[1::2]
     _set_padding(conv, pads if even else (0,) * len(pads))
     if even:

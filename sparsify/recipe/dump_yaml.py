@@ -38,7 +38,7 @@ def _mark_inline(value: Any) -> Any:
             return escape(value)
         case list():
             items = [_mark_inline(item) for item in value]
-            return _Row(items) if all(_is_scalar(item) for item in items) else items
+            return _Row(items) if all(map(_is_scalar, items)) else items
         case dict():
             entries = {key: _mark_inline(item) for key, item in value.items()}
             is_short = "kind" in entries and all(_is_scalar(item) for item in entries.values())

@@ -66,12 +66,10 @@ def _read_parent(root: Table, file: str, chain: list[str]) -> tuple[Table, str, 
     try:
         document = read_text(read_file(parent), parent)
     except RecipeError as error:
-        raise RecipeError(
-            [
-                _move_problem(named.place, problem) if problem.line is None else problem
-                for problem in error.problems
-            ]
-        ) from None
+        problems = []
+        for problem in error.problems:
+            problems.append(_move_problem(named.place, problem) if problem.line is None else problem)
+        raise RecipeError(problems) from None
     return _as_table(document.root, Place(parent)), parent, document.problems
 
 

@@ -76,7 +76,8 @@ def replace_presets(root: Table) -> tuple[Table, list[Problem]]:
     targets, budget = root.entries.get("targets"), root.entries.get("budget")
     written = dict(targets.entries) if isinstance(targets, Table) else {}
     latency = budget.entries.get("latency") if isinstance(budget, Table) else None
-    wanted = [name for name in latency.entries if name not in written] if isinstance(latency, Table) else []
+    entries = latency.entries if isinstance(latency, Table) else {}
+    wanted = [name for name in entries if name not in written]
     if not wanted and not any(map(_is_name, written.values())):
         return root, []
     if not (targets is None or isinstance(targets, Table)):

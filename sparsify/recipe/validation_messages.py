@@ -63,11 +63,11 @@ def _meant_kind(path: Path, error: ErrorDetails, data: Any) -> str:
 
 def _explain_error(error: ValidationError, filled: Filled, data: Any) -> list[Problem]:
     located = _locate_errors(error, data)
-    kept = [
-        (path, e)
-        for path, e in located
-        if not any(path[: len(b)] == b for b in filled.broken) and not _is_consequence(path, e, located)
-    ]
+    kept = []
+    for path, e in located:
+        is_broken = any(path[: len(broken)] == broken for broken in filled.broken)
+        if not is_broken and not _is_consequence(path, e, located):
+            kept.append((path, e))
     misspelt = {(path[:-1], _find_meant(path, data)) for path, e in kept if e["type"] == "extra_forbidden"}
     said = [
         (path, _make_problem(path, e, filled.root, data))
@@ -124,15 +124,15 @@ def _list_kinds(path: Path, data: Any) -> list[str]:
 
 def _find_field(path: Path, data: Any) -> Field | None:
     named = next((i for i in reversed(range(len(path))) if isinstance(path[i], str)), None)
-    return (
-        None
-        if named is None
-        else next((f for f in _list_known_keys(path[:named], data) if f.name == path[named]), None)
-    )
+    if named is None:
+        return None
+    known = _list_known_keys(path[:named], data)
+    return next((field for field in known if field.name == path[named]), None)
 
 
 def _list_names(path: Path, data: Any) -> list[str]:
-    return [field.name for field in _list_known_keys(path, data)] + ([] if path else ["extends", "vars"])
+    names = [field.name for field in _list_known_keys(path, data)]
+    return names if path else [*names, "extends", "vars"]
 
 
 def _find_meant(path: Path, data: Any) -> str:

@@ -234,7 +234,8 @@ def _diff_order(path: str, pairs: list[_Partners], labels: list[str]) -> Iterato
     for (i, j), name in zip(pairs, labels, strict=True):
         if i is not None and j is not None:
             both.append((i, name))
-    before, after = [name for _, name in sorted(both)], [name for _, name in both]
+    before = [name for _, name in sorted(both)]
+    after = [name for _, name in both]
     if before != after:
         yield make_change(f"{path}.order", before, after)
 

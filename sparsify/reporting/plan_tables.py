@@ -1,7 +1,6 @@
 """A plan as tables: what each rule reaches, the cost after a cut, what is protected and why."""
 
 from collections.abc import Iterator, Mapping
-from typing import assert_never
 
 from sparsify.cost.cost_model import Costs
 from sparsify.formatting.numbers import (
@@ -19,10 +18,10 @@ from sparsify.formatting.table import Table, make_columns
 from sparsify.formatting.table import as_text as lay_out_all
 from sparsify.formatting.verdict_text import LABELS
 from sparsify.graph.model_map import Branch, Coupled
-from sparsify.pruning.planning.baseline_recipes import list_training_stages, shares_dense_model
-from sparsify.pruning.planning.cut_targets import list_cuts
 from sparsify.pruning.planning.group_types import group_type_of
 from sparsify.pruning.planning.plan import Assignment, Plan
+from sparsify.reporting.schedule_text import describe_strength
+from sparsify.reporting.stage_table import make_stages_table
 from sparsify_schemas.group import (
     Block,
     Group,
@@ -34,8 +33,6 @@ from sparsify_schemas.group import (
 )
 from sparsify_schemas.penalty import Penalty
 from sparsify_schemas.rule import Rule
-from sparsify_schemas.schedule import Strength
-from sparsify_schemas.stage import Cut, Distill, Goal, Optimizer, OtherOptimizer, Repair, Stage, Train
 from sparsify_schemas.task import deciding_metric
 
 
@@ -86,7 +83,7 @@ def _summarize_weights(plan: Plan) -> str:
 def list_tables(plan: Plan) -> tuple[Table, ...]:
     """The tables that `sparsify plan` shows, in order, without empty ones."""
     rules = [_rule_table(plan, a) for a in plan.assignments if not plan.recipe.rules[a.rule].protect]
-    found = [*rules, _costs_table(plan), _protected_table(plan), _stages_table(plan), _notes_table(plan)]
+    found = [*rules, _costs_table(plan), _protected_table(plan), make_stages_table(plan), _notes_table(plan)]
     return tuple(t for t in found if t.rows or t.notes)
 
 
@@ -225,31 +222,13 @@ def _describe_penalty(penalty: Penalty, inner: bool) -> str:
     facts = penalty.facts()
     fields = {name: _format_field(getattr(penalty, name)) for name in type(penalty).model_fields}
     if facts.strength is not None:
-        fields["strength"] = _describe_strength(facts.strength)
+        fields["strength"] = describe_strength(facts.strength)
     scope = " on each layer alone" if facts.reach == "slices" and not inner else ""
     return facts.summary.format_map(fields) + scope
 
 
 def _format_field(value: object) -> str:
     return format_plain(value) if isinstance(value, float) else str(value)
-
-
-def _describe_strength(value: Strength) -> str:
-    match value.kind:
-        case "auto":
-            return value.kind
-        case "constant":
-            return format_plain(value.value)
-        case "step":
-            at = ", ".join(map(str, value.at))
-            return f"{format_plain(value.value)} times {format_plain(value.factor)} at {at}"
-        case "one_shot":
-            return f"{format_plain(value.from_)}, {format_plain(value.to)} from {value.at} on"
-        case "linear" | "cosine" | "cubic" | "exponential":
-            span = f"{format_plain(value.from_)} to {format_plain(value.to)}"
-            return f"{span} ({value.kind}, {value.start} to {value.end})"
-        case _:
-            assert_never(value)
 
 
 def _costs_table(plan: Plan) -> Table:
@@ -325,88 +304,6 @@ def _protected_table(plan: Plan) -> Table:
     free = tuple(g.name for g in plan.map.coupled if g.protected is None and g.name not in reached)
     notes = (f"No rule reaches the width of {list_few(free, 8)}.",) if free else ()
     return Table("Protected", make_columns("not pruned", "why"), rows, notes)
-
-
-def _stages_table(plan: Plan) -> Table:
-    has_penalties = any(rule.penalty for rule in plan.recipe.rules)
-    rows = [(stage.name, _describe_stage(stage, has_penalties)) for stage in plan.recipe.stages]
-    return Table("Stages", make_columns("stage", "what happens"), (*rows, *_baseline_rows(plan)))
-
-
-def _baseline_rows(plan: Plan) -> Iterator[tuple[str, str]]:
-    """What the baselines cost in epochs, besides the run itself."""
-    kinds = plan.recipe.baselines
-    if not kinds:
-        return
-    before, after = (
-        sum(stage.epochs for stage in stages) for stages in list_training_stages(plan.recipe, plan.random)
-    )
-    each = "no epochs after the cut"
-    if after:
-        each = f"{len(kinds)} x the {count_noun(after, 'epoch')} after the cut"
-    shared = ""
-    if before and not shares_dense_model(plan.recipe):
-        shared = f", and {count_noun(before, 'epoch')} before it once, without penalties"
-    yield "baselines", f"{', '.join(kinds)}, each at the cost of the cut model: {each}{shared}"
-
-
-def _name_optimizer(optimizer: Optimizer) -> str:
-    return optimizer.use if isinstance(optimizer, OtherOptimizer) else optimizer.kind
-
-
-def _describe_stage(stage: Stage, has_penalties: bool) -> str:
-    match stage:
-        case Cut():
-            return f"select, remove, verify{_describe_goal(stage)}"
-        case Train():
-            parts = [
-                f"train {count_noun(stage.epochs, 'epoch')}, batch {stage.batch}",
-                f", {_name_optimizer(stage.optimizer)} lr {_describe_strength(stage.optimizer.lr)}",
-                _describe_manner(stage),
-                ", penalties on" if stage.penalties and has_penalties else "",
-                _describe_cuts(stage),
-            ]
-            return "".join(parts)
-        case Repair(method="merge"):
-            return "add what removed units computed to those most like them, without data"
-        case Repair():
-            words = {"least_squares": "least squares", "batch_norm": "batch-norm statistics", "mean": "means"}
-            examples = count_noun(stage.examples, "training example")
-            return f"refit by {words[stage.method]} on {examples}, without labels"
-        case _:
-            assert_never(stage)
-
-
-def _describe_manner(stage: Train) -> str:
-    """How a training step differs from the default."""
-    parts = [f"warm-up {stage.warmup}"] if stage.warmup.value else []
-    parts += [f"clipped at {format_plain(stage.clip)}"] if stage.clip is not None else []
-    parts += [stage.precision] if stage.precision != "fp32" else []
-    parts += ["sharded"] if stage.shard else []
-    parts += [f"in {stage.accumulate} parts"] if stage.accumulate > 1 else []
-    parts += [_describe_distillation(stage.distill)] if stage.distill is not None else []
-    return "".join(f", {part}" for part in parts)
-
-
-def _describe_distillation(spec: Distill) -> str:
-    weight, temperature = format_plain(spec.weight), format_plain(spec.temperature)
-    return f"distilled from the dense model (weight {weight}, temperature {temperature})"
-
-
-def _describe_cuts(stage: Train) -> str:
-    if stage.cuts is None:
-        return ""
-    after = [str(epoch) for epoch, _ in list_cuts(stage.epochs, stage.cuts)]
-    if len(after) > 3:
-        after = [*after[:3], "...", after[-1]]
-    return f", cut after epoch {', '.join(after)} ({stage.cuts.schedule}){_describe_goal(stage.cuts)}"
-
-
-def _describe_goal(goal: Goal) -> str:
-    """How far a cut goes, where it does not meet the recipe's budget at once."""
-    parts = [f"{goal.way} of the target reduction"] if goal.way.fraction < 1 else []
-    parts += [f"to {what} {limit}" for what, limit in goal.budget or () if limit is not None]
-    return f", {' '.join(parts)}" if parts else ""
 
 
 def _notes_table(plan: Plan) -> Table:

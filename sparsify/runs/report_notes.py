@@ -30,7 +30,8 @@ def count_zeros(model: nn.Module, names: Iterable[str]) -> tuple[int, int]:
     """(elements that are zero, elements) of the named tensors."""
     state = model.state_dict()
     tensors = [state[name] for name in names if name in state]
-    return sum(int((t == 0).sum()) for t in tensors), sum(t.numel() for t in tensors)
+    zeros = sum(int((tensor == 0).sum()) for tensor in tensors)
+    return zeros, sum(tensor.numel() for tensor in tensors)
 
 
 def _note_unequal_training(record: RunRecord) -> Iterable[str]:

@@ -187,8 +187,10 @@ def _plan_without_goals(loaded: Loaded, model: nn.Module, datasets: Datasets) ->
     A layer's sensitivity depends on none of them.
     """
     recipe = loaded.recipe
-    rules = tuple(rule if rule.protect else _without_goals(rule) for rule in recipe.rules)
-    plain = recipe.model_copy(update={"budget": Budget(), "rules": rules})
+    rules = []
+    for rule in recipe.rules:
+        rules.append(rule if rule.protect else _without_goals(rule))
+    plain = recipe.model_copy(update={"budget": Budget(), "rules": tuple(rules)})
     return plan_recipe(plain, model, find_inputs(recipe, model, datasets), positions=loaded.positions)
 
 

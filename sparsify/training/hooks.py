@@ -9,7 +9,7 @@ neither touches the loss. The state is a few numbers and goes into a checkpoint.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -32,7 +32,7 @@ from sparsify.graph.dead_units import find_dead_units
 from sparsify.graph.model_shapes import check_shapes
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training.hooks_state import HooksState, match_state, save_penalties
-from sparsify.training.optimizers import read_scalar, trained_parameters
+from sparsify.training.optimizers import keep_untraced, read_scalar, trained_parameters
 from sparsify.training.output_watch import OutputWatch
 from sparsify.training.penalties import auto_strength
 from sparsify.training.penalties.setup import Regularizer, build_regularizers, compute_strength
@@ -80,8 +80,8 @@ class Hooks:
         self._costs = Costs(plan.map)
         self._own_seconds = 0.0
         self._handles = [
-            optimizer.register_step_pre_hook(_keep_untraced(self._before)),
-            optimizer.register_step_post_hook(_keep_untraced(self._after)),
+            optimizer.register_step_pre_hook(keep_untraced(self._before)),
+            optimizer.register_step_post_hook(keep_untraced(self._after)),
         ]
         actions = [r.action.output for r in regularizers if r.action.output is not None]
         self._watch = OutputWatch(model, self._parameters, actions, processes)
@@ -393,18 +393,3 @@ def attach(
         until,
         processes,
     )
-
-
-def _keep_untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook whose numbers change at every step, kept out of a compiled optimizer step.
-
-    Decided while tracing: `disable` loads the compiler,
-    which costs a second that a plain loop need not spend.
-    """
-
-    def act(*given: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return torch.compiler.disable(hook)(*given)  # type: ignore[no-untyped-call]
-        return hook(*given)
-
-    return act

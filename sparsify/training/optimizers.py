@@ -1,7 +1,8 @@
 """Optimizers: the one that a recipe names, and the parameters that one moves."""
 
+from collections.abc import Callable
 from difflib import get_close_matches
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 from torch import nn
@@ -82,3 +83,18 @@ def read_scalar(optimizer: torch.optim.Optimizer, name: str, default: float) -> 
     """What a GradScaler has left on the optimizer, or the default without one."""
     found = getattr(optimizer, name, None)
     return default if found is None else float(found)
+
+
+def keep_untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook whose numbers change at every step, kept out of a compiled optimizer step.
+
+    Decided while tracing: `disable` loads the compiler,
+    which costs a second that a plain loop need not spend.
+    """
+
+    def act(*given: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(hook)(*given)  # type: ignore[no-untyped-call]
+        return hook(*given)
+
+    return act

@@ -26,7 +26,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def plain(groups: Any) -> list[dict[str, Any]]:
-        return [{key: value for key, value in group.items() if key != "lr"} for group in groups]
+        kept = []
+        for group in groups:
+            kept.append({key: value for key, value in group.items() if key != "lr"})
+        return kept
 
     def fits(value: Any, parameter: Tensor) -> bool:
         if known is None and isinstance(value, int | float):

@@ -1,10 +1,11 @@
 """How the source is laid out, as numbers: rooms, floors, imports, circles, long lines, names.
 
-    python tests/benchmarks/structure.py [FOLDER ...]
+    python tests/benchmarks/structure.py [FOLDER ...] [--dense]
 
 FOLDER: checkouts to measure beside each other; this one when left out. A *room* is a top-level module or
 package of `sparsify`. The floor of a room is the length of the longest chain of imports below it; rooms that
 import each other in a circle share a floor. Imports inside functions and under `TYPE_CHECKING` count as well.
+A *dense* statement holds two or more comprehensions or ternaries; --dense lists those of the last folder.
 """
 
 import argparse
@@ -25,6 +26,8 @@ IRREGULAR = frozenset(
 NO_PARTICIPLE = frozenset(
     "open when then token seed need feed embed string thing bring ring golden hidden".split()
 )
+
+DENSE = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.IfExp)
 
 Imports = Mapping[str, frozenset[str]]
 
@@ -138,6 +141,26 @@ def is_participle(name: str) -> bool:
     return name in IRREGULAR or PARTICIPLE.match(name) is not None
 
 
+def dense_statements(files: list[Path]) -> list[tuple[Path, int]]:
+    """(file, line) of every statement with two or more comprehensions or ternaries of its own."""
+    found = []
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            is_block = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            if isinstance(node, ast.stmt) and not is_block and count_dense(node) >= 2:
+                found.append((file, node.lineno))
+    return found
+
+
+def count_dense(statement: ast.AST) -> int:
+    """Comprehensions and ternaries in the expressions of a statement, not in the statements inside it."""
+    count = 0
+    for child in ast.iter_child_nodes(statement):
+        if not isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
+            count += isinstance(child, DENSE) + count_dense(child)
+    return count
+
+
 def figures(root: Path) -> dict[str, str]:
     """What is measured -> its figure."""
     imports, files = room_imports(root), source_files(root)
@@ -161,13 +184,16 @@ def figures(root: Path) -> dict[str, str]:
         "modules in -ing": f"{sum(stem.endswith('ing') for stem in stems)} of {len(stems)}",
         "functions of one word": f"{sum('_' not in name for name in names) / len(names):.0%}",
         "functions that are participles": f"{sum(map(is_participle, names)) / len(names):.0%}",
+        "dense statements": str(len(dense_statements(files))),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folders", nargs="*", type=Path, default=[Path(__file__).parents[2]])
-    folders = parser.parse_args().folders
+    parser.add_argument("--dense", action="store_true")
+    arguments = parser.parse_args()
+    folders = arguments.folders
     measured = [figures(folder) for folder in folders]
     print("| |", " | ".join(folder.resolve().name for folder in folders), "|")
     print("|---|" + "---|" * len(folders))
@@ -175,6 +201,9 @@ def main() -> None:
         print(f"| {what} |", " | ".join(each[what] for each in measured), "|")
     for circle in circles(room_imports(folders[-1])):
         print("circle:", ", ".join(sorted(circle)))
+    if arguments.dense:
+        for file, line in dense_statements(source_files(folders[-1])):
+            print(f"{file}:{line}")
 
 
 if __name__ == "__main__":

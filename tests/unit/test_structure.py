@@ -36,6 +36,27 @@ def test_at_most_twenty_rooms_on_ten_floors() -> None:
     assert max(structure.floors(imports).values()) <= 10
 
 
+def test_modules_stay_short() -> None:
+    """All penalties stand in one module, so that a new one touches three files."""
+    lengths = {
+        str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines())
+        for file in structure.source_files(ROOT)
+    }
+    del lengths["schemas/sparsify_schemas/penalty.py"]
+    assert {name: length for name, length in lengths.items() if length > 450} == {}
+
+
+def test_functions_are_called_by_verb_and_object() -> None:
+    names = structure.function_names(structure.source_files(ROOT))
+    assert sum("_" not in name for name in names) <= 0.25 * len(names)
+    assert sum(map(structure.is_participle, names)) <= 0.02 * len(names)
+
+
+def test_statements_take_one_step() -> None:
+    files = structure.source_files(ROOT)
+    assert len(structure.dense_statements(files)) <= 100
+
+
 # The script itself, on a small checkout.
 
 LAYERS = (
@@ -61,6 +82,18 @@ def test_rooms_and_floors_are_counted(checkout: Path) -> None:
     assert structure.floors(imports) == {"ground": 1, "middle": 2, "side": 2, "roof": 3}
     assert (structure.stated_layers(checkout), structure.upward_imports(checkout)) == (3, 0)
     assert structure.circles(imports) == []
+
+
+def test_dense_statements_are_counted_without_what_stands_inside_them(checkout: Path) -> None:
+    text = (
+        "def build(xs: list[int]) -> list[int]:\n"
+        "    if [x for x in xs]:\n"
+        "        return [x if x else 1 for x in xs]\n"
+        "    return [x for x in xs]\n"
+    )
+    file = checkout / "sparsify/ground.py"
+    file.write_text(text, encoding="utf-8")
+    assert structure.dense_statements([file]) == [(file, 3)]
 
 
 def test_an_import_upwards_inside_a_function_is_found(checkout: Path) -> None:

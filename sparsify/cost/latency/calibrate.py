@@ -129,7 +129,8 @@ def _list_points(work: Work, open_dims: set[tuple[str, int]], steps: Steps) -> I
     outputs = choose_widths(work.outputs, max(step, work.groups), outs)
     both = itertools.zip_longest(reversed(inputs), reversed(outputs), fillvalue=0)
     diagonal = {(i or inputs[0], o or outputs[0]) for i, o in both}
-    cross = {(i, work.outputs) for i in inputs} | {(work.inputs, o) for o in outputs}
+    across_inputs = {(width, work.outputs) for width in inputs}
+    cross = across_inputs | {(work.inputs, width) for width in outputs}
     yield from sorted((i, o) for i, o in diagonal | cross if i % work.groups == 0 and o % work.groups == 0)
     if work.groups == 1:
         i, o = _unaligned_width(work.inputs, ins), _unaligned_width(work.outputs, outs)
@@ -160,7 +161,9 @@ def extend_table(
 
     Raises TargetError if the table is of another machine and lacks a layer.
     """
-    have = {key: {point[:2] for point in points} for key, points in table.layers.items()}
+    have = {}
+    for key, points in table.layers.items():
+        have[key] = {point[:2] for point in points}
     if target.table is not None:
         lacking = [key for key, widths in wanted.items() if not covers_widths(have.get(key, set()), widths)]
         if lacking:
@@ -197,9 +200,14 @@ def covers_widths(have: set[tuple[int, int]], wanted: set[tuple[int, int]]) -> b
         return False
     if len(wanted) > 1 and len(have) == 1:
         return False
-    reaches_inputs = max(point[0] for point in have) >= max(point[0] for point in wanted)
-    reaches_outputs = max(point[1] for point in have) >= max(point[1] for point in wanted)
+    reaches_inputs = _find_largest(have, 0) >= _find_largest(wanted, 0)
+    reaches_outputs = _find_largest(have, 1) >= _find_largest(wanted, 1)
     return reaches_inputs and reaches_outputs
+
+
+def _find_largest(points: Iterable[Sequence[int]], side: int) -> int:
+    """The largest width of one side: 0 for inputs, 1 for outputs."""
+    return max(point[side] for point in points)
 
 
 def network_digest(works: Sequence[Work], model_map: ModelMap) -> str:

@@ -38,7 +38,9 @@ class Geometry:
         """'conv 3x3 stride 2 pad 1 at 14x14', 'linear x197'; default values are left out."""
         if not self.size:
             return "linear" if self.rows == 1 else f"linear x{self.rows}"
-        name = "depthwise" if self.depthwise else "transposed conv" if self.transposed else "conv"
+        name = "transposed conv" if self.transposed else "conv"
+        if self.depthwise:
+            name = "depthwise"
         usual = {"stride": 1, "pad": 0, "dilation": 1}
         given = {"stride": self.stride, "pad": self.padding, "dilation": self.dilation}
         more = [
@@ -77,9 +79,9 @@ def read_layers(model: nn.Module, inputs: Inputs, batch: int) -> tuple[tuple[Wor
         for work in _list_other_works(model, inputs, batch)
         if work.tensor.rpartition(".")[0] not in called
     ]
-    return (*(work for work, _ in found), *rest), {
-        work.key: geometry for work, geometry in found if geometry is not None
-    }
+    works = [work for work, _ in found]
+    geometries = {work.key: geometry for work, geometry in found if geometry is not None}
+    return (*works, *rest), geometries
 
 
 def _make_hook(found: list[tuple[Work, Geometry | None]], name: str, batch: int) -> Callable[..., None]:
@@ -139,7 +141,9 @@ def _count_rows(x: Tensor) -> int:
 
 
 def _count_examples(module: nn.MultiheadAttention, x: Tensor) -> int:
-    return x.shape[0] if module.batch_first else x.shape[1] if x.dim() == 3 else 1
+    if module.batch_first:
+        return x.shape[0]
+    return x.shape[1] if x.dim() == 3 else 1
 
 
 def _linear_work(tensor: str, inputs: int, outputs: int, rows: int, batch: int) -> tuple[Work, Geometry]:
@@ -178,9 +182,9 @@ def _convolution_work(
 def _read_padding(module: Convolution) -> tuple[int, ...]:
     if isinstance(module.padding, str):
         same = module.padding == "same"
-        return tuple(
-            d * (k - 1) // 2 if same else 0 for d, k in zip(module.dilation, module.kernel_size, strict=True)
-        )
+        if not same:
+            return (0,) * len(module.kernel_size)
+        return tuple(d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))
     return tuple(module.padding)
 
 

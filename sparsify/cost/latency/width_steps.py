@@ -38,7 +38,9 @@ def time_widths(
     geometry: Geometry, outputs: bool, target: Target, time: Callable[..., Sequence[float]] = time_layers
 ) -> dict[int, float]:
     """Width -> milliseconds, all timed interleaved."""
-    layers = [(geometry, _OTHER, width) if outputs else (geometry, width, _OTHER) for width in WIDTHS]
+    layers = []
+    for width in WIDTHS:
+        layers.append((geometry, _OTHER, width) if outputs else (geometry, width, _OTHER))
     return dict(zip(WIDTHS, time(layers, target), strict=True))
 
 

@@ -161,9 +161,10 @@ class _StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Operators and lifetimes; what outlives the call lives to its end."""
         self._record_freed()
         end = len(self._operators)
-        return tuple(self._operators), tuple(
-            (born, end if dies < 0 else dies, size) for born, dies, size in self._lives
-        )
+        lives = []
+        for born, dies, size in self._lives:
+            lives.append((born, end if dies < 0 else dies, size))
+        return tuple(self._operators), tuple(lives)
 
 
 def _move_inputs(inputs: Inputs, device: torch.device) -> Inputs:

@@ -87,10 +87,10 @@ def _free_shapes(proto: "ModelProto", changed: Collection[int], free: int) -> No
     made = {name: node for node in proto.graph.node for name in node.output}
     for shape in {node.input[1] for node in proto.graph.node if node.op_type == "Reshape"}:
         parts = made[shape].input if shape in made and made[shape].op_type == "Concat" else ()
-        written = [
-            made[name].attribute[0].ints[0] if name in made and made[name].op_type == "Constant" else 0
-            for name in parts
-        ]
+        written = []
+        for name in parts:
+            is_constant = name in made and made[name].op_type == "Constant"
+            written.append(made[name].attribute[0].ints[0] if is_constant else 0)
         widths = [at for at, size in enumerate(written) if at and size in changed]
         if widths or len(written) > 3:
             made[shape].input[widths[-1] if widths else free] = _FOLLOWS

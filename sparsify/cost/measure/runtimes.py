@@ -97,7 +97,8 @@ def _computes_the_same(file: bytes, model: nn.Module, inputs: Inputs, target: Cp
     except Exception:  # such as shapes that the pattern fixed and that do not fit: then it is exported anew
         return False
     got = list(found.values()) if isinstance(found, Mapping) else found
-    if [a.shape for a in expected] != [b.shape for b in got]:
+    shapes = [array.shape for array in expected]
+    if shapes != [array.shape for array in got]:
         return False
     return all(map(_is_close, expected, got))
 

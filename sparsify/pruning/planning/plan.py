@@ -120,7 +120,10 @@ def _describe_calls(calls: tuple[RecordedCall, ...]) -> list[Any]:
     (only, *others) = calls or (RecordedCall("forward", ()),)
     tensors = [argument.tensor for argument in only.arguments if argument.tensor is not None]
     first = next((tensor.shape[0] for tensor in tensors if tensor.shape), None)
-    assumed = [0 if tensor.shape and tensor.shape[0] == first else None for tensor in tensors]
+    assumed = []
+    for tensor in tensors:
+        counts_examples = bool(tensor.shape) and tensor.shape[0] == first
+        assumed.append(0 if counts_examples else None)
     bare = len(tensors) == len(only.arguments) and [tensor.batch for tensor in tensors] == assumed
     if bare and not others and only.method == "forward" and not only.fixed:
         return [(a.name, a.tensor.shape, a.tensor.dtype) for a in only.arguments if a.tensor is not None]

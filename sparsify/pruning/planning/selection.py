@@ -11,7 +11,6 @@ the first choice ended: their price is the mean of both.
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import ceil
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +24,7 @@ from sparsify.pruning.planning.candidates import (
     list_candidates,
 )
 from sparsify.pruning.planning.plan import Plan, join_ranked
+from sparsify.pruning.planning.uniform_widths import make_uniform, search_uniform
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.units import Share
 
@@ -196,7 +196,7 @@ def _choose_units(
                 free, demanded, _average_prices(prices, _price_units(free, costs, allowed, wanted)), fits
             )
             wanted = min(wanted, again, key=lambda w: _sum_scores(free, w))
-    wanted = _search_uniform(free, wanted, fits)
+    wanted = search_uniform(free, wanted, fits)
     return {
         c.name: sorted(set(range(len(c.order))) - set(c.gone(wanted[c.name]))) for c in open_groups
     }, fits(wanted)
@@ -230,7 +230,7 @@ def _list_demands(
         own = [candidate for candidate in open_groups if candidate.rule in members]
         if sparsity is not None and own:
             _raise_demand(own, part * sparsity.fraction, wanted, prices, power)
-    return _make_uniform([c for c in open_groups if plan.recipe.rules[c.rule].sparsity is not None], wanted)
+    return make_uniform([c for c in open_groups if plan.recipe.rules[c.rule].sparsity is not None], wanted)
 
 
 def _raise_demand(
@@ -382,28 +382,6 @@ def _return_units(
         if len(closed) == RETURNS:
             break
     return amounts
-
-
-def _make_uniform(groups: Sequence[Candidate], amounts: Mapping[str, int], more: int = 0) -> dict[str, int]:
-    """The same number, on average as many and `more`, out of every group of a rule with `keep.uniform`."""
-    found = dict(amounts)
-    for rule in {c.rule for c in groups if c.keep.uniform}:
-        own = [c for c in groups if c.rule == rule]
-        share = ceil(sum(len(c.gone(amounts[c.name])) for c in own) / len(own))
-        least = min(c.dead for c in own)
-        found |= {c.name: min(max(share + more, least), len(c.order)) for c in own}
-    return found
-
-
-def _search_uniform(
-    free: Sequence[Candidate], amounts: dict[str, int], fits: Callable[[Mapping[str, int]], bool]
-) -> dict[str, int]:
-    """Uniform numbers about these, the fewest with which every budget holds."""
-    widest = max((len(c.order) for c in free if c.keep.uniform), default=0)
-    fewest = bisect_left(
-        range(-widest, widest), True, key=lambda more: fits(_make_uniform(free, amounts, more))
-    )
-    return _make_uniform(free, amounts, fewest - widest)
 
 
 def count_share(total: int, share: float) -> int:

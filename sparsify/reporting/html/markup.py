@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sparsify.formatting.table import escape_controls
+from sparsify.formatting.table import escape_character, escape_controls
 
 Attributes = Mapping[str, str | float]
 _EMPTY = frozenset({"meta", "line", "rect", "path", "circle", "polyline", "br", "wbr"})
@@ -50,7 +50,7 @@ def quote_lines(text: str) -> Html:
 
 
 def _escape_line(text: str) -> str:
-    return "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in text)
+    return "\t".join("".join(map(escape_character, part)) for part in text.split("\t"))
 
 
 def _escape_content(content: Content) -> str:

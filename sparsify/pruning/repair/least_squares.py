@@ -9,7 +9,7 @@ already, and no more is kept than the outputs of one layer.
 import queue
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,33 +23,29 @@ from sparsify.pruning.layer_matrix import (
     Places,
     groups_of,
     input_rows,
-    is_product,
     output_rows,
     sample_places,
     set_weight,
     weight_matrix,
 )
 from sparsify.pruning.repair.agreement import take_examples
-from sparsify.pruning.repair.attention import ODD_INPUTS as ATTENTION_INPUTS
 from sparsify.pruning.repair.attention import (
     AttentionOutputs,
     is_attention,
-    projection_names,
     refit_attention,
     sample_attention,
 )
 from sparsify.pruning.repair.choose_fit import Settings, choose_fit, repair_row
 from sparsify.pruning.repair.kept_outputs import find_kept_outputs, kept_rows
-from sparsify.pruning.repair.recurrent import ODD_INPUTS as RECURRENT_INPUTS
 from sparsify.pruning.repair.recurrent import (
     RecurrentOutputs,
     is_recurrent,
     refit_recurrent,
     sample_recurrent,
-    weight_names,
 )
 from sparsify.pruning.repair.regression import Fit
 from sparsify.pruning.repair.sites import OperatorCounter, Site, find_sites
+from sparsify.pruning.repair.skipped_layers import explain_not_run, list_row_tensors, list_skipped
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import LayerRepair
 
@@ -108,9 +104,9 @@ def refit_layers(
     """
     first = take_examples(inputs, examples, 0, 2)  # enough to see which layers run
     (dense_sites, _), (sites, _) = find_sites(dense, first), find_sites(model, first)
-    outputs, rows = find_kept_outputs(dense, rounds), kept_rows(dense, rounds, _row_tensors(dense))
+    outputs, rows = find_kept_outputs(dense, rounds), kept_rows(dense, rounds, list_row_tensors(dense))
     partners = _find_shared_addends(dense_sites, sites) if settings.shortcuts else frozenset()
-    skipped = dict(_list_skipped(model, sites, dense_sites, outputs, rows, dense))
+    skipped = dict(list_skipped(model, sites, dense_sites, outputs, rows, dense))
     repairs = [repair_row(name, "skipped", reason=reason) for name, reason in skipped.items()]
     todo = [name for name in sites if name not in skipped]
     done: list[str] = []
@@ -134,7 +130,7 @@ def refit_layers(
                             _refit_layer(model, sites[name], args[0], message, addend, examples, settings)
                         )
                     case _:
-                        reason = _why_not_run(module)
+                        reason = explain_not_run(module)
                         repairs.append(repair_row(name, "skipped", reason=reason))
                 done.append(name)
                 if progress is not None:
@@ -391,83 +387,3 @@ def _find_shared_addends(dense: Mapping[str, Site], cut: Mapping[str, Site]) -> 
     both = (name for name in dense if name in cut)
     known = (name for name in both if dense[name].addend is not None and cut[name].addend is not None)
     return frozenset(name for name in known if dense[name].through_norm == cut[name].through_norm)
-
-
-def _list_skipped(
-    model: nn.Module,
-    sites: Mapping[str, Site],
-    dense_sites: Mapping[str, Site],
-    outputs: Mapping[str, Tensor],
-    rows: Mapping[str, Tensor],
-    dense: nn.Module,
-) -> Iterator[tuple[str, str]]:
-    """Layers that cannot be refitted -> why."""
-    shared = _find_shared_weights(model)
-    for name, site in sites.items():
-        layer = model.get_submodule(name)
-        if site.calls != 1:
-            yield name, f"it runs {site.calls} times in one call"
-        elif name in shared:
-            yield name, "its weight is shared with another module"
-        elif name not in dense_sites or not _are_alike(layer, dense.get_submodule(name)):
-            yield name, "the dense model does not call it as a layer of its own"
-        elif not _is_as_logged(name, layer, dense.get_submodule(name), outputs, rows):
-            yield name, "its outputs are not those that the log says stayed"
-
-
-def _are_alike(layer: nn.Module, dense: nn.Module) -> bool:
-    """Whether both are convolutions or Linear layers, attentions, or recurrent layers."""
-    return any(kind(layer) and kind(dense) for kind in (is_product, is_attention, is_recurrent))
-
-
-def _is_as_logged(
-    name: str,
-    layer: nn.Module,
-    dense: nn.Module,
-    outputs: Mapping[str, Tensor],
-    rows: Mapping[str, Tensor],
-) -> bool:
-    """Whether a layer has as many outputs as the log of the cuts says."""
-    if is_product(layer):
-        stay = outputs.get(name)
-        return _count_outputs(layer) == (len(stay) if stay is not None else _count_outputs(dense))
-    for tensor in _tensors_with_rows(layer):
-        stay = rows.get(f"{name}.{tensor}" if name else tensor)
-        wanted = len(stay) if stay is not None else len(dense.get_parameter(tensor))
-        if len(layer.get_parameter(tensor)) != wanted:
-            return False
-    return True
-
-
-def _tensors_with_rows(module: nn.Module) -> Sequence[str]:
-    """Names of the weights of an attention or a recurrent layer whose rows are its outputs."""
-    if is_attention(module):
-        return projection_names(module)
-    return weight_names(module) if is_recurrent(module) else ()
-
-
-def _row_tensors(model: nn.Module) -> Iterator[str]:
-    for name, module in model.named_modules():
-        for tensor in _tensors_with_rows(module):
-            yield f"{name}.{tensor}" if name else tensor
-
-
-def _why_not_run(module: nn.Module) -> str:
-    """Why the dense model told nothing of a layer."""
-    if isinstance(module, nn.MultiheadAttention):
-        return ATTENTION_INPUTS
-    return RECURRENT_INPUTS if isinstance(module, nn.RNNBase) else "the dense model did not run it here"
-
-
-def _count_outputs(layer: nn.Module) -> int:
-    matrix = weight_matrix(layer)
-    return matrix.shape[0] * matrix.shape[2]
-
-
-def _find_shared_weights(model: nn.Module) -> frozenset[str]:
-    """Modules whose weight is a parameter of another module as well."""
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
-    return frozenset(name for names in owners.values() if len(names) > 1 for name in names)

@@ -28,6 +28,22 @@ def split_target(example: Any, name: str | None) -> tuple[Any, Any]:
     return inputs, None if key is None else example[key]
 
 
+def split_batch(batch: Any, name: str | None = None) -> tuple[Any, Any]:
+    """(inputs, targets) of a pair, or of a mapping with the targets under a usual name.
+
+    Raises DataError where there are no targets.
+    """
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    inputs, targets = split_target(batch, name)
+    if targets is None:
+        raise DataError(
+            f"a batch is a {type(batch).__name__} without targets; pass pairs (inputs, targets), or mappings "
+            f"with one of {', '.join(NAMES)}"
+        )
+    return inputs, targets
+
+
 def convert_targets(targets: Column | None, inputs: Column, task: Task, name: str) -> Column:
     """The targets as the task takes them: whole numbers as int64, real ones as float32.
 

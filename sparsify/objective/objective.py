@@ -4,7 +4,7 @@ Training, evaluation, criteria, thresholds and limits all take this one value.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparsify.data.examples import Datasets, Examples
 from sparsify.data.loader import batches
+from sparsify.data.targets import split_batch
 from sparsify.errors import DataError, TrainingError
 from sparsify.forward.copies import copy_model
 from sparsify.objective import losses
@@ -188,18 +189,47 @@ def evaluate(
 
     batch: examples in a batch; 500 of one row of outputs each, 16 of anything else.
     """
-    if not len(examples):
-        names = [metric.facts.name for metric in objective.metrics] or [LOSS.name]
-        return Evaluation(math.nan, dict.fromkeys(names, math.nan))
     if batch is None:
         has_rows = objective.task.kind in ("classification", "multilabel") and objective.task.loss is None
         batch = LARGE_BATCH if has_rows else SMALL_BATCH
+    return evaluate_batches(model, batches(examples, batch) if len(examples) else (), objective)
+
+
+def evaluate_batches(
+    model: nn.Module, batches: Iterable[Any], objective: Objective | Task | str = "classification"
+) -> Evaluation:
+    """Measure a model's loss and metrics in eval mode.
+
+    Args:
+        model: The model, which stays as it is.
+        batches: Pairs (inputs, targets), or mappings with the targets among them.
+        objective: Of `make_objective`, or a kind of task.
+
+    Returns:
+        The loss, `figures` by name, and `deciding`, the first of these; nan without batches.
+
+    Raises:
+        TrainingError: The model does not take a batch, or returns what the task cannot use.
+
+    Examples:
+        >>> batches = [(torch.randn(8, 4), torch.randint(0, 3, (8,)))]
+        >>> found = sparsify.evaluate(model, batches)
+        >>> 0 <= found.deciding <= 1, list(found.figures)
+        (True, ['accuracy'])
+    """
+    if not isinstance(objective, Objective):
+        objective = make_objective(objective)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     total = torch.zeros(2, dtype=torch.float64, device=device)
     meters = [metric.make() for metric in objective.metrics]
+    count = 0
     with in_mode(model, training=False), torch.no_grad():
-        for x, y in batches(examples, batch):
+        for count, given in enumerate(batches, 1):
+            x, y = split_batch(given)
             total += _take_in(model, objective, meters, move(x, device), move(y, device))
+    if not count:
+        names = [metric.facts.name for metric in objective.metrics] or [LOSS.name]
+        return Evaluation(math.nan, dict.fromkeys(names, math.nan))
     sums, weights = total.tolist()
     loss = sums / max(weights, 1)
     pairs = zip(objective.metrics, meters, strict=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.cost.measure import copy_model
-from sparsify.data.targets import NAMES, split_target
+from sparsify.data.targets import split_batch
 from sparsify.errors import ModelError
 from sparsify.forward.opaque import explain_errors, is_scripted
 from sparsify.graph.dead_units import find_dead_units
@@ -31,23 +31,7 @@ Scores = dict[str, list[float]]
 def take_batches(batches: Batches, recipe: Recipe) -> list[tuple[Any, Any]]:
     """As many of the training batches as the recipe's criteria look at, as (inputs, targets)."""
     name = recipe.data.target if recipe.data is not None else None
-    return [_split_batch(batch, name) for batch in islice(batches, count_batches(recipe))]
-
-
-def _split_batch(batch: Any, name: str | None) -> tuple[Any, Any]:
-    """(inputs, targets) of a pair, or of a mapping with the targets under a usual name.
-
-    Raises ModelError where there are no targets.
-    """
-    if isinstance(batch, Sequence) and len(batch) == 2 and not isinstance(batch, str):
-        return batch[0], batch[1]
-    inputs, targets = split_target(batch, name)
-    if targets is None:
-        raise ModelError(
-            f"a training batch is a {type(batch).__name__} without targets; pass pairs (inputs, targets), or "
-            f"mappings with one of {', '.join(NAMES)}"
-        )
-    return inputs, targets
+    return [split_batch(batch, name) for batch in islice(batches, count_batches(recipe))]
 
 
 def count_batches(recipe: Recipe) -> int:

@@ -1,5 +1,7 @@
 """Running statistics of batch normalisation, taken anew from what a cut model computes."""
 
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +11,33 @@ from sparsify.distributed import add_over_processes, counts_of
 from sparsify.forward.call_model import call_model
 from sparsify.forward.calls import Inputs
 from sparsify.pruning.repair.agreement import CHUNK, take_examples
+from sparsify.pruning.repair.calibration_examples import collect_examples
+
+
+def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
+    """Take the running mean and variance of each batch normalisation anew, from what the model computes.
+
+    Of use after a cut that is not repaired by least squares, and after changes of your own.
+
+    Args:
+        model: The model, whose statistics change in place.
+        batches: Training examples, unlabelled or not: tensors, mappings of tensors, or (x, y) pairs.
+
+    Returns:
+        How many normalisations there are.
+
+    Raises:
+        ModelError: There are no batches.
+
+    Source: re-calibration of batch normalisation after a cut (EagleEye, arXiv:2007.02491).
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+        >>> sparsify.calibrate(net, [torch.randn(32, 4) + 1])
+        1
+    """
+    inputs, count = collect_examples(batches, sys.maxsize)
+    return reestimate_statistics(model, inputs, count)
 
 
 def reestimate_statistics(model: nn.Module, inputs: Inputs, examples: int, processes: Any = None) -> int:

@@ -1,16 +1,16 @@
 """Repair a cut model with unlabelled examples, and keep the repair only if it helps."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from sparsify.distributed import counts_of, share_state
-from sparsify.errors import ModelError, first_line
+from sparsify.errors import ModelError
 from sparsify.events import Listener, Measuring, silence
 from sparsify.forward.call_model import named_inputs
 from sparsify.forward.calls import Inputs, map_tensors
@@ -20,6 +20,7 @@ from sparsify.graph.model_map import ModelMap
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.agreement import measure_agreement, take_examples
 from sparsify.pruning.repair.batch_norm import reestimate_statistics
+from sparsify.pruning.repair.calibration_examples import collect_examples
 from sparsify.pruning.repair.choose_fit import Settings
 from sparsify.pruning.repair.least_squares import refit_layers
 from sparsify.pruning.repair.memory import affordable_examples
@@ -262,63 +263,3 @@ def _repair_layers(
                 listener(Measuring(what, done, total))
 
             return refit_layers(dense, model, rounds, inputs, examples, settings, progress)
-
-
-def collect_examples(batches: Iterable[Any] | None, examples: int) -> tuple[Inputs, int]:
-    """Join batches into one call, and count its examples. Raises ModelError when there are none."""
-    if isinstance(batches, Tensor | str | Mapping) or not isinstance(batches, Iterable):
-        raise ModelError(
-            f"repair takes an iterable of batches, found {type(batches).__name__}; put "
-            "a single batch in a list"
-        )
-    parts: list[Any] = []
-    count = 0
-    for batch in batches:
-        inputs = _take_inputs(batch)
-        parts.append(inputs)
-        count += _count_examples(inputs)
-        if count >= examples:
-            break
-    if not count:
-        raise ModelError(
-            "repair needs calibration examples, and the batches held none; pass unlabelled training examples"
-        )
-    try:
-        joined = _join_calls(parts)
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise ModelError(f"the batches do not fit each other: {first_line(error)}") from None
-    used = min(count, examples)
-    return take_examples(joined, count, 0, used), used
-
-
-def _take_inputs(batch: Any) -> Any:
-    """The inputs of a batch: x of (x, y), what a mapping holds, a tensor as the only input."""
-    if isinstance(batch, Tensor):
-        return (batch,)
-    if isinstance(batch, Mapping) and any(isinstance(value, Tensor) for value in batch.values()):
-        return dict(batch)
-    if isinstance(batch, Sequence) and batch and isinstance(batch[0], Tensor | Mapping):
-        return _take_inputs(batch[0])
-    raise ModelError(
-        "repair takes batches that are tensors, mappings of tensors or (x, y) "
-        f"pairs, found {type(batch).__name__}"
-    )
-
-
-def _count_examples(inputs: Any) -> int:
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    return next((len(value) for value in values if isinstance(value, Tensor) and value.dim()), 0)
-
-
-def _join_calls(parts: Sequence[Any]) -> Any:
-    first = parts[0]
-    if isinstance(first, Mapping):
-        joined = {}
-        for key in first:
-            joined[key] = _join_values([part[key] for part in parts])
-        return joined
-    return tuple(_join_values(values) for values in zip(*parts, strict=True))
-
-
-def _join_values(values: Sequence[Any]) -> Any:
-    return torch.cat(list(values)) if isinstance(values[0], Tensor) else values[0]

@@ -15,18 +15,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsify.cost.measure.timing import bench
     from sparsify.errors import SparsifyError
     from sparsify.exporters import export
     from sparsify.forward.calls import Call
     from sparsify.objective.distillation import distillation_losses
+    from sparsify.objective.objective import evaluate_batches as evaluate
     from sparsify.objective.objective import make_objective
+    from sparsify.pruning.baseline_cut import cut_baseline
     from sparsify.pruning.cut import cut
     from sparsify.pruning.make_plan import make_plan
-    from sparsify.pruning.repair.repair import repair as repair
+    from sparsify.pruning.repair.batch_norm import calibrate
+    from sparsify.pruning.repair.repair import repair
     from sparsify.recipe import load as load_recipe
     from sparsify.reporting.plan_tables import describe
     from sparsify.runs.apply import apply
     from sparsify.runs.save_load import load_run, save_run
+    from sparsify.runs.sensitivity import sensitivity
     from sparsify.training.hooks import attach
 
     __version__: str
@@ -36,9 +41,13 @@ _WHERE = {
     "SparsifyError": ("sparsify.errors", "SparsifyError"),
     "apply": ("sparsify.runs.apply", "apply"),
     "attach": ("sparsify.training.hooks", "attach"),
+    "bench": ("sparsify.cost.measure.timing", "bench"),
+    "calibrate": ("sparsify.pruning.repair.batch_norm", "calibrate"),
     "cut": ("sparsify.pruning.cut", "cut"),
+    "cut_baseline": ("sparsify.pruning.baseline_cut", "cut_baseline"),
     "describe": ("sparsify.reporting.plan_tables", "describe"),
     "distillation_losses": ("sparsify.objective.distillation", "distillation_losses"),
+    "evaluate": ("sparsify.objective.objective", "evaluate_batches"),
     "export": ("sparsify.exporters", "export"),
     "load_recipe": ("sparsify.recipe", "load"),
     "load_run": ("sparsify.runs.save_load", "load_run"),
@@ -46,6 +55,7 @@ _WHERE = {
     "make_plan": ("sparsify.pruning.make_plan", "make_plan"),
     "repair": ("sparsify.pruning.repair.repair", "repair"),
     "save_run": ("sparsify.runs.save_load", "save_run"),
+    "sensitivity": ("sparsify.runs.sensitivity", "sensitivity"),
 }
 __all__ = [
     "Call",
@@ -53,15 +63,21 @@ __all__ = [
     "__version__",
     "apply",
     "attach",
+    "bench",
+    "calibrate",
     "cut",
+    "cut_baseline",
     "describe",
     "distillation_losses",
+    "evaluate",
     "export",
     "load_recipe",
     "load_run",
     "make_objective",
     "make_plan",
+    "repair",
     "save_run",
+    "sensitivity",
 ]
 
 

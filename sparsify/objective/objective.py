@@ -224,8 +224,9 @@ def evaluate_batches(
     meters = [metric.make() for metric in objective.metrics]
     count = 0
     with in_mode(model, training=False), torch.no_grad():
-        for count, given in enumerate(batches, 1):
+        for given in batches:
             x, y = split_batch(given)
+            count += 1
             total += _take_in(model, objective, meters, move(x, device), move(y, device))
     if not count:
         names = [metric.facts.name for metric in objective.metrics] or [LOSS.name]

@@ -13,7 +13,7 @@ from sparsify.cost.measure.memory import compute_peak, measure_peak
 from sparsify.files import write_bytes
 from sparsify.modelfile import weights_digest
 from sparsify.modelfile.weights import list_tensors
-from sparsify.objective.objective import Evaluation, evaluate
+from sparsify.objective.objective import Evaluation, evaluate, evaluate_batches
 from sparsify.runs.int8 import compare_int8, select_int8
 from sparsify.runs.layer_rows import list_layer_rows
 from sparsify.runs.limits_met import check_limits
@@ -33,7 +33,6 @@ from sparsify_schemas.report import (
     Verdict,
 )
 from sparsify_schemas.target import Target
-from sparsify_schemas.task import deciding_metric
 
 
 def evaluate_run(record: RunRecord, models: ReloadedModels, seconds: float) -> Report:
@@ -60,7 +59,7 @@ def evaluate_run(record: RunRecord, models: ReloadedModels, seconds: float) -> R
         recipe_digest=recipe_digest(recipe),
         plan_digest=record.plan.digest,
         model_digest=weights_digest(dense),
-        metric=deciding_metric(recipe.task),
+        metric=models.objective.deciding,
         dense=sides[0],
         cut=sides[1],
         latency=timings,
@@ -121,16 +120,20 @@ def _measure_side(
     """
     side = measure.measure_side(model, models.inputs, models.folder / weights)
     side = side.model_copy(update={"epochs": epochs})
-    if models.datasets is not None:
-        validation = evaluate(model, models.datasets.validation, models.objective)
-        test = evaluate(model, models.datasets.test, models.objective)
-        side = side.model_copy(
-            update={
-                "validation_metric": _known(validation.deciding),
-                "test_metric": _known(test.deciding),
-                "metrics": {**_name_further("validation", validation), **_name_further("test", test)},
-            }
-        )
+    validation, test = _judge(models, model)
+    own = (models.own.metrics or {}).get("cut" if model is models.cut else "dense", {})
+    own = own if model in (models.cut, models.dense) else {}
+    side = side.model_copy(
+        update={
+            "validation_metric": _find_deciding("validation", validation, models, own),
+            "test_metric": _find_deciding("test", test, models, own),
+            "metrics": {
+                **_name_further("validation", validation),
+                **_name_further("test", test),
+                **_name_given(models, own),
+            },
+        }
+    )
     if recipe.budget.peak_memory is not None:
         side = side.model_copy(
             update={
@@ -141,8 +144,30 @@ def _measure_side(
     return side
 
 
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _judge(models: ReloadedModels, model: nn.Module) -> tuple[Evaluation, Evaluation]:
+    """On the validation and on the test set."""
+    if models.datasets is not None:
+        sets = (models.datasets.validation, models.datasets.test)
+        validation, test = (evaluate(model, examples, models.objective) for examples in sets)
+        return validation, test
+    batches = (models.own.validation, models.own.test)
+    validation, test = (evaluate_batches(model, given, models.objective) for given in batches)
+    return validation, test
+
+
+def _find_deciding(
+    which: str, found: Evaluation, models: ReloadedModels, own: Mapping[str, float]
+) -> float | None:
+    """The deciding metric as measured, else as it was handed over; None where it is unknown."""
+    if not math.isnan(found.deciding):
+        return found.deciding
+    return own.get(f"{which} {models.objective.deciding.name}")
+
+
+def _name_given(models: ReloadedModels, own: Mapping[str, float]) -> dict[str, float]:
+    """Figures that were handed over, besides the deciding ones."""
+    deciding = {f"{which} {models.objective.deciding.name}" for which in ("validation", "test")}
+    return {name: value for name, value in own.items() if name not in deciding}
 
 
 def _name_further(which: str, found: Evaluation) -> dict[str, float]:

@@ -13,6 +13,7 @@ from sparsify.errors import VerificationError
 from sparsify.forward import call_model
 from sparsify.forward.calls import Inputs
 from sparsify.objective.objective import Objective
+from sparsify.runs.own_figures import NOTHING, OwnFigures
 from sparsify_schemas.recipe import Baseline as Kind
 
 
@@ -28,6 +29,8 @@ class ReloadedModels:
     datasets: Datasets | None
     objective: Objective
     """what they are judged by"""
+    own: OwnFigures = NOTHING
+    """what a loop of one's own handed over, in place of datasets"""
 
 
 def check_reloads(model: nn.Module, reloaded: nn.Module, inputs: Inputs, what: str) -> None:

@@ -9,7 +9,8 @@ gsm: rank the units of all layers together by that number, as global sparse mome
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -19,19 +20,30 @@ from torch import nn
 
 from sparsify import files
 from sparsify.data import Datasets, Examples, batches, load_data
+from sparsify.data.columns import batch_size
+from sparsify.data.targets import split_batch
 from sparsify.errors import DataError, RunError, first_line
 from sparsify.events import Listener, Measuring, silence
 from sparsify.files import read_bytes
 from sparsify.forward.copies import copy_model
 from sparsify.graph.group_layouts import coupled_layout
+from sparsify.graph.model_shapes import check_shapes
 from sparsify.graph.surgery import operations
-from sparsify.objective.objective import Objective, check_trainable, evaluate, make_objective
+from sparsify.objective.objective import (
+    Evaluation,
+    Objective,
+    check_trainable,
+    evaluate,
+    evaluate_batches,
+    make_objective,
+)
 from sparsify.pruning import scoring
 from sparsify.pruning.criteria.scores import group_scores
 from sparsify.pruning.criteria.statistics import gather_statistics
 from sparsify.pruning.fitting_inputs import find_inputs
 from sparsify.pruning.make_plan import plan_recipe
 from sparsify.pruning.planning.candidates import list_candidates
+from sparsify.pruning.planning.compile import compile_plan
 from sparsify.pruning.planning.plan import Plan
 from sparsify.recipe import Loaded
 from sparsify.runs import run_folder
@@ -40,7 +52,8 @@ from sparsify.training.seeds import derive_seed
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Taylor
 from sparsify_schemas.group import in_one_tensor
-from sparsify_schemas.profile import By, Curve, Point, Profile, Tolerance
+from sparsify_schemas.profile import By, Curve, Point, Profile, Tolerance, read_tolerance
+from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.rule import Rule
 from sparsify_schemas.units import Share
 
@@ -111,12 +124,81 @@ def profile_layers(
         profile = _resume_profile(out, empty)
         training = batches(datasets.train, 64, seed=derive_seed(loaded.seed, 0, 0))
         taken = scoring.take_batches(training, loaded)
-        for longer in _measure_points(profile, plan, model, validation, taken, objective, listener):
+
+        def judge(thinner: nn.Module) -> Evaluation:
+            return evaluate(thinner, validation, objective)
+
+        setting = _Setting(plan, model, objective, judge, list(batches(validation, _BATCH)), taken)
+        for longer in _measure_points(profile, setting, listener):
             profile = longer
             write_profile(profile, out)
     profile = set_limits(profile, tolerance)
     write_profile(profile, out)
     return profile
+
+
+def sensitivity(
+    plan: Plan,
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    by: By = "ablation",
+    objective: Objective | None = None,
+    tolerance: Tolerance | str | None = None,
+    listener: Listener = silence,
+) -> Profile:
+    """Judge how much each layer that a plan reaches can lose, in a loop of your own.
+
+    Args:
+        plan: Made of this model. Its amounts, penalties and limits play no part.
+        model: The model, which stays as it is.
+        batches: Validation batches: pairs (inputs, targets), or mappings with the targets among them.
+        by: `ablation` removes units and measures; `taylor` predicts the loss to first order; `gsm` ranks the
+            units of all layers together.
+        objective: Of `make_objective`; the recipe's task when left out.
+        tolerance: Sets a limit for each layer, such as `1pp` of accuracy; see `sparsify sensitivity`.
+        listener: Called with progress events.
+
+    Returns:
+        The profile: a curve for each layer, and its `limits`, which `keep: {limits: ...}` of a rule takes.
+
+    Raises:
+        DataError: There are no batches, or they have no targets.
+        ModelError: The plan belongs to another model.
+
+    Examples:
+        >>> batches = [(torch.randn(32, 4), torch.randint(0, 3, (32,)))]
+        >>> profile = sparsify.sensitivity(sparsify.make_plan(recipe, model, (x,)), model, batches)
+        >>> [point.removed for point in profile.curves[0].points]
+        [2, 3, 5, 6, 8, 10, 11, 13, 14]
+    """
+    check_shapes(plan.map, model)
+    objective = objective or make_objective(plan.recipe.task)
+    given = [split_batch(batch) for batch in batches]
+    if not given:
+        raise DataError("there are no validation batches to judge layers on")
+    plain = compile_plan(_without_amounts(plan.recipe), plan.map)
+    examples = sum(batch_size(targets) for _, targets in given)
+
+    def judge(thinner: nn.Module) -> Evaluation:
+        return evaluate_batches(thinner, given, objective)
+
+    found = judge(model)
+    profile = Profile(
+        by=by,
+        digest=plain.digest,
+        network=plan.map.network,
+        examples=examples,
+        loss=found.loss,
+        metric=found.deciding,
+        judged_by=objective.deciding,
+        curves=tuple(_empty_curves(plain)),
+    )
+    setting = _Setting(plain, model, objective, judge, given, given)
+    for longer in _measure_points(profile, setting, listener):
+        profile = longer
+    limit = read_tolerance(by, tolerance) if isinstance(tolerance, str) else tolerance
+    return set_limits(profile, limit)
 
 
 def read_profile(path: Path) -> Profile:
@@ -187,11 +269,13 @@ def _plan_without_goals(loaded: Loaded, model: nn.Module, datasets: Datasets) ->
     A layer's sensitivity depends on none of them.
     """
     recipe = loaded.recipe
-    rules = []
-    for rule in recipe.rules:
-        rules.append(rule if rule.protect else _without_goals(rule))
-    plain = recipe.model_copy(update={"budget": Budget(), "rules": tuple(rules)})
+    plain = _without_amounts(recipe)
     return plan_recipe(plain, model, find_inputs(recipe, model, datasets), positions=loaded.positions)
+
+
+def _without_amounts(recipe: Recipe) -> Recipe:
+    rules = tuple(rule if rule.protect else _without_goals(rule) for rule in recipe.rules)
+    return recipe.model_copy(update={"budget": Budget(), "rules": rules})
 
 
 def _without_goals(rule: Rule) -> Rule:
@@ -238,41 +322,38 @@ def _resume_profile(out: Path, empty: Profile) -> Profile:
     return found.model_copy(update={"network": empty.network})
 
 
-def _measure_points(
-    profile: Profile,
-    plan: Plan,
-    model: nn.Module,
-    validation: Examples,
-    training: Batches,
-    objective: Objective,
-    listener: Listener,
-) -> Iterator[Profile]:
+@dataclass(frozen=True)
+class _Setting:
+    """What layers are measured with."""
+
+    plan: Plan
+    model: nn.Module
+    objective: Objective
+    judge: Callable[[nn.Module], Evaluation]
+    """loss and metrics of a thinner model on the validation examples"""
+    validation: Batches
+    training: Batches
+    """for criteria that look at data"""
+
+
+def _measure_points(profile: Profile, setting: _Setting, listener: Listener) -> Iterator[Profile]:
     """Yield the profile after each point that is added."""
     match profile.by:
         case "ablation":
-            yield from _ablate_units(profile, plan, model, validation, training, objective, listener)
+            yield from _ablate_units(profile, setting, listener)
         case "taylor" | "gsm":
             if not all(curve.points for curve in profile.curves):
-                scores = _score_units(plan, model, validation, objective)
+                scores = _score_units(setting)
                 fill = _predict_losses if profile.by == "taylor" else _rank_globally
                 yield profile.model_copy(update={"curves": tuple(fill(profile, scores))})
         case _:
             assert_never(profile.by)
 
 
-def _ablate_units(
-    profile: Profile,
-    plan: Plan,
-    model: nn.Module,
-    validation: Examples,
-    training: Batches,
-    objective: Objective,
-    listener: Listener,
-) -> Iterator[Profile]:
-    order = {
-        found.name: found.order
-        for found in list_candidates(plan, *scoring.score_units(plan, model, training, objective))
-    }
+def _ablate_units(profile: Profile, setting: _Setting, listener: Listener) -> Iterator[Profile]:
+    plan, model = setting.plan, setting.model
+    scored = scoring.score_units(plan, model, setting.training, setting.objective)
+    order = {found.name: found.order for found in list_candidates(plan, *scored)}
     counts = [_removal_counts(curve, plan) for curve in profile.curves]
     total, done = sum(map(len, counts)), 0
     for index, curve in enumerate(profile.curves):
@@ -283,7 +364,7 @@ def _ablate_units(
             listener(Measuring(f"removing units of {curve.group}", done - 1, total))
             kept = sorted(order[curve.group][count:])
             thinner = operations.cut(model, plan.map, {curve.group: kept}, "profile")[0]
-            found = evaluate(thinner, validation, objective)
+            found = setting.judge(thinner)
             point = Point(share=share, removed=count, loss=found.loss, metric=found.deciding)
             profile = _add_point(profile, index, point)
             yield profile
@@ -306,19 +387,15 @@ def _add_point(profile: Profile, index: int, point: Point) -> Profile:
     return profile.model_copy(update={"curves": curves})
 
 
-def _score_units(
-    plan: Plan, model: nn.Module, validation: Examples, objective: Objective
-) -> dict[str, list[float]]:
+def _score_units(setting: _Setting) -> dict[str, list[float]]:
     """Coupled group -> the first-order change of the validation loss when each of its units is removed."""
-    copy = copy_model(model)
+    plan, copy = setting.plan, copy_model(setting.model)
     parameters = dict(copy.named_parameters())
     names = [name for assignment in plan.assignments for name in assignment.coupled]
     layout = coupled_layout(plan.map, names, parameters)
-    given = list(batches(validation, _BATCH))
-    taylor = Taylor(kind="taylor", batches=len(given))
-    scores = group_scores(
-        taylor, layout, parameters, gather_statistics(copy, taylor, given, objective), plan.recipe.seed
-    )
+    taylor = Taylor(kind="taylor", batches=len(setting.validation))
+    seen = gather_statistics(copy, taylor, setting.validation, setting.objective)
+    scores = group_scores(taylor, layout, parameters, seen, plan.recipe.seed)
     return {name: part.tolist() for name, part in layout.split(scores).items()}
 
 

@@ -464,3 +464,114 @@ def test_recipes_say_what_is_wrong_with_a_task() -> None:
         "number in "
         "its own unit, or a share of the dense model's figure such as 5%"
     )
+
+
+def test_a_loop_of_ones_own_has_the_same_report(tmp_path: Path) -> None:
+    """The stages of the recipe, written as a loop: figures, curves and notes stand in the report."""
+    torch.manual_seed(0)
+    model = task_parts.mlp()
+    (x, y), (test_x, test_y) = task_parts.numbers()
+    given = {
+        "version": 1,
+        "title": "Own",
+        "task": "regression",
+        "rules": [{"layers": "0", "group": "neuron", "sparsity": "50%", "criterion": {"kind": "taylor"}}],
+    }
+    batches, test = [(x[i : i + 50], y[i : i + 50]) for i in range(0, 300, 50)], [(test_x, test_y)]
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    history = []
+    for _ in range(3):
+        losses = []
+        for inputs, targets in batches:
+            optimizer.zero_grad()
+            loss = functional.mse_loss(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        history.append(
+            {
+                "loss": sum(losses) / 6,
+                "validation_metric": sparsify.evaluate(model, test, "regression").deciding,
+            }
+        )
+    plan = sparsify.make_plan(given, model, (x[:2],))
+    result = sparsify.cut(plan, model, batches=batches)
+    sparsify.repair(result, batches)
+    run = sparsify.save_run(
+        result,
+        tmp_path / "run",
+        test=test,
+        history=history,
+        metrics={"dense": {"test hits": 0.5}, "cut": {"test hits": 0.25}},
+        timing=0.02,
+    )
+    report = verify_run(run)
+    with torch.no_grad():
+        assert report.cut.test_metric == pytest.approx(rmse(result.model), rel=1e-4)
+        assert report.dense.test_metric == pytest.approx(rmse(model), rel=1e-4)
+    assert (report.metric.name, report.dense.metrics["test hits"], report.cut.metrics["test hits"]) == (
+        "rmse",
+        0.5,
+        0.25,
+    )
+    assert [row.loss for row in report.history] == [row["loss"] for row in history]
+    assert report.stages[0].epochs == 3
+    assert "measured elsewhere and handed to save_run: test hits" in report.notes
+    assert "Rmse" in (run / "report.html").read_text()
+
+
+def test_what_is_handed_over_is_checked(tmp_path: Path) -> None:
+    model = task_parts.mlp()
+    plan = sparsify.make_plan(
+        {"version": 1, "title": "t", "rules": [{"layers": "0", "group": "neuron", "sparsity": "50%"}]},
+        model,
+        (torch.randn(2, 6),),
+    )
+    result = sparsify.cut(plan, model)
+
+    def refused(**given: Any) -> str:
+        with pytest.raises(SparsifyError) as caught:
+            sparsify.save_run(result, tmp_path / "run", timing=0.02, **given)
+        return str(caught.value)
+
+    assert (
+        refused(metrics={"thin": {"a": 1.0}})
+        == "metrics has figures of 'thin'; they are of 'dense' or of 'cut'"
+    )
+    assert refused(history=[{"loss": 1.0}, {"lost": 2.0}]) == "history, row 2: loss: Field required"
+    assert refused(test=[{"input_ids": torch.zeros(1)}]) == (
+        "a batch is a dict without targets; pass pairs (inputs, targets), or mappings with one of labels, "
+        "label, "
+        "targets, target, y"
+    )
+
+
+def test_layers_are_judged_and_baselines_cut_in_a_loop_of_ones_own() -> None:
+    torch.manual_seed(0)
+    model = task_parts.mlp().eval()
+    x, y = task_parts.numbers()[0]
+    rules = [{"layers": ["0", "2"], "group": "neuron", "criterion": {"kind": "taylor"}}]
+    given = {"version": 1, "title": "t", "task": "regression", "budget": {"params": "60%"}, "rules": rules}
+    plan = sparsify.make_plan(given, model, (x[:2],))
+    profile = sparsify.sensitivity(plan, model, [(x, y)], tolerance="10pp")
+    assert (profile.judged_by.name, profile.examples) == ("rmse", 300)
+    whole = (model(x) - y).square().mean().sqrt().item()
+    assert profile.metric == pytest.approx(whole, rel=1e-4)
+    assert set(profile.limits) == {curve.group for curve in profile.curves} == {"0", "2"}
+    for curve in profile.curves:
+        for point in curve.points:
+            if point.share <= profile.limits[curve.group].fraction:
+                assert point.metric is not None and point.metric - whole <= 0.1 + 1e-6
+    result = sparsify.cut(plan, model, batches=[(x, y)])
+    size = sum(p.numel() for p in result.model.parameters())
+    for kind in ("uniform_width", "random", "magnitude"):
+        other = sparsify.cut_baseline(result, kind)
+        assert other.verdicts[0].outcome == "equal"
+        assert 0.8 * size <= sum(p.numel() for p in other.model.parameters()) <= size
+    even = sparsify.cut_baseline(result, "uniform_width").model
+    assert even[0].out_features == even[2].out_features
+    with pytest.raises(SparsifyError) as caught:
+        sparsify.cut_baseline(result, "best")  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "there is no baseline 'best'; known: uniform_width, random, magnitude, by_macs"
+    )

@@ -2,12 +2,14 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from torch import nn
 
 from sparsify.cost.measure.availability import check_target
@@ -15,7 +17,7 @@ from sparsify.cost.measure.machine import read_load_average
 from sparsify.cost.measure.malloc import keep_heap
 from sparsify.cost.measure.runtimes import TimedCall, make_shared_pattern, prepare, use_threads
 from sparsify.errors import ModelError, TargetError
-from sparsify.forward.calls import Inputs, describe_batch
+from sparsify.forward.calls import Call, Inputs, describe_batch, normalize_inputs
 from sparsify.forward.trial_calls import eval_mode
 from sparsify_schemas.report import Latency
 from sparsify_schemas.target import Cpu, Target
@@ -25,6 +27,46 @@ ReadClock = Callable[[], float]
 
 _LEAST_ROUNDS = 8
 _RESAMPLES = 2000
+_TARGET: TypeAdapter[Target] = TypeAdapter(Target)
+
+
+def bench(
+    a: nn.Module,
+    b: nn.Module,
+    inputs: Inputs | Call | Sequence[Call],
+    *,
+    target: Target | Mapping[str, Any] | None = None,
+    seconds: float = 3.0,
+    seed: int = 0,
+) -> Latency:
+    """Time two models side by side, such as a dense and a cut one.
+
+    Args:
+        a: The first model.
+        b: The second model.
+        inputs: What one call takes, as in `make_plan`; repeated or shortened to the target's batch size.
+        target: What stands under `targets` in a recipe, such as `{"kind": "cpu", "runtime": "onnxruntime"}`;
+        eager
+            PyTorch on one thread of the processor, batch 1, when left out.
+        seconds: Spent on it, at least 8 pairs of measurements.
+        seed: Of the order in which the two are timed.
+
+    Returns:
+        `dense_ms` of a and `cut_ms` of b, medians; `speedup` of b, the median over the pairs, with its 95 %
+        interval `low` to `high`.
+
+    Raises:
+        TargetError: The target is not here.
+        ModelError: A model cannot run on it.
+
+    Examples:
+        >>> found = sparsify.bench(model, model, (x,), seconds=0.05)
+        >>> found.low <= found.speedup <= found.high
+        True
+    """
+    if target is None or isinstance(target, Mapping):
+        target = _TARGET.validate_python({"kind": "cpu", **(target or {})})
+    return measure_latency(a, b, normalize_inputs(inputs), "target", target, seconds=seconds, seed=seed)
 
 
 def measure_latency(

@@ -1,12 +1,15 @@
 """Lightning: Trainer(callbacks=[SparsifyCallback(plan, net)]), with extra `lightning`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from sparsify.adapters.cut_in_place import cut_in_place
+from sparsify.distributed import unwrap_optimizer
 from sparsify.errors import ModelError
+from sparsify.pruning.cut import Result
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training.fsdp import gather_state
 from sparsify.training.hooks import Hooks, attach
@@ -21,9 +24,24 @@ class SparsifyCallback(Callback):  # type: ignore[misc]
     Lightning makes the gradients inside the optimizer's step; hooks act after them, and after its clipping.
     """
 
-    def __init__(self, plan: Plan, model: nn.Module) -> None:
-        """model: what the plan was made of, the LightningModule itself or a module in it."""
+    def __init__(
+        self,
+        plan: Plan,
+        model: nn.Module,
+        *,
+        cut_after: int | None = None,
+        batches: Iterable[Any] | None = None,
+    ) -> None:
+        """model: what the plan was made of, the LightningModule itself or a module in it.
+
+        cut_after: epochs of training after which the module is cut in place; the optimizer goes on with what
+        is left of its state, without penalties. None to cut afterwards.
+        batches: training batches for a criterion that looks at data.
+        """
         self.plan, self.model = plan, model
+        self.cut_after, self.batches = cut_after, batches
+        self.result: Result | None = None
+        """of the cut, once it was made"""
         self.hooks: Hooks | None = None
         self._saved: dict[str, Any] = {}
 
@@ -52,6 +70,16 @@ class SparsifyCallback(Callback):  # type: ignore[misc]
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.hooks is not None:
             pl_module.log("sparsity", self.hooks.sparsity(), rank_zero_only=True)
+        if trainer.current_epoch + 1 == self.cut_after:
+            self._cut(trainer)
+
+    def _cut(self, trainer: Trainer) -> None:
+        optimizer = _holder(trainer, self.model)
+        if self.hooks is not None:
+            self.hooks.flush()
+            self.hooks.detach()
+            self.hooks = None
+        self.result = cut_in_place(self.plan, self.model, unwrap_optimizer(optimizer), self.batches)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.hooks is not None:

@@ -1,5 +1,6 @@
 """Hugging Face: Trainer(..., callbacks=[SparsifyCallback(plan)]), with extra `transformers`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,10 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sparsify.adapters.cut_in_place import cut_in_place
+from sparsify.distributed import unwrap_optimizer
 from sparsify.errors import ModelError
+from sparsify.pruning.cut import Result
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training.fsdp import gather_state
 from sparsify.training.hooks import Hooks, attach
@@ -22,9 +26,19 @@ class SparsifyCallback(TrainerCallback):  # type: ignore[misc]
     Their state is saved in checkpoints, their effect logged.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        """plan: of the Trainer's model."""
+    def __init__(
+        self, plan: Plan, *, cut_after: int | None = None, batches: Iterable[Any] | None = None
+    ) -> None:
+        """plan: of the Trainer's model.
+
+        cut_after: epochs of training after which the model is cut in place; the optimizer goes on with what
+        is left of its state, without penalties. None to cut afterwards.
+        batches: training batches for a criterion that looks at data.
+        """
         self.plan = plan
+        self.cut_after, self.batches = cut_after, batches
+        self.result: Result | None = None
+        """of the cut, once it was made"""
         self.hooks: Hooks | None = None
 
     def on_train_begin(
@@ -44,6 +58,19 @@ class SparsifyCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         if self.hooks is not None and (control.should_evaluate or control.should_save):
             self.hooks.flush()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Cut where it is due."""
+        if self.cut_after is None or self.result is not None or round(state.epoch or 0) < self.cut_after:
+            return
+        if self.hooks is not None:
+            self.hooks.flush()
+            self.hooks.detach()
+            self.hooks = None
+        model: nn.Module = given["model"]
+        self.result = cut_in_place(self.plan, model, unwrap_optimizer(given["optimizer"]), self.batches)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any

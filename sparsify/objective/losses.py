@@ -49,9 +49,14 @@ MeasureLosses = Callable[[Any, Any], Losses]
 
 def classification_losses(outputs: Any, targets: Any, smoothing: float = 0.0) -> Losses:
     """Cross-entropy: outputs [N, classes], targets [N]."""
-    return _per_example(
-        functional.cross_entropy(outputs, targets, reduction="none", label_smoothing=smoothing)
-    )
+    try:
+        each = functional.cross_entropy(outputs, targets, reduction="none", label_smoothing=smoothing)
+    except IndexError as error:
+        raise DataError(
+            f"the targets hold class {int(targets.max())} and the model has {outputs.shape[1]} outputs; "
+            "build the model for as many, or name another task"
+        ) from error
+    return _per_example(each)
 
 
 def multilabel_losses(outputs: Any, targets: Any) -> Losses:

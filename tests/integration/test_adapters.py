@@ -187,3 +187,101 @@ def test_a_checkpoint_without_hooks_is_refused(tmp_path: Path) -> None:
             model=net,
             optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
         )
+
+
+def halving_plan(net: nn.Module) -> Plan:
+    rules = [{"layers": "0", "group": "neuron", "penalty": PENALTIES["proximal"], "sparsity": "50%"}]
+    return sparsify.make_plan({"version": 1, "title": "t", "rules": rules}, net, (X[:2],))
+
+
+def cut_by_hand() -> nn.Module:
+    """An epoch of four steps with the penalty, the cut with the optimizer carried over, an epoch without."""
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.2, momentum=0.9)
+    own = halving_plan(net)
+
+    def epoch(now: nn.Module) -> None:
+        for i in range(0, 64, 16):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(now(X[i : i + 16]), Y[i : i + 16]).backward()
+            optimizer.step()
+
+    with sparsify.attach(own, net, optimizer, steps_per_epoch=4, steps=8) as hooks:
+        epoch(net)
+        hooks.flush()
+    thin = sparsify.cut(own, net, optimizer=optimizer).model
+    epoch(thin)
+    return thin
+
+
+def test_lightning_goes_on_with_the_cut_model() -> None:
+    pytest.importorskip("lightning")
+    lightning, adapter = import_module("lightning.pytorch"), import_module("sparsify.adapters.lightning")
+    net = model()
+
+    class Module(lightning.LightningModule):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.9)
+
+    callback = adapter.SparsifyCallback(halving_plan(net), net, cut_after=1)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    trainer = lightning.Trainer(
+        max_epochs=2, callbacks=[callback], accelerator="cpu", devices=1, enable_checkpointing=False, **quiet
+    )
+    trainer.fit(Module(), DataLoader(TensorDataset(X, Y), 16))
+    assert callback.result.model is net and net[0].out_features == 4
+    assert callback.result.dense[0].out_features == 8
+    close(net, cut_by_hand())
+
+
+class Wrapped(nn.Module):
+    """What transformers' Trainer wants: a loss in what is returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = model()
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        logits = self.net(x)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_a_hugging_face_trainer_goes_on_with_the_cut_model(tmp_path: Path) -> None:
+    """In a process of its own, since transformers imports whatever vision package lies about."""
+    pytest.importorskip("transformers")
+    code = f"""
+import sys; sys.path[:0] = [{str(ROOT / "tests/zoo")!r}, {str(ROOT / "tests/integration")!r}]
+import shim, torch, sparsify
+import test_adapters as parts
+from transformers import Trainer, TrainingArguments
+from sparsify.adapters.transformers import SparsifyCallback
+wrapped = parts.Wrapped()
+rows = [{{"x": x, "labels": y}} for x, y in zip(parts.X, parts.Y)]
+penalty = parts.PENALTIES["proximal"]
+rules = [{{"layers": "net.0", "group": "neuron", "penalty": penalty, "sparsity": "50%"}}]
+plan = sparsify.make_plan({{"version": 1, "title": "t", "rules": rules}}, wrapped, {{"x": parts.X[:2]}})
+callback = SparsifyCallback(plan, cut_after=1)
+options = TrainingArguments({str(tmp_path)!r}, num_train_epochs=2, per_device_train_batch_size=16,
+    use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True, seed=0, max_grad_norm=0,
+    lr_scheduler_type="constant", train_sampling_strategy="sequential")
+optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.2, momentum=0.9)
+Trainer(wrapped, options, train_dataset=rows, callbacks=[callback],
+    optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0))).train()
+assert callback.result.model is wrapped and wrapped.net[0].out_features == 4, wrapped
+for a, b in zip(wrapped.net.parameters(), parts.cut_by_hand().parameters()):
+    torch.testing.assert_close(a, b)
+print("went on")
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=600
+    )
+    assert "went on" in done.stdout, done.stderr

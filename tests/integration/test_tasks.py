@@ -546,6 +546,14 @@ def test_what_is_handed_over_is_checked(tmp_path: Path) -> None:
     )
 
 
+def test_a_class_without_an_output_is_said() -> None:
+    with pytest.raises(SparsifyError) as caught:
+        sparsify.evaluate(task_parts.mlp(), [(torch.randn(4, 6), torch.tensor([0, 1, 2, 1]))])
+    assert str(caught.value) == (
+        "the targets hold class 2 and the model has 2 outputs; build the model for as many, or name another task"
+    )
+
+
 def test_layers_are_judged_and_baselines_cut_in_a_loop_of_ones_own() -> None:
     torch.manual_seed(0)
     model = task_parts.mlp().eval()

@@ -323,6 +323,8 @@ class Recipe(Spec):
                     f"'{stage.name}' smooths labels, which a task with a class for each target has; leave "
                     f"stages.{index}.label_smoothing out",
                 )
+            if isinstance(stage, Train):
+                self._check_choices(stage)
         for index, rule in enumerate(self.rules):
             if rule.penalty is not None and rule.penalty.facts().needs_classes and not has_classes:
                 raise AtKey(
@@ -332,6 +334,23 @@ class Recipe(Spec):
                     f"{self.task.kind} has none; write 'mode: unspecific'",
                 )
         return self
+
+    def _check_choices(self, stage: Train) -> None:
+        """What chooses among epochs needs validation data; averages never reach the zeros that penalties
+        make."""
+        chooses = "patience" if stage.patience is not None else "keep" if stage.keep == "best" else None
+        if chooses and self.data is not None and self.data.validation.value == 0:
+            raise AtKey(
+                "stages",
+                f"'{chooses}' of '{stage.name}' goes by the validation set; write data.validation above 0%",
+            )
+        if stage.ema is not None and stage.penalties and any(rule.penalty is not None for rule in self.rules):
+            raise AtKey(
+                "stages",
+                f"'{stage.name}' averages weights while penalties act, and an average of weights that "
+                f"become zero "
+                "is not zero; write 'penalties: false', or leave 'ema' out",
+            )
 
     @model_validator(mode="after")
     def _training_needs_data(self) -> "Recipe":

@@ -228,6 +228,8 @@ class StageRow(Measured):
     """mean training loss of the last epoch"""
     validation_metric: float | None = None
     """where the stage ended; for a cut, before any fine-tuning"""
+    kept_epoch: int | None = Field(default=None, exclude_if=lambda found: found is None)
+    """the epoch whose weights the stage ended with, where that is not its last"""
     penalty_share: float | None = None
     """share of the stage's step time spent in penalties"""
     agreement: Agreement | None = None

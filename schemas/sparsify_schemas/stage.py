@@ -174,9 +174,32 @@ class Train(Spec):
     """whether the rules' penalties act in this stage"""
     cuts: Gradual | None = None
     """cut little by little while training"""
+    ema: Annotated[float, Field(strict=True, gt=0, lt=1)] | None = None
+    """decay d of an exponential moving average of the weights, a <- d * a + (1 - d) * w after each step,
+    such as 0.999; the stage is validated by the average and ends with it"""
+    keep: Literal["last", "best"] = "last"
+    """the weights that the stage ends with: those of its last epoch, or of the epoch that the task's deciding
+    metric is best after, on the validation set"""
+    patience: Positive | None = None
+    """epochs without a better deciding metric after which the stage ends early"""
     distill: Distill | None = None
     """learn from the dense model besides the labels, in a stage after a cut: `distill: {}`, or with
     `temperature` and `weight`"""
+
+    @model_validator(mode="after")
+    def _goes_with_cuts(self) -> "Train":
+        """Cuts between epochs change the shapes of what is kept."""
+        asked = {
+            "ema": self.ema is not None,
+            "keep": self.keep == "best",
+            "patience": self.patience is not None,
+        }
+        key = next((name for name, wanted in asked.items() if wanted), None)
+        if self.cuts is not None and key is not None:
+            raise AtKey(key, f"'{key}' does not go with 'cuts'; put it in a train stage after the last cut")
+        if self.shard and self.ema is not None:
+            raise AtKey("ema", "'ema' does not go with 'shard'; leave one of them out")
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Train":

@@ -54,7 +54,13 @@ def stages_table(report: Report) -> Table:
         for stage in report.stages
     )
     heads = make_columns("stage", "kind", ">epochs", ">time", ">loss", ">validation", ">in penalties")
-    return Table(table_titles.STAGES, heads, rows)
+    notes = [
+        f"{stage.name} ended with the weights of epoch {stage.kept_epoch} of {stage.epochs}, the best on the "
+        "validation set."
+        for stage in report.stages
+        if stage.kept_epoch is not None
+    ]
+    return Table(table_titles.STAGES, heads, rows, tuple(notes))
 
 
 LEAST_CORRELATION = 0.2

@@ -119,6 +119,8 @@ def _dump_stage_state(state: StageState) -> dict[str, Any]:
         "optimizer": dict(state.optimizer),
         "hooks": dict(state.hooks),
         "scaler": dict(state.scaler),
+        "average": dict(state.average),
+        "best": dict(state.best),
     }
 
 
@@ -141,4 +143,6 @@ def _parse_stage_state(part: Mapping[str, Any] | None, weights: Mapping[str, Any
         optimizer=part["optimizer"],
         hooks=part["hooks"],
         scaler=part["scaler"],
+        average=part.get("average", {}),
+        best=part.get("best", {}),
     )

@@ -39,7 +39,7 @@ from sparsify.runs.repair_stage import agreement_after_cut, dense_of_run, repair
 from sparsify.runs.setup import Run
 from sparsify.training.optimizers import make_optimizer
 from sparsify.training.seeds import derive_seed
-from sparsify.training.stage import train_stage
+from sparsify.training.stage import find_best, train_stage
 from sparsify.training.stage_state import StageState
 from sparsify_schemas.data import Augment
 from sparsify_schemas.group import in_one_tensor
@@ -88,7 +88,7 @@ def _run_train_stage(
         weights={},
         stage_state=None,
         history=checkpoint.history + progress.history,
-        stages=(*checkpoint.stages, _summarize_training(stage, progress)),
+        stages=(*checkpoint.stages, _summarize_training(run, stage, progress)),
     )
 
 
@@ -96,16 +96,19 @@ def _is_cut_done(checkpoint: Checkpoint, stage: Train, epoch: int) -> bool:
     return any((done.stage, done.epoch) == (stage.name, epoch) for done in checkpoint.rounds)
 
 
-def _summarize_training(stage: Train, progress: StageState) -> StageRow:
+def _summarize_training(run: Run, stage: Train, progress: StageState) -> StageRow:
     has_share = stage.penalties and progress.step_seconds
     last = progress.history[-1]
+    best = find_best(run.objective, progress.history) if stage.keep == "best" else None
+    ended = last if best is None else progress.history[best]
     return StageRow(
         name=stage.name,
         kind="train",
         seconds=progress.seconds,
         epochs=progress.epochs,
         loss=last.loss,
-        validation_metric=last.validation_metric,
+        validation_metric=ended.validation_metric,
+        kept_epoch=None if ended is last else ended.epoch,
         penalty_share=progress.penalty_seconds / progress.step_seconds if has_share else None,
     )
 

@@ -7,14 +7,16 @@ and a checkpoint needs no generator state.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparsify.cost.measure import copy_model
 from sparsify.data import Datasets
@@ -122,10 +124,12 @@ def train_stage(
             listener,
             objective,
             smooth_labels(objective, stage.label_smoothing),
+            _start_average(stage, trained, restore),
             _freeze_teacher(teacher, accelerator.device) if stage.distill is not None else None,
         )
         state = restore or StageState(0, (), 0.0, 0.0, 0.0, {}, {}, {})
-        for epoch in range(state.epochs, until or stage.epochs):
+        while state.epochs < (until or stage.epochs) and not _is_exhausted(stage, objective, state.history):
+            epoch = state.epochs
             state = _run_epoch(run, derive_seed(seed, stage_index, epoch), epoch, state)
             if on_epoch is not None:
                 on_epoch(state)
@@ -133,7 +137,48 @@ def train_stage(
     model.to("cpu")
     if apart:
         model.load_state_dict(gather_state(trained.state_dict()))
+    chosen = _choose_weights(run, state)
+    if chosen is not None:
+        model.load_state_dict(chosen)
     return state
+
+
+def _start_average(stage: Train, model: nn.Module, restore: StageState | None) -> AveragedModel | None:
+    """The moving average of the weights, as it was where the stage goes on; None without `ema`."""
+    if stage.ema is None:
+        return None
+    mean = get_ema_multi_avg_fn(stage.ema)  # type: ignore[no-untyped-call]
+    average = AveragedModel(copy_model(model), multi_avg_fn=mean, use_buffers=True)
+    if restore is not None and restore.average:
+        average.load_state_dict(restore.average)
+    return average
+
+
+def find_best(objective: Objective, history: Sequence[Epoch]) -> int | None:
+    """The first row with the best deciding metric; None where nothing was validated."""
+    best: int | None = None
+    for place, row in enumerate(history):
+        if row.validation_metric is None or math.isnan(row.validation_metric):
+            continue
+        known = None if best is None else history[best].validation_metric
+        if known is None or objective.deciding.worse_by(known, row.validation_metric) < 0:
+            best = place
+    return best
+
+
+def _is_exhausted(stage: Train, objective: Objective, history: Sequence[Epoch]) -> bool:
+    """Whether the stage has waited long enough for a better epoch."""
+    if stage.patience is None:
+        return False
+    best = find_best(objective, history)
+    return best is not None and len(history) - 1 - best >= stage.patience
+
+
+def _choose_weights(run: StageRun, state: StageState) -> Mapping[str, Any] | None:
+    """State dict of the weights that the stage ends with; None for those that the model has."""
+    if run.stage.keep == "best" and state.best:
+        return state.best
+    return None if run.average is None else run.average.module.state_dict()
 
 
 def _freeze_teacher(teacher: nn.Module | None, device: torch.device) -> nn.Module | None:
@@ -203,14 +248,27 @@ def _run_epoch(run: StageRun, seed: int, epoch: int, before: StageState) -> Stag
         optimizer=gather_state(run.optimizer.state_dict()),
         hooks=gather_state(run.hooks.state_dict()) if run.hooks else {},
         scaler=run.scaler.state_dict(),
+        average=gather_state(run.average.state_dict()) if run.average is not None else {},
+        best=_keep_best(run, before, (*before.history, row)),
     )
+
+
+def _keep_best(run: StageRun, before: StageState, history: Sequence[Epoch]) -> Mapping[str, Any]:
+    """State dict of the weights after the best epoch, which may be this one; empty where the last are
+    kept."""
+    if run.stage.keep == "last":
+        return {}
+    if find_best(run.objective, history) != len(history) - 1:
+        return before.best
+    state = gather_state(run.judged.state_dict())
+    return {name: value.clone() for name, value in state.items()}
 
 
 def _validate(run: StageRun) -> Evaluation | None:
     """Loss and metrics on the validation set; None without one."""
     if not len(run.datasets.validation):
         return None
-    return evaluate(run.model, run.datasets.validation, run.objective)
+    return evaluate(run.judged, run.datasets.validation, run.objective)
 
 
 def _zero_below_threshold(

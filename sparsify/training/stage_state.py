@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from sparsify.data import Datasets
 from sparsify.events import Listener
@@ -40,6 +41,10 @@ class StageState:
     """state dict; empty without a plan"""
     scaler: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """state dict of what scales the loss in fp16; empty otherwise"""
+    average: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """state dict of the moving average of the weights; empty without one"""
+    best: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """state dict of the weights after the best epoch so far; empty where the last ones are kept"""
 
 
 OnEpoch = Callable[[StageState], None]
@@ -64,5 +69,12 @@ class StageRun:
     """what is minimised, and what the model is validated by"""
     measure_losses: MeasureLosses
     """the objective's losses, with label smoothing where the stage asks for it"""
+    average: AveragedModel | None = None
+    """the moving average of the weights, for a stage with `ema`"""
     teacher: nn.Module | None = None
     """what a stage with `distill` learns from, in eval mode"""
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model that is validated: the average where there is one."""
+        return self.model if self.average is None else self.average.module

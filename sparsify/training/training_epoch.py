@@ -54,6 +54,8 @@ def train_epoch(run: StageRun, seed: int, epoch: int) -> tuple[float, float | No
             with refuse_overflow(run, epoch, i):
                 run.scaler.step(run.optimizer)
             run.scaler.update()
+            if run.average is not None:
+                run.average.update_parameters(run.model)
             total, counted = total + loss * weight, counted + weight
             right += rights.sum()
             seen += len(rights)

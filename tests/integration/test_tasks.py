@@ -550,7 +550,8 @@ def test_a_class_without_an_output_is_said() -> None:
     with pytest.raises(SparsifyError) as caught:
         sparsify.evaluate(task_parts.mlp(), [(torch.randn(4, 6), torch.tensor([0, 1, 2, 1]))])
     assert str(caught.value) == (
-        "the targets hold class 2 and the model has 2 outputs; build the model for as many, or name another task"
+        "the targets hold class 2 and the model has 2 outputs; build the model for as many, or name another "
+        "task"
     )
 
 
@@ -583,3 +584,33 @@ def test_layers_are_judged_and_baselines_cut_in_a_loop_of_ones_own() -> None:
     assert str(caught.value) == (
         "there is no baseline 'best'; known: uniform_width, random, magnitude, by_macs"
     )
+
+
+@pytest.mark.parametrize("keys", [{"ema": 0.9}, {"keep": "best"}, {"patience": 1}], ids=str)
+def test_what_is_kept_survives_a_kill(keys: dict[str, Any], tmp_path: Path) -> None:
+    """Averages, best weights and the wait for better ones go on where they were, to the last bit."""
+    given, _, _ = KINDS["regression"]
+    lr = {"kind": "one_shot", "from": 0.01, "to": 0.3, "at": "2ep"}
+    learn = {**given["stages"][0], "epochs": 5, "optimizer": {"kind": "adamw", "lr": lr}, **keys}
+    asked = {**given, "stages": [learn, {"kind": "cut"}]}
+    whole = apply(asked, from_scratch=True, out=tmp_path / "whole", timing=0.02)
+
+    def stop(event: object) -> None:
+        if isinstance(event, EpochDone) and event.epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        apply(asked, from_scratch=True, out=tmp_path / "stopped", timing=0.02, listener=stop)
+    (folder,) = (tmp_path / "stopped").iterdir()
+    resumed = apply(resume=folder, timing=0.02)
+    for name in ("dense.safetensors", "model.safetensors"):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+    (row,) = [row for row in verify_run(whole).stages if row.kind == "train"]
+    if "keep" in keys:
+        assert row.kept_epoch is not None
+        assert (
+            f"learn ended with the weights of epoch {row.kept_epoch} of 5"
+            in (whole / "report.md").read_text()
+        )
+    if "patience" in keys:
+        assert row.epochs < 5

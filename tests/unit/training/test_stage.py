@@ -4,15 +4,16 @@ goes wrong."""
 import math
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsify
 from sparsify.data import Datasets, Examples, batches
-from sparsify.errors import DataError, RunError, TrainingError
+from sparsify.errors import DataError, RecipeError, RunError, TrainingError
 from sparsify.events import EpochDone, StageStarted, StepDone
 from sparsify.objective.objective import CLASSIFICATION, evaluate
 from sparsify.pruning.planning.plan import Plan
@@ -363,3 +364,89 @@ def test_how_a_batch_is_accumulated_is_the_recipes_to_say(monkeypatch: pytest.Mo
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     train(told, stage(1))
     assert same(plain, told)
+
+
+class TestWhichWeightsAreKept:
+    def test_the_average_is_that_of_every_step(self) -> None:
+        """a <- d a + (1 - d) w after each step, from the weights after the first; the stage ends with it."""
+        steps: list[Tensor] = []
+
+        def note(event: object) -> None:
+            if isinstance(event, StepDone):
+                steps.append(model[0].weight.detach().clone())
+
+        model = net()
+        train(model, stage(2, ema=0.75), listener=note)
+        # the event of a step comes after it
+        expected = steps[0]
+        for weight in steps[1:]:
+            expected = 0.75 * expected + 0.25 * weight
+        torch.testing.assert_close(model[0].weight.detach(), expected, rtol=1e-5, atol=1e-7)
+        assert not torch.allclose(expected, steps[-1])
+
+    def test_the_best_epoch_is_kept(self) -> None:
+        """With a learning rate that ruins the model after three epochs, the third's weights are kept."""
+        lr = {"kind": "one_shot", "from": 0.05, "to": 1.0, "at": "3ep"}
+        kept, plain = net(), net()
+        plain.load_state_dict(kept.state_dict())
+        optimizer = {"kind": "sgd", "lr": lr, "weight_decay": 0.95}
+        states: list[Any] = []
+        after = train(kept, stage(4, keep="best", optimizer=optimizer))
+        train(
+            plain,
+            stage(4, optimizer=optimizer),
+            on_epoch=lambda s: states.append({k: v.clone() for k, v in s.model.items()}),
+        )
+        metrics = [row.validation_metric for row in after.history]
+        best = metrics.index(max(metrics))
+        assert best < 3, "the last epoch is not the best, or the test shows nothing"
+        for name, value in kept.state_dict().items():
+            assert torch.equal(value, states[best][name])
+
+    def test_a_stage_ends_when_nothing_gets_better(self) -> None:
+        lr = {"kind": "one_shot", "from": 0.05, "to": 0.0, "at": "2ep"}
+        after = train(net(), stage(9, patience=2, optimizer={"kind": "sgd", "lr": lr}))
+        metrics = [row.validation_metric for row in after.history]
+        best = metrics.index(max(metrics))
+        assert len(metrics) == best + 1 + 2 < 9
+
+
+@pytest.mark.parametrize(
+    ("train_keys", "more", "message"),
+    [
+        (
+            {"keep": "best", "cuts": {}},
+            {},
+            "stages.0.keep: 'keep' does not go with 'cuts'; put it in a train stage after the last cut",
+        ),
+        (
+            {"patience": 2},
+            {"data": {"source": "digits", "validation": "0%"}},
+            "stages: 'patience' of 'train' goes by the validation set; write data.validation above 0%",
+        ),
+        (
+            {"ema": 0.9},
+            {},
+            "stages: 'train' averages weights while penalties act, and an average of weights that become "
+            "zero is "
+            "not zero; write 'penalties: false', or leave 'ema' out",
+        ),
+    ],
+)
+def test_what_cannot_be_kept(train_keys: dict[str, Any], more: dict[str, Any], message: str) -> None:
+    recipe = {
+        "version": 1,
+        "title": "t",
+        "data": {"source": "digits"},
+        "rules": [{"layers": "0", "group": "neuron", "penalty": {"kind": "group_lasso", "strength": 0.1}}],
+        "stages": [
+            {"kind": "train", "epochs": 3, "optimizer": {"kind": "sgd", "lr": 0.1}, **train_keys},
+            {"kind": "cut"},
+        ],
+        **more,
+    }
+    if "cuts" in train_keys:
+        recipe["stages"] = recipe["stages"][:1]
+    with pytest.raises(RecipeError) as caught:
+        sparsify.load_recipe(recipe)
+    assert str(caught.value) == f"<recipe>: {message}"

@@ -15,6 +15,7 @@ from sparsify.models.imagenet import alexnet
 from sparsify.models.lenet import lenet5, lenet_300_100
 from sparsify.models.ssl_nets import ssl_convnet, ssl_mlp
 from sparsify.models.transformers_nets import hugging_face
+from sparsify.models.vgg import cifar_vgg16
 
 __all__ = [
     "alexnet",
@@ -23,6 +24,7 @@ __all__ = [
     "cifar_resnet32",
     "cifar_resnet44",
     "cifar_resnet56",
+    "cifar_vgg16",
     "digits_cnn",
     "hugging_face",
     "lenet5",

@@ -5,7 +5,7 @@ end.
     [--json FILE] python tests/benchmarks/repair.py ablations [--json FILE]
     python tests/benchmarks/repair.py merge
 
-Weights: cifar_resnet56b.pt (trained on the first 45,000 images). Calibration: 1,000 of these, without labels,
+Weights: cifar_resnet56b.pt, cifar_vgg16.pt (trained on the first 45,000 images). Calibration: 1,000 of these, without labels,
 drawn by the seed. Validation: the last 5,000 training images. `inner`: the first convolution of each block;
 `all`: every one. One thread; seconds are of the processor. `zoo`: small networks of tests/zoo, half of their
 units removed at random, repaired with 32 random inputs each; what became of the error of their outputs.
@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from sparsify.cost.measure import count_macs
 from sparsify.data import load_data
 from sparsify.data.examples import Datasets
 from sparsify.forward.copies import copy_model
-from sparsify.models import cifar_resnet56
+from sparsify.models import cifar_resnet56, cifar_vgg16
 from sparsify.objective.objective import CLASSIFICATION, evaluate
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.choose_fit import Settings
@@ -40,8 +40,14 @@ from sparsify.pruning.repair.repair import repair_model
 from sparsify_schemas.data import Data
 from sparsify_schemas.stage import Repair
 
-WEIGHTS = Path.home() / ".cache/sparsify/weights/cifar_resnet56b.pt"
+WEIGHTS = Path.home() / ".cache/sparsify/weights"
 LAYERS = {"inner": r"re:layer\d\.\d\.conv1", "all": "Conv2d"}
+"""inner: the first convolution of each residual block"""
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "resnet56": (lambda: cifar_resnet56("B"), "cifar_resnet56b.pt"),
+    "vgg16": (cifar_vgg16, "cifar_vgg16.pt"),
+}
+"""builder, and the file of its weights"""
 CALIBRATION = 1000
 
 
@@ -63,11 +69,13 @@ class Row:
     test_repaired: float
     cut_seconds: float
     repair_seconds: float
+    network: str = "resnet56"
 
 
-def dense_model() -> nn.Module:
-    model = cifar_resnet56("B")
-    model.load_state_dict(torch.load(WEIGHTS, weights_only=True))
+def dense_model(network: str = "resnet56") -> nn.Module:
+    build, file = NETWORKS[network]
+    model = build()
+    model.load_state_dict(torch.load(WEIGHTS / file, weights_only=True))
     return model.eval()
 
 
@@ -154,8 +162,10 @@ def cut_to(model: nn.Module, layers: str, criterion: str, share: int, x: Tensor,
     return sparsify.cut(plan, model, batches=batches)
 
 
-def measure(datasets: Datasets, layers: str, criterion: str, share: int, seed: int) -> Row:
-    dense = dense_model()
+def measure(
+    datasets: Datasets, layers: str, criterion: str, share: int, seed: int, network: str = "resnet56"
+) -> Row:
+    dense = dense_model(network)
     x, y = calibration(datasets, seed)
     started = time.process_time()
     result = cut_to(dense, layers, criterion, share, x, y)
@@ -183,6 +193,7 @@ def measure(datasets: Datasets, layers: str, criterion: str, share: int, seed: i
         percent(result.model, datasets.test),
         cut_seconds,
         repair_seconds,
+        network,
     )
 
 
@@ -194,16 +205,16 @@ def _macs(result: Result) -> float:
 def summary(rows: Sequence[Row]) -> Iterator[str]:
     """Mean and standard deviation over the seeds, as a Markdown table."""
     yield (
-        "| layers | criterion | MACs | cut | + batch norm | + repair | test: cut | test: "
+        "| network | layers | criterion | MACs | cut | + batch norm | + repair | test: cut | test: "
         "+ repair | choice, s "
         "| repair, s |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
-    keys = dict.fromkeys((row.layers, row.criterion, row.share) for row in rows)
-    for layers, criterion, share in keys:
-        own = [r for r in rows if (r.layers, r.criterion, r.share) == (layers, criterion, share)]
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    keys = dict.fromkeys((row.network, row.layers, row.criterion, row.share) for row in rows)
+    for key in keys:
+        own = [r for r in rows if (r.network, r.layers, r.criterion, r.share) == key]
         cells = [spread([getattr(r, name) for r in own]) for name in COLUMNS]
-        yield f"| {layers} | {criterion} | {share} % | {' | '.join(cells)} |"
+        yield f"| {' | '.join(map(str, key))} % | {' | '.join(cells)} |"
 
 
 COLUMNS = ("cut", "batch_norm", "repaired", "test_cut", "test_repaired", "cut_seconds", "repair_seconds")
@@ -277,6 +288,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("what", choices=("table", "ablations", "merge", "zoo"))
     parser.add_argument("--criteria", nargs="*", default=["magnitude", "taylor", "reconstruction"])
+    parser.add_argument("--network", default="resnet56", choices=list(NETWORKS))
     parser.add_argument("--layers", nargs="*", default=["inner"], choices=list(LAYERS))
     parser.add_argument("--shares", nargs="*", type=int, default=[70, 50, 40])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
@@ -298,14 +310,14 @@ def main() -> None:
     rows = []
     if options.json is not None and options.json.exists():
         rows = [Row(**json.loads(line)) for line in options.json.read_text().splitlines()]
-    known = {(r.layers, r.criterion, r.share, r.seed) for r in rows}
+    known = {(r.network, r.layers, r.criterion, r.share, r.seed) for r in rows}
     for layers in options.layers:
         for share in options.shares:
             for criterion in options.criteria:
                 for seed in options.seeds:
-                    if (layers, criterion, share, seed) in known:
+                    if (options.network, layers, criterion, share, seed) in known:
                         continue
-                    row = measure(datasets, layers, criterion, share, seed)
+                    row = measure(datasets, layers, criterion, share, seed, options.network)
                     rows.append(row)
                     print(row, flush=True)
                     if options.json is not None:

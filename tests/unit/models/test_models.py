@@ -27,6 +27,7 @@ FACTS: list[tuple[Callable[[], nn.Module], tuple[int, ...], int]] = [
     (models.cifar_resnet56, (3, 32, 32), 853_018),
     (lambda: models.cifar_resnet20("B"), (3, 32, 32), 272_474),
     (lambda: models.cifar_resnet56("B"), (3, 32, 32), 855_770),
+    (models.cifar_vgg16, (3, 32, 32), 14_991_946),
     (models.alexnet, (3, 224, 224), 61_100_840),
 ]
 

@@ -7,7 +7,8 @@ _PLAN = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 5
 
 
 class CifarVgg(nn.Module):
-    """Thirteen 3x3 convolutions, five poolings, and two Linear layers with a batch normalisation between them."""
+    """Thirteen 3x3 convolutions, five poolings, and two Linear layers with a batch normalisation between
+    them."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -33,7 +34,7 @@ class CifarVgg(nn.Module):
 def cifar_vgg16(classes: int = 10) -> CifarVgg:
     """VGG-16: 14,991,946 parameters with 10 classes.
 
-    Names of the features as torchvision's vgg16_bn has them. Source: arXiv:1409.1556, configuration D; the head as
-    usual for CIFAR-10 (Liu and Deng, ACPR 2015).
+    Names of the features as torchvision's vgg16_bn has them. Source: arXiv:1409.1556, configuration D; the
+    head as usual for CIFAR-10 (Liu and Deng, ACPR 2015).
     """
     return CifarVgg(classes)

@@ -5,10 +5,11 @@ end.
     [--json FILE] python tests/benchmarks/repair.py ablations [--json FILE]
     python tests/benchmarks/repair.py merge
 
-Weights: cifar_resnet56b.pt, cifar_vgg16.pt (trained on the first 45,000 images). Calibration: 1,000 of these, without labels,
-drawn by the seed. Validation: the last 5,000 training images. `inner`: the first convolution of each block;
-`all`: every one. One thread; seconds are of the processor. `zoo`: small networks of tests/zoo, half of their
-units removed at random, repaired with 32 random inputs each; what became of the error of their outputs.
+Weights: cifar_resnet56b.pt, cifar_vgg16.pt (trained on the first 45,000 images). Calibration: 1,000 of
+these, without labels, drawn by the seed. Validation: the last 5,000 training images. `inner`: the first
+convolution of each block; `all`: every one. One thread; seconds are of the processor. `zoo`: small networks
+of tests/zoo, half of their units removed at random, repaired with 32 random inputs each; what became of the
+error of their outputs.
 """
 
 import argparse

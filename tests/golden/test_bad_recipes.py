@@ -286,7 +286,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "unknown optimizer": (
         (("kind: sgd", "kind: rmsprop"),),
-        "recipe.yaml:19:71: stages.0.optimizer.kind: unknown kind 'rmsprop'; known: sgd, adam, adamw",
+        "recipe.yaml:19:71: stages.0.optimizer.kind: unknown kind 'rmsprop'; known: sgd, adam, adamw, other",
     ),
     "unknown stage kind": (
         (("{kind: cut}", "{kind: prune}"),),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import sparsify
 from sparsify.errors import ModelError, RecipeError
 from sparsify.graph.group_layouts import coupled_layout, inner_layout
-from sparsify.objective.objective import CLASSIFICATION
+from sparsify.objective.objective import CLASSIFICATION, objective_of_loss
 from sparsify.pruning.criteria.scores import group_scores, weight_scores
 from sparsify.pruning.criteria.statistics import gather_statistics
 from sparsify_schemas.criterion import (
@@ -310,6 +310,8 @@ def test_a_model_without_such_layers_is_refused() -> None:
         next(iter(own()))
 
 
+MEAN = objective_of_loss(lambda output, _: output.mean())
+
 WORKED = {
     # x = 1, first units 1 and 2, behind them 3, 3 and 6; the last weights are 1, 2, 1
     "wanda": ([1 + 4 * 1, 2 + 4 * 2], [3 + 1 * 3, 3 + 2 * 3, 6 + 1 * 6]),
@@ -342,7 +344,7 @@ def test_scores_of_different_layers_are_made_comparable(kind: str, how: str) -> 
     map = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, net, (x,)).map
     parameters = dict(net.named_parameters())
     layout = coupled_layout(map, ["0", "1"], parameters, spec.facts().roles)
-    seen = gather_statistics(net, spec, [(x, Y[:2])], lambda output, _: output.mean())
+    seen = gather_statistics(net, spec, [(x, Y[:2])], MEAN)
     found = group_scores(spec, layout, parameters, seen, 0)
     first, second = WORKED[kind]
     if how == "size":
@@ -353,9 +355,7 @@ def test_scores_of_different_layers_are_made_comparable(kind: str, how: str) -> 
     assert found.tolist() == pytest.approx(wanted)
     if how != "size":
         own = {"activation": [3.0, 3, 6], "magnitude": [1.0, 2, 1]}.get(kind, [1.0 * 3, 2 * 3, 1 * 6])
-        single = weight_scores(
-            spec, net[2].weight, gather_statistics(net, spec, [(x, Y[:2])], lambda o, _: o.mean()), 0
-        )
+        single = weight_scores(spec, net[2].weight, gather_statistics(net, spec, [(x, Y[:2])], MEAN), 0)
         assert single.flatten().tolist() == pytest.approx([s / DIVISORS[how](own) for s in own])
 
 

@@ -69,7 +69,8 @@ class SparsifyCallback(Callback):  # type: ignore[misc]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.hooks is not None:
-            pl_module.log("sparsity", self.hooks.sparsity(), rank_zero_only=True)
+            for name, value in self.hooks.figures().items():
+                pl_module.log(name, value, rank_zero_only=True)
         if trainer.current_epoch + 1 == self.cut_after:
             self._cut(trainer)
 

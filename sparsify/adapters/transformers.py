@@ -85,7 +85,7 @@ class SparsifyCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         if self.hooks is not None:
-            given["logs"]["sparsity"] = self.hooks.sparsity()
+            given["logs"].update(self.hooks.figures())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any

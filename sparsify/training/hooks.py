@@ -207,6 +207,13 @@ class Hooks:
         names = [name for a in self._plan.assignments for name in a.coupled]
         return find_dead_units(self._plan.map, names, dict(self._model.named_parameters()))
 
+    def figures(self) -> dict[str, float]:
+        """What a log shows: the share of groups that are zero; where a strength is found, how much of the
+        goal is due and how much is reached, as the model would be cut now."""
+        goal = self.goal()
+        shown = {"sparsity": self.sparsity()}
+        return shown if goal is None else {**shown, "goal_due": goal[0], "goal_reached": goal[1]}
+
     def goal(self) -> tuple[float, float] | None:
         """(part of the goal that is due, part reached) where a strength is
         found; None where all are given."""

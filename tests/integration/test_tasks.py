@@ -614,3 +614,27 @@ def test_what_is_kept_survives_a_kill(keys: dict[str, Any], tmp_path: Path) -> N
         )
     if "patience" in keys:
         assert row.epochs < 5
+
+
+def test_a_found_strength_shows_how_near_its_goal_is() -> None:
+    """In a loop of one's own, before any group is zero."""
+    torch.manual_seed(0)
+    model = task_parts.mlp()
+    x, y = task_parts.numbers()[0]
+    rules = [
+        {"layers": ["0", "2"], "group": "neuron", "penalty": {"kind": "group_lasso", "strength": "auto"}}
+    ]
+    plan = sparsify.make_plan(
+        {"version": 1, "title": "t", "budget": {"params": "50%"}, "rules": rules}, model, (x[:2],)
+    )
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    shown = []
+    with sparsify.attach(plan, model, optimizer, steps_per_epoch=10, steps=200) as hooks:
+        for _ in range(200):
+            optimizer.zero_grad()
+            functional.mse_loss(model(x), y).backward()
+            optimizer.step()
+            shown.append(hooks.figures())
+    assert shown[0].keys() == {"sparsity", "goal_due", "goal_reached"}
+    assert [row["goal_due"] for row in shown] == sorted(row["goal_due"] for row in shown)
+    assert shown[-1]["goal_reached"] > 0.9 > shown[0]["goal_reached"]

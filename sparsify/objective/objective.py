@@ -178,8 +178,9 @@ def measure_batch(objective: Objective, model: nn.Module, inputs: Any, targets: 
     return objective.measure_losses(predict(objective, model, inputs, targets), targets).mean
 
 
-LARGE_BATCH, SMALL_BATCH = 500, 16
-"""examples in a batch of an evaluation: of one row of outputs each, or of pixels, tokens and boxes"""
+ROWS, PIXELS, TOKENS = 500, 16, 4
+"""examples in a batch of an evaluation, by what the outputs of one are: a row; pixels or boxes; logits of a whole
+vocabulary for each token"""
 
 
 def evaluate(
@@ -187,12 +188,17 @@ def evaluate(
 ) -> Evaluation:
     """Loss and metrics in eval mode, over all examples.
 
-    batch: examples in a batch; 500 of one row of outputs each, 16 of anything else.
+    batch: examples in a batch; fewer where each has more outputs, when left out.
     """
-    if batch is None:
-        has_rows = objective.task.kind in ("classification", "multilabel") and objective.task.loss is None
-        batch = LARGE_BATCH if has_rows else SMALL_BATCH
+    batch = _choose_batch(objective.task, examples) if batch is None else batch
     return evaluate_batches(model, batches(examples, batch) if len(examples) else (), objective)
+
+
+def _choose_batch(task: Task, examples: Examples) -> int:
+    if task.kind in ("language_model", "masked_language_model"):
+        return TOKENS
+    has_rows = isinstance(examples.targets, Tensor) and examples.targets.dim() <= 2
+    return ROWS if has_rows and task.kind != "own" else PIXELS
 
 
 def evaluate_batches(

@@ -179,8 +179,8 @@ def measure_batch(objective: Objective, model: nn.Module, inputs: Any, targets: 
 
 
 ROWS, PIXELS, TOKENS = 500, 16, 4
-"""examples in a batch of an evaluation, by what the outputs of one are: a row; pixels or boxes; logits of a whole
-vocabulary for each token"""
+"""examples in a batch of an evaluation, by what the outputs of one are: a row; pixels or boxes; logits of a
+whole vocabulary for each token"""
 
 
 def evaluate(

@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from sparsify.errors import ModelError
 from sparsify.events import Note, StageStarted
 from sparsify.forward.calls import Inputs, map_tensors
 from sparsify.objective.objective import evaluate
@@ -66,9 +67,15 @@ def repair_model_of_run(
 
 def _repair(run: Run, stage: Repair, model: nn.Module, checkpoint: Checkpoint, processes: Any) -> Repaired:
     dense, cuts, model_map = dense_of_run(run, model), checkpoint.cuts, run.plan.map
-    if run.datasets is None:  # a recipe without data was refused unless it merges
+    found = None if run.datasets is None else _training_examples(run, checkpoint, stage.examples)
+    if found is None and stage.method == "merge":
         return merge_model(dense, model, model_map, cuts)
-    inputs, count = _training_examples(run, checkpoint, stage.examples)
+    if found is None:  # a recipe without data was refused
+        raise ModelError(
+            f"'{stage.name}' needs inputs whose examples lie along one dimension, and the data give a list, "
+            "such as one of images of different sizes; leave the repair out, or give inputs of one size"
+        )
+    inputs, count = found
     if processes is not None:
         inputs, count = _part_of(inputs, count, run.accelerator.process_index, run.accelerator.num_processes)
     seed = derive_seed(run.recipe.seed, checkpoint.stage, 0)
@@ -88,11 +95,12 @@ def _part_of(inputs: Inputs, examples: int, process: int, processes: int) -> tup
 def agreement_after_cut(
     run: Run, dense: nn.Module, model: nn.Module, checkpoint: Checkpoint
 ) -> Agreement | None:
-    """How far the cut model's outputs follow those of the dense model; None without data."""
-    if run.datasets is None:
-        return None
-    inputs, count = _training_examples(run, checkpoint, COMPARED)
-    return measure_agreement(dense, model, inputs, count)
+    """How far the cut model's outputs follow those of the dense model.
+
+    None without data, or where a batch of inputs is a list, such as one of images of different sizes.
+    """
+    found = None if run.datasets is None else _training_examples(run, checkpoint, COMPARED)
+    return None if found is None else measure_agreement(dense, model, *found)
 
 
 def dense_of_run(run: Run, model: nn.Module) -> nn.Module:
@@ -102,13 +110,18 @@ def dense_of_run(run: Run, model: nn.Module) -> nn.Module:
     return dense.to(device).eval()
 
 
-def _training_examples(run: Run, checkpoint: Checkpoint, count: int) -> tuple[Inputs, int]:
-    """Unlabelled training examples as they are, drawn by the run's seed."""
+def _training_examples(run: Run, checkpoint: Checkpoint, count: int) -> tuple[Inputs, int] | None:
+    """Unlabelled training examples as they are, drawn by the run's seed; None where inputs are lists.
+
+    All come in one batch, so that sequences are padded to one length.
+    """
     assert run.datasets is not None
     seed = derive_seed(run.recipe.seed, checkpoint.stage, 0)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(run.datasets.train), generator=generator)[:count]
     drawn = run.datasets.train[order].ready()
+    if isinstance(drawn, list):
+        return None
     return drawn if isinstance(drawn, tuple | Mapping) else (drawn,), len(order)
 
 

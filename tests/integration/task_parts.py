@@ -107,6 +107,43 @@ def boxes() -> Any:
     return _Boxes(200, 0), _Boxes(40, 1)
 
 
+class _Pictures(torch.utils.data.Dataset):
+    """Images of different heights, and how bright they are."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        heights = torch.randint(6, 9, (count,), generator=generator).tolist()
+        self._x = [torch.rand(2, height, 6, generator=generator) for height in heights]
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self._x[index], self._x[index].mean()[None]
+
+
+def pictures() -> Any:
+    """For a regression that takes lists of images."""
+    return _Pictures(80, 0), _Pictures(20, 1)
+
+
+def as_lists(examples: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], Tensor]:
+    """A batch as detectors take it."""
+    return [x for x, _ in examples], torch.stack([y for _, y in examples])
+
+
+class ListModel(nn.Module):
+    """Takes a list of images, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 8, 3), nn.Linear(8, 1)
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        rows = [self.conv(image[None]).relu().mean((2, 3)) for image in images]
+        return self.head(torch.cat(rows))
+
+
 def nearest_point(outputs: Tensor, targets: dict[str, list[Tensor]]) -> Tensor:
     """Squared distance to the mean of an example's points, for each example."""
     means = torch.stack([points.mean(dim=0) for points in targets["points"]])

@@ -212,6 +212,32 @@ def test_a_task_is_trained_cut_and_judged(kind: str, tmp_path: Path) -> None:
     assert f"test {name}" in page and "accuracy" not in page.replace("token_accuracy", "")
 
 
+@pytest.mark.parametrize("kind", ["a part of the outputs", "language model", "masked", "own"])
+def test_a_task_is_repaired(kind: str, tmp_path: Path) -> None:
+    """Mappings and sequences of different lengths too."""
+    given = KINDS[kind][0]
+    given = {**given, "stages": [*given["stages"][:2], {"kind": "repair", "examples": 150}]}
+    report = verify_run(apply(given, from_scratch=True, out=tmp_path / "runs", timing=0.02))
+    cut, repair = report.stages[1:]
+    assert repair.repair is not None and repair.repair.examples == 150
+    assert cut.agreement is not None and repair.agreement is not None and not repair.repair.reverted
+    assert repair.agreement.error < cut.agreement.error
+
+
+def test_lists_of_images_are_neither_compared_nor_repaired(tmp_path: Path) -> None:
+    task = {"kind": "regression", "collate": "task_parts:as_lists"}
+    given = recipe(task, "ListModel", "pictures", "conv", "filter")
+    report = verify_run(apply(given, from_scratch=True, out=tmp_path / "runs", timing=0.02))
+    assert [row.agreement for row in report.stages] == [None, None, None]
+    given = {**given, "stages": [*given["stages"][:2], {"kind": "repair"}]}
+    with pytest.raises(SparsifyError) as caught:
+        apply(given, from_scratch=True, out=tmp_path / "runs", timing=0.02)
+    assert str(caught.value) == (
+        "'repair' needs inputs whose examples lie along one dimension, and the data give a list, such as one "
+        "of images of different sizes; leave the repair out, or give inputs of one size"
+    )
+
+
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     """Batches with masks and lists, after a stop between two epochs."""
     given, _, _ = KINDS["masked"]

@@ -109,11 +109,14 @@ def refit_attention(
     if inputs is None:
         return [repair_row(dense.name, "skipped", reason=ODD_INPUTS)]
     found = []
-    for part, value, (weight, bias) in zip(PARTS, inputs, _projections(module), strict=True):
+    names = projection_names(module)
+    tensors = names if len(names) > 1 else names * len(PARTS)
+    for part, value, (weight, bias), tensor in zip(PARTS, inputs, _projections(module), tensors, strict=True):
         targets = dense.targets[part].float()
         rows = rows_at(value, dense.places[part]).float()
         name = f"{dense.name}.{part}"
-        found.append(_refit_linear(name, weight, bias, rows, targets, examples, settings))
+        mask = settings.mask_of(f"{dense.name}.{tensor}", weight)
+        found.append(_refit_linear(name, weight, bias, rows, targets, examples, settings, mask))
     args, kwargs = call
     with _without_output_projection(module), torch.no_grad():
         result = type(module).forward(module, *args, **kwargs)[0]
@@ -125,7 +128,8 @@ def refit_attention(
             targets = targets + (dense.addend - own).float()
     weight, bias = module.out_proj.weight, module.out_proj.bias
     name = f"{dense.name}.out_proj"
-    found.append(_refit_linear(name, weight.detach(), bias, rows, targets, examples, settings))
+    mask = settings.mask_of(f"{name}.weight", weight)
+    found.append(_refit_linear(name, weight.detach(), bias, rows, targets, examples, settings, mask))
     return found
 
 
@@ -137,8 +141,9 @@ def _refit_linear(
     targets: Tensor,
     examples: int,
     settings: Settings,
+    mask: Tensor | None,
 ) -> LayerRepair:
-    """Refit a weight [outputs, inputs] and its bias in place."""
+    """Refit a weight [outputs, inputs] and its bias in place; mask: which weights may change."""
     if len(rows) != len(targets) or targets.shape[1] != len(weight):
         reason = "it runs at other places than in the dense model"
         return repair_row(name, "skipped", reason=reason)
@@ -156,6 +161,7 @@ def _refit_linear(
         examples,
         settings,
         shiftable=bias is not None,
+        mask=None if mask is None else mask.T[None],
     )
     if fit is not None:
         with torch.no_grad():

@@ -30,6 +30,12 @@ class Settings:
     seed: int = 0
     processes: Any = None
     """process group, each of which has other examples; all of them refit alike"""
+    zeroed: frozenset[str] = frozenset()
+    """tensors of which the cut set single weights to zero, which stay zero"""
+
+    def mask_of(self, tensor: str, weight: Tensor) -> Tensor | None:
+        """Which elements of a weight may change; None: all."""
+        return weight != 0 if tensor in self.zeroed else None
 
 
 def choose_fit(
@@ -42,6 +48,7 @@ def choose_fit(
     settings: Settings,
     *,
     shiftable: bool,
+    mask: Tensor | None = None,
 ) -> tuple[LayerRepair, Fit | None]:
     """What became of a layer, and its new weights where they do better than `start`.
 
@@ -53,6 +60,7 @@ def choose_fit(
         dtype: the precision of these weights.
         examples: how many the rows come from.
         shiftable: whether the layer can take another intercept.
+        mask: which of its weights may change, where the cut set some to zero.
     """
     fitted, judged = split_rows(len(rows), examples, settings)
     processes = settings.processes
@@ -62,18 +70,26 @@ def choose_fit(
         return repair_row(name, "unchanged", before, before), None
     if settings.method == "mean" and not shiftable:
         return repair_row(name, "skipped", before, before, NO_INTERCEPT), None
-    fit = fit_rows(rows[fitted], targets[fitted], start, settings, shiftable=shiftable)
+    fit = fit_rows(rows[fitted], targets[fitted], start, settings, shiftable=shiftable, mask=mask)
     after = mean_square(rows[judged], targets[judged], fit, processes) / spread
     if not after < before:
         return repair_row(name, "reverted", before, after), None
     return repair_row(name, "refitted", before, after), fit
 
 
-def fit_rows(rows: Tensor, targets: Tensor, start: Fit, settings: Settings, *, shiftable: bool) -> Fit:
+def fit_rows(
+    rows: Tensor,
+    targets: Tensor,
+    start: Fit,
+    settings: Settings,
+    *,
+    shiftable: bool,
+    mask: Tensor | None = None,
+) -> Fit:
     """The fit that the settings ask for."""
     if settings.method == "least_squares":
         ridge, processes = settings.ridge, settings.processes
-        return fit_ridge(rows, targets, start, ridge, intercept=shiftable, processes=processes)
+        return fit_ridge(rows, targets, start, ridge, intercept=shiftable, mask=mask, processes=processes)
     return fit_intercept(rows, targets, start, settings.processes) if shiftable else start
 
 

@@ -10,7 +10,7 @@ from sparsify.forward.opaque import is_scripted
 from sparsify.graph.layer_types import is_transposed_linear
 from sparsify.graph.names import canonical_names
 from sparsify.pruning.layer_matrix import groups_of, is_product, weight_matrix
-from sparsify_schemas.cuts import Cuts, Narrow
+from sparsify_schemas.cuts import Cuts, Narrow, Zero
 
 
 def kept_rows(dense: nn.Module, rounds: Sequence[Cuts], names: Iterable[str]) -> dict[str, Tensor]:
@@ -47,6 +47,12 @@ def find_kept_outputs(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Ten
         if weight is not None and operations and weight.dim() > 1:
             found[name] = _follow_narrowing(module, weight, operations)
     return found
+
+
+def find_zeroed_tensors(rounds: Sequence[Cuts]) -> frozenset[str]:
+    """Tensors of which single weights were set to zero."""
+    operations = chain.from_iterable(cuts.operations for cuts in rounds)
+    return frozenset(one.tensor for one in operations if isinstance(one, Zero) and one.count)
 
 
 def kept_columns(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import queue
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ from sparsify.pruning.repair.attention import (
     sample_attention,
 )
 from sparsify.pruning.repair.choose_fit import Settings, choose_fit, repair_row
-from sparsify.pruning.repair.kept_outputs import find_kept_outputs, kept_rows
+from sparsify.pruning.repair.kept_outputs import find_kept_outputs, find_zeroed_tensors, kept_rows
 from sparsify.pruning.repair.recurrent import (
     RecurrentOutputs,
     is_recurrent,
@@ -106,6 +106,7 @@ def refit_layers(
     (dense_sites, _), (sites, _) = find_sites(dense, first), find_sites(model, first)
     outputs, rows = find_kept_outputs(dense, rounds), kept_rows(dense, rounds, list_row_tensors(dense))
     partners = _find_shared_addends(dense_sites, sites) if settings.shortcuts else frozenset()
+    settings = replace(settings, zeroed=find_zeroed_tensors(rounds))
     skipped = dict(list_skipped(model, sites, dense_sites, outputs, rows, dense))
     repairs = [repair_row(name, "skipped", reason=reason) for name, reason in skipped.items()]
     todo = [name for name in sites if name not in skipped]
@@ -319,7 +320,10 @@ def _refit_layer(
     start = Fit(weight_matrix(layer).double(), _find_intercept(layer, norm, mean, groups, targets.shape[2]))
     shiftable = layer._parameters.get("bias") is not None or mean is not None
     dtype = layer.get_parameter("weight").dtype
-    row, fit = choose_fit(site.name, rows, targets, start, dtype, examples, settings, shiftable=shiftable)
+    mask = settings.mask_of(f"{site.name}.weight" if site.name else "weight", start.weight)
+    row, fit = choose_fit(
+        site.name, rows, targets, start, dtype, examples, settings, shiftable=shiftable, mask=mask
+    )
     if fit is not None:
         set_weight(layer, fit.weight)
         _set_intercept(layer, norm, mean, fit.intercept.flatten())

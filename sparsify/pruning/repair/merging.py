@@ -22,7 +22,7 @@ from sparsify.graph.layer_types import is_depthwise
 from sparsify.graph.model_map import Coupled, ModelMap
 from sparsify.pruning.criteria.reconstruction import find_readers
 from sparsify.pruning.layer_matrix import groups_of, is_product, set_weight, weight_matrix
-from sparsify.pruning.repair.kept_outputs import find_kept_outputs, kept_columns
+from sparsify.pruning.repair.kept_outputs import find_kept_outputs, find_zeroed_tensors, kept_columns
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import LayerRepair
 
@@ -59,6 +59,7 @@ def merge_units(
         model_map: of the dense model.
         cuts: the log of the cut.
     """
+    zeroed = find_zeroed_tensors((cuts,))
     taken: dict[str, int] = {}
     lost: dict[str, int] = {}
     reasons: dict[str, str] = {}
@@ -80,6 +81,10 @@ def merge_units(
             if stay is None:
                 continue  # it reads the group in another way than by its columns
             lost[layer] = lost.get(layer, 0) + len(gone)
+            if f"{layer}.weight" in zeroed:
+                taken.setdefault(layer, 0)
+                reasons[layer] = "the cut set single weights of it to zero, which stay"
+                continue
             taken[layer] = taken.get(layer, 0) + len(partners)
             if isinstance(rows, str):
                 reasons[layer] = rows

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from sparsify.distributed import add_over_processes
 
+CG_STEPS, CG_PRECISION = 100, 1e-6
+"""conjugate gradients: steps at most, and the relative residual at which they end"""
 TINY = 1e-12
 """added to the ridge, so that inputs that are zero throughout leave a system that can be solved"""
 
@@ -30,6 +32,7 @@ def fit_ridge(
     ridge: float,
     *,
     intercept: bool = True,
+    mask: Tensor | None = None,
     processes: Any = None,
 ) -> Fit:
     """Fit W and b of `targets = inputs W + b`, pulled towards the weights `start` has.
@@ -45,6 +48,7 @@ def fit_ridge(
         start: W0; its intercept is used where the layer cannot take another one.
         ridge: relative to the mean diagonal of X'X.
         intercept: whether b may change.
+        mask: which weights may change, of the shape of W0; the others, which are zero in W0, stay.
         processes: process group, each of which has other rows; their Gram matrices are summed.
 
     Source: ridge regression (Hoerl and Kennard 1970), with a prior mean of W0.
@@ -57,7 +61,9 @@ def fit_ridge(
         y = y - start.intercept[:, None].to(y.dtype)
     residual = y - x @ start.weight.to(x.dtype)
     rows, columns = x.shape[1], x.shape[2]
-    if columns <= rows or processes is not None:
+    if mask is not None:
+        change = _masked(x, residual, ridge, mask, processes)
+    elif columns <= rows or processes is not None:
         change = _from_columns(x, residual, ridge, processes)
     else:
         change = _from_rows(x, residual, ridge)
@@ -108,6 +114,28 @@ def _from_columns(x: Tensor, residual: Tensor, ridge: float, processes: Any) -> 
     strength = ridge * diagonal.mean(1) + TINY
     diagonal += strength[:, None]
     return _solve_system(gram, toward)
+
+
+def _masked(x: Tensor, residual: Tensor, ridge: float, mask: Tensor, processes: Any) -> Tensor:
+    """The same for some weights of each output alone, by conjugate gradients on all outputs at once."""
+    gram = added((x.transpose(1, 2) @ x).double(), processes)
+    toward = added((x.transpose(1, 2) @ residual).double(), processes) * mask
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    diagonal += (ridge * diagonal.mean(1) + TINY)[:, None]
+    found = torch.zeros_like(toward)
+    rest, direction = toward.clone(), toward.clone()
+    size = start = rest.square().sum(1, keepdim=True)
+    for _ in range(min(CG_STEPS, x.shape[2])):
+        if bool((size <= CG_PRECISION**2 * start).all()):
+            break
+        step = (gram @ direction) * mask
+        length = size / (direction * step).sum(1, keepdim=True).clamp_min(TINY**2)
+        found += length * direction
+        rest -= length * step
+        smaller = rest.square().sum(1, keepdim=True)
+        direction = rest + smaller / size.clamp_min(TINY**2) * direction
+        size = smaller
+    return found
 
 
 def _from_rows(x: Tensor, residual: Tensor, ridge: float) -> Tensor:

@@ -307,3 +307,67 @@ def test_packed_sequences_are_left_as_they_are() -> None:
     repaired = sparsify.repair(result, [x])
     reasons = {row.layer: row.reason for row in repaired.layers if row.outcome == "skipped"}
     assert reasons == {"rnn": "its inputs are no batches of sequences of one length"}
+
+
+def masked_best(inputs: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Least squares of each output on its own inputs alone, with an intercept: [rows, outputs]."""
+    made = []
+    for output in range(len(mask)):
+        system = torch.cat([inputs[:, mask[output]], torch.ones(len(inputs), 1)], dim=1).double()
+        solution = torch.linalg.lstsq(system, targets[:, output : output + 1].double()).solution
+        made.append(system @ solution)
+    return torch.cat(made, dim=1).float()
+
+
+@pytest.mark.parametrize("group", ["weight", "2:4"])
+def test_weights_that_were_set_to_zero_stay_zero(group: str) -> None:
+    """The others make up for them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    x, fresh = draw(300, 8), draw(100, 8, seed=1)
+    sparsity = {} if group == "2:4" else {"sparsity": "40%"}
+    recipe = {"version": 1, "title": "t", "rules": [{"layers": "2", "group": group, **sparsity}]}
+    result = sparsify.cut(sparsify.make_plan(recipe, model, (x[:2],)), model)
+    zeros = result.model.get_parameter("2.weight") == 0
+    assert 0.3 < float(zeros.float().mean()) < 0.6
+    before = measure_agreement(model, result.model, (fresh,), 100).error
+    rows = refit(model, result, x)
+    assert [row.outcome for row in rows] == ["unchanged", "refitted"]
+    assert torch.equal(result.model.get_parameter("2.weight") == 0, zeros)
+    best = masked_best(model[:2](x).detach(), model(x).detach(), ~zeros)
+    assert torch.allclose(result.model(x).detach(), best, atol=1e-3)
+    assert measure_agreement(model, result.model, (fresh,), 100).error < 0.7 * before
+
+
+@pytest.mark.parametrize("method", ["least_squares", "merge"])
+def test_zeros_in_every_kind_of_layer_stay(method: str) -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed, self.attention = nn.Linear(5, 16), nn.MultiheadAttention(16, 4, batch_first=True)
+            self.wide, self.rnn, self.head = nn.Linear(16, 24), nn.GRU(24, 10), nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.embed(x)
+            y = F.relu(self.wide(self.attention(y, y, y)[0] + y))
+            y = self.head(self.rnn(y)[0])
+            return y
+
+    model = Both().eval()
+    x = draw(120, 6, 5)
+    rules = [
+        {"layers": "wide", "group": "neuron", "sparsity": "25%"},
+        {"layers": ["*"], "group": "weight", "sparsity": "50%", "override": True},
+    ]
+    recipe = {"version": 1, "title": "t", "rules": rules}
+    result = sparsify.cut(sparsify.make_plan(recipe, model, (x[:2],)), model)
+    zeros = {name: value == 0 for name, value in result.model.named_parameters()}
+    covered = {op.tensor for op in result.cuts.operations if op.op == "zero"}
+    assert {"wide.weight", "attention.in_proj_weight", "head.weight"} <= covered
+    repaired = sparsify.repair(result, None if method == "merge" else [x], method=method)
+    if method == "least_squares":
+        changed = {row.layer for row in repaired.layers if row.outcome == "refitted"}
+        assert {"attention.values", "rnn.l0", "wide"} <= changed
+    for name in covered:
+        assert torch.equal(result.model.get_parameter(name) == 0, zeros[name]), name

@@ -9,6 +9,7 @@ import typer
 
 from sparsify.errors import Problem, RecipeError
 from sparsify.recipe import load
+from sparsify.recipe.default_repair import with_default_repair
 from sparsify_cli.options import Overrides
 from sparsify_cli.render import show_json
 from sparsify_schemas.recipe import Recipe
@@ -86,7 +87,7 @@ def _summarize(recipe: Recipe) -> list[str]:
     limits = ", ".join(_list_limits(recipe))
     rows.append(("budget", limits or "none: only groups that are zero are removed"))
     rows += [(f"rule {number}", _describe_rule(rule)) for number, rule in enumerate(recipe.rules)]
-    rows.append(("stages", ", ".join(map(_describe_stage, recipe.stages))))
+    rows.append(("stages", ", ".join(map(_describe_stage, with_default_repair(recipe).stages))))
     if recipe.baselines:
         rows.append(("baselines", ", ".join(recipe.baselines)))
     wide = max(8, *(len(label) for label, _ in rows))

@@ -215,6 +215,8 @@ class RepairRow(Spec):
     reverted: bool = False
     """whether all was taken back, as the outputs came no nearer to those of the dense model"""
     layers: tuple[LayerRepair, ...] = ()
+    left_out: str = ""
+    """why there was no repair; empty where there was one"""
 
 
 class StageRow(Measured):

@@ -231,6 +231,9 @@ class Cut(Goal):
     kind: Literal["cut"]
     name: Text = "cut"
     """how the stage is called in the report; unique within the recipe"""
+    repair: Flag = True
+    """whether `apply` puts a repair by least squares behind it, where the recipe has `data`, cuts once and
+    has no `repair` stage; a repair that is impossible is left out, and the report says why"""
 
 
 LEAST_EXAMPLES = 10
@@ -269,6 +272,9 @@ class Repair(Spec):
     """whether the last layer of a residual branch makes up for what its shortcut lost"""
     memory: Size = Size(2, "GiB")
     """of activations, at most; fewer examples are used where they would take more"""
+    required: Flag = True
+    """whether the run ends where the repair is impossible, such as for want of examples; false: it is left
+    out, and the report says why"""
 
 
 Stage = Annotated[Train | Cut | Repair, Field(discriminator="kind")]

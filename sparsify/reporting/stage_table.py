@@ -60,7 +60,8 @@ def _describe_stage(stage: Stage, has_penalties: bool) -> str:
         case Repair():
             words = {"least_squares": "least squares", "batch_norm": "batch-norm statistics", "mean": "means"}
             examples = count_noun(stage.examples, "training example")
-            return f"refit by {words[stage.method]} on {examples}, without labels"
+            default = "" if stage.required else "; by default, unless the cut says 'repair: false'"
+            return f"refit by {words[stage.method]} on {examples}, without labels{default}"
         case _:
             assert_never(stage)
 

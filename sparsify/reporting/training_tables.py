@@ -95,6 +95,8 @@ def _repair_notes(report: Report) -> Iterator[str]:
 
 def describe_repair(name: str, repair: RepairRow) -> str:
     """One sentence on what a repair stage did."""
+    if repair.left_out:
+        return f"{name} was left out: {repair.left_out}"
     if repair.reverted:
         return f"{name} was undone: on held-out examples the outputs came no closer to the dense ones."
     outcomes = [layer.outcome for layer in repair.layers]

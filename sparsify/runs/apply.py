@@ -99,7 +99,7 @@ def apply(
     if resume is not None:
         request = resume_request(Path(resume), recipe, overrides)
     else:
-        request = make_request(recipe, model_file, overrides, allow, from_scratch, strict)
+        request = make_request(recipe, model_file, overrides, allow, from_scratch, strict, repairs=True)
         check_data(request.loaded)
     with (
         torch.random.fork_rng(devices=[]),
@@ -174,7 +174,7 @@ def preview(
 
     Raises SparsifyError.
     """
-    request = make_request(recipe, model_file, overrides, allow, from_scratch, strict)
+    request = make_request(recipe, model_file, overrides, allow, from_scratch, strict, repairs=True)
     loaded = request.loaded.recipe
     with torch.random.fork_rng(devices=[]):
         model, _ = read_dense_model(request)

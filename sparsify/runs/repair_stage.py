@@ -12,6 +12,8 @@ from torch import nn
 from sparsify.errors import ModelError
 from sparsify.events import Note, StageStarted
 from sparsify.forward.calls import Inputs, map_tensors
+from sparsify.forward.copies import copy_model
+from sparsify.modelfile.weights import load_weights
 from sparsify.objective.objective import evaluate
 from sparsify.pruning.repair.agreement import measure_agreement
 from sparsify.pruning.repair.repair import (
@@ -22,6 +24,7 @@ from sparsify.pruning.repair.repair import (
 )
 from sparsify.reporting.training_tables import describe_repair
 from sparsify.runs.checkpoint import Checkpoint
+from sparsify.runs.run_folder import UNCUT
 from sparsify.runs.save_load import rebuild_dense
 from sparsify.runs.setup import Run
 from sparsify.training.seeds import derive_seed
@@ -44,9 +47,9 @@ def repair_model_of_run(
     run.listener(StageStarted(stage.name, "repair", 0, 0))
     together = run.accelerator.num_processes > 1 and stage.method in ("least_squares", "mean")
     processes = torch.distributed.group.WORLD if together else None
-    found: list[Repaired] = []
+    found: RepairRow | None = None
     if together or run.accelerator.is_main_process:
-        found = [_repair(run, stage, model, checkpoint, processes)]
+        found = _repair_or_reason(run, stage, model, checkpoint, processes)
     repair = _broadcast_repair(run, model, found)
     validated = _validate(run, model)
     run.listener(Note(describe_repair(stage.name, repair)))
@@ -63,6 +66,18 @@ def repair_model_of_run(
         checkpoint.write(run.folder)
     run.accelerator.wait_for_everyone()
     return model, checkpoint
+
+
+def _repair_or_reason(
+    run: Run, stage: Repair, model: nn.Module, checkpoint: Checkpoint, processes: Any
+) -> RepairRow:
+    """The figures of the repair, or why there was none. Raises ModelError where it was required."""
+    try:
+        return repair_row(_repair(run, stage, model, checkpoint, processes))
+    except ModelError as error:
+        if stage.required:
+            raise
+        return RepairRow(method=stage.method, examples=0, before=None, after=None, left_out=str(error))
 
 
 def _repair(run: Run, stage: Repair, model: nn.Module, checkpoint: Checkpoint, processes: Any) -> Repaired:
@@ -104,8 +119,11 @@ def agreement_after_cut(
 
 
 def dense_of_run(run: Run, model: nn.Module) -> nn.Module:
-    """The model before the first cut, on the device of `model`."""
+    """The model as the first cut found it, on the device of `model`."""
     dense = rebuild_dense(run.folder, run.build) if run.state.from_scratch else run.dense
+    if (run.folder / UNCUT).exists():
+        dense = copy_model(dense)
+        load_weights(dense, run.folder / UNCUT)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return dense.to(device).eval()
 
@@ -125,9 +143,9 @@ def _training_examples(run: Run, checkpoint: Checkpoint, count: int) -> tuple[In
     return drawn if isinstance(drawn, tuple | Mapping) else (drawn,), len(order)
 
 
-def _broadcast_repair(run: Run, model: nn.Module, found: list[Repaired]) -> RepairRow:
+def _broadcast_repair(run: Run, model: nn.Module, found: RepairRow | None) -> RepairRow:
     """Give every process the weights and the figures of the main process."""
-    rows: list[RepairRow | None] = [repair_row(found[0]) if found else None]
+    rows: list[RepairRow | None] = [found]
     if run.accelerator.num_processes > 1:
         weights = [{name: value.cpu() for name, value in model.state_dict().items()}]
         broadcast_object_list(rows)

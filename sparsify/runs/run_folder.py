@@ -40,6 +40,8 @@ BASELINES = "baselines"
 COST = "cost.json"
 STATE = "state.json"
 CHECKPOINT = "checkpoint.pt"
+UNCUT = "uncut.safetensors"
+"""weights that the first cut found, where a run has trained the given model before; removed at the end"""
 BEFORE = "before.pt"
 BEST = "best.pt"
 LOCK = "lock"
@@ -265,7 +267,7 @@ def append_log(folder: Path, entry: dict[str, Any]) -> None:
 def remove_temporary_files(folder: Path) -> None:
     """Remove the files that only an unfinished run needs."""
     of_baselines = (folder / BASELINES).glob(f"*/{CHECKPOINT}")
-    of_run = (folder / name for name in (CHECKPOINT, BEFORE, BEST, STATE, LOCK))
+    of_run = (folder / name for name in (CHECKPOINT, BEFORE, BEST, UNCUT, STATE, LOCK))
     for path in (*of_baselines, *of_run):
         with suppress(OSError):
             path.unlink()

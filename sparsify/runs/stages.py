@@ -326,7 +326,8 @@ def _save_after_cut(
 ) -> Checkpoint:
     """Write the checkpoint after a cut.
 
-    Before the first cut of a run from random weights, the dense model too.
+    After the first cut the weights that it found too, where they are not those that were given: of a run from
+    random weights they are the dense model.
     """
     is_first = not checkpoint.cuts
     checkpoint = replace(
@@ -338,7 +339,10 @@ def _save_after_cut(
     if run.accelerator.is_main_process:
         if run.state.from_scratch and is_first:
             save_weights(model, run.folder / run_folder.DENSE)
+        elif is_first and (checkpoint.history or checkpoint.progress is not None):
+            save_weights(model, run.folder / run_folder.UNCUT)
         checkpoint.write(run.folder)
+    run.accelerator.wait_for_everyone()
     return checkpoint
 
 

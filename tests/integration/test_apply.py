@@ -74,7 +74,8 @@ def test_from_scratch_trains_cuts_tunes_and_measures():
     assert [m.met for m in report.limits] == [True]
     assert report.dense.test_metric > 0.85 and report.cut.test_metric > 0.8
     assert report.verdict.outcome == "equal"
-    assert [(s.name, s.epochs) for s in report.stages] == [("learn", 2), ("cut", 0), ("finetune", 1)]
+    rows = [(s.name, s.epochs) for s in report.stages]
+    assert rows == [("learn", 2), ("cut", 0), ("repair", 0), ("finetune", 1)]
     assert [(e.stage, e.epoch) for e in report.history] == [("learn", 1), ("learn", 2), ("finetune", 1)]
     assert report.stages[0].penalty_share > 0 and report.stages[2].penalty_share is None
     assert any("right before the cut" in n for n in report.notes)

@@ -4,14 +4,16 @@ same bits."""
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import sparsify
-from sparsify.errors import RecipeError
+from sparsify.errors import ModelError, RecipeError
 from sparsify.events import Event, Measuring, Note, StageStarted
 from sparsify.reporting.report_file import read_report
 from sparsify.reporting.report_tables import list_tables
+from sparsify.runs import setup
 from sparsify.runs.run_folder import CHECKPOINT
 
 RECIPE: dict[str, Any] = {
@@ -130,3 +132,111 @@ def test_a_run_merges_without_data(tmp_path: Path) -> None:
         "'repair' merges units into those that the cut left as they were; it must be the second stage, after "
         "a 'cut'"
     ) in str(caught.value)
+
+
+WITHOUT_STAGE: dict[str, Any] = {**RECIPE, "stages": [*RECIPE["stages"][:2], RECIPE["stages"][3]]}
+
+
+def kinds(run: Path) -> list[str]:
+    return [row.kind for row in read_report(run).stages]
+
+
+def test_a_cut_is_repaired_by_default_where_there_are_data() -> None:
+    run = sparsify.apply(WITHOUT_STAGE, from_scratch=True, timing=0.05)
+    assert kinds(run) == ["train", "cut", "repair", "train"]
+    explicit = sparsify.apply(
+        {
+            **RECIPE,
+            "stages": [*RECIPE["stages"][:2], {"kind": "repair"}, RECIPE["stages"][3]],
+        },
+        from_scratch=True,
+        timing=0.05,
+    )
+    first, second = sparsify.load_run(run).state_dict(), sparsify.load_run(explicit).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    written = sparsify.load_recipe(run / "recipe.yaml").recipe
+    assert [stage.kind for stage in written.stages] == ["train", "cut", "repair", "train"]
+
+
+def test_the_plan_shows_the_default_repair() -> None:
+    from sparsify.reporting import plan_tables
+    from sparsify.runs.apply import preview
+
+    plan = preview(WITHOUT_STAGE, None, from_scratch=True)
+    (table,) = (table for table in plan_tables.list_tables(plan) if table.title == "Stages")
+    said = "refit by least squares on 1000 training examples, without labels"
+    assert table.rows[2] == ("repair", f"{said}; by default, unless the cut says 'repair: false'")
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [{"kind": "cut", "repair": False}],
+        [{"kind": "cut", "name": "half", "way": "50%"}, {"kind": "cut"}],
+    ],
+    ids=["switched off", "several cuts"],
+)
+def test_there_is_no_default_repair(stages: list[dict[str, Any]]) -> None:
+    run = sparsify.apply({**RECIPE, "stages": stages}, from_scratch=True, timing=0.05)
+    assert "repair" not in kinds(run)
+
+
+def test_there_is_no_default_repair_without_data(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(sparsify.models.digits_cnn().state_dict(), tmp_path / "model.pt")
+    without = {**RECIPE, "data": None, "inputs": [{"shape": [2, 1, 8, 8]}], "stages": [{"kind": "cut"}]}
+    assert kinds(sparsify.apply(without, tmp_path / "model.pt", timing=0.05)) == ["cut"]
+
+
+def test_a_default_repair_that_is_impossible_is_left_out() -> None:
+    x = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)).numpy()
+    y = np.arange(12) % 10
+    np.savez("few.npz", x_train=x[:8], y_train=y[:8], x_test=x[8:], y_test=y[8:])
+    few = {**WITHOUT_STAGE, "data": {"source": "few.npz"}}
+    run = sparsify.apply(few, from_scratch=True, timing=0.05)
+    row = read_report(run).stages[2]
+    assert row.repair is not None and row.agreement is None
+    reason = "repair needs at least 10 examples, found 7; pass more unlabelled training examples"
+    assert row.repair.left_out == reason
+    (note,) = (
+        note for table in list_tables(read_report(run)) for note in table.notes if note.startswith("repair ")
+    )
+    assert note == f"repair was left out: {reason}"
+    required = {**few, "stages": [WITHOUT_STAGE["stages"][1], {"kind": "repair"}]}
+    with pytest.raises(ModelError, match="repair needs at least 10 examples, found 7"):
+        sparsify.apply(required, from_scratch=True, timing=0.05)
+
+
+def test_the_model_is_repaired_towards_what_it_was_right_before_the_cut(tmp_path: Path) -> None:
+    """Dead units leave a model that the run has trained: nothing is lost, so nothing may be refitted."""
+    torch.manual_seed(0)
+    model = sparsify.models.digits_cnn()
+    first, second = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)][:2]
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter[:4] = 0
+        second.weight[:, :4] = 0
+        for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            norm.bias[:4] = 0
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    given = {**RECIPE, "budget": {}, "stages": WITHOUT_STAGE["stages"][:2]}
+    run = sparsify.apply(given, tmp_path / "model.pt", timing=0.05)
+    row = read_report(run).stages[2]
+    assert read_report(run).cut.params < read_report(run).dense.params
+    assert row.repair is not None and {one.outcome for one in row.repair.layers} == {"unchanged"}
+    assert not (run / "uncut.safetensors").exists()
+
+
+def test_a_run_of_an_earlier_version_goes_on_without_a_default_repair(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(event: Event) -> None:
+        if isinstance(event, StageStarted) and event.kind == "cut":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as earlier, pytest.raises(KeyboardInterrupt):
+        earlier.setattr(setup, "add_default_repair", lambda loaded: loaded)
+        sparsify.apply(WITHOUT_STAGE, from_scratch=True, timing=0.05, out="old", listener=stop)
+    run = next(Path("old").iterdir())
+    sparsify.apply(resume=run, timing=0.05)
+    assert kinds(run) == ["train", "cut", "train"]

@@ -228,14 +228,16 @@ def test_lists_of_images_are_neither_compared_nor_repaired(tmp_path: Path) -> No
     task = {"kind": "regression", "collate": "task_parts:as_lists"}
     given = recipe(task, "ListModel", "pictures", "conv", "filter")
     report = verify_run(apply(given, from_scratch=True, out=tmp_path / "runs", timing=0.02))
-    assert [row.agreement for row in report.stages] == [None, None, None]
-    given = {**given, "stages": [*given["stages"][:2], {"kind": "repair"}]}
-    with pytest.raises(SparsifyError) as caught:
-        apply(given, from_scratch=True, out=tmp_path / "runs", timing=0.02)
-    assert str(caught.value) == (
+    assert [row.agreement for row in report.stages] == [None] * 4
+    reason = (
         "'repair' needs inputs whose examples lie along one dimension, and the data give a list, such as one "
         "of images of different sizes; leave the repair out, or give inputs of one size"
     )
+    assert report.stages[2].repair is not None and report.stages[2].repair.left_out == reason
+    given = {**given, "stages": [*given["stages"][:2], {"kind": "repair"}]}
+    with pytest.raises(SparsifyError) as caught:
+        apply(given, from_scratch=True, out=tmp_path / "runs", timing=0.02)
+    assert str(caught.value) == reason
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:

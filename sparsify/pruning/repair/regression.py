@@ -118,8 +118,8 @@ def _from_columns(x: Tensor, residual: Tensor, ridge: float, processes: Any) -> 
 
 def _masked(x: Tensor, residual: Tensor, ridge: float, mask: Tensor, processes: Any) -> Tensor:
     """The same for some weights of each output alone, by conjugate gradients on all outputs at once."""
-    gram = added((x.transpose(1, 2) @ x).double(), processes)
-    toward = added((x.transpose(1, 2) @ residual).double(), processes) * mask
+    gram = add_over_processes((x.transpose(1, 2) @ x).double(), processes)
+    toward = add_over_processes((x.transpose(1, 2) @ residual).double(), processes) * mask
     diagonal = gram.diagonal(dim1=1, dim2=2)
     diagonal += (ridge * diagonal.mean(1) + TINY)[:, None]
     found = torch.zeros_like(toward)

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from sparsify_schemas.base import AtKey, Flag, NonNegative, Positive, Spec, Text
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.schedule import Constant, Scheduled
+from sparsify_schemas.selector import Layers
 from sparsify_schemas.units import Duration, Share, Size
 
 Above = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -140,6 +141,15 @@ class Distill(Spec):
     """share of the loss that follows the dense model"""
 
 
+class Rate(Spec):
+    """Learning rate of some layers."""
+
+    layers: Layers
+    """globs on module names, `re:` and a regular expression, or names of classes"""
+    scale: NonNegative
+    """what `lr` is multiplied by there; 0 leaves the weights as they are, unless a penalty moves them"""
+
+
 class Train(Spec):
     """Train for some epochs by the task's loss, with the rules' penalties attached unless `penalties:
     false`."""
@@ -155,6 +165,8 @@ class Train(Spec):
     """what takes the steps"""
     warmup: Duration = Duration(0, "it")
     """over which the learning rate rises evenly from zero to what `lr` says; 0it for none"""
+    rates: tuple[Rate, ...] = ()
+    """learning rates of some layers relative to `lr`; of several entries that match, the first counts"""
     clip: Above | None = None
     """largest norm of the loss' gradient over all parameters; a larger one is scaled down to it, before
     penalties are added"""

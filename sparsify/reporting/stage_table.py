@@ -66,9 +66,16 @@ def _describe_stage(stage: Stage, has_penalties: bool) -> str:
             assert_never(stage)
 
 
+def _describe_rates(stage: Train) -> str:
+    return " and ".join(
+        f"{format_plain(rate.scale)} of it in {', '.join(rate.layers)}" for rate in stage.rates
+    )
+
+
 def _describe_manner(stage: Train) -> str:
     """How a training step differs from the default."""
     parts = [f"warm-up {stage.warmup}"] if stage.warmup.value else []
+    parts += [f"rates {_describe_rates(stage)}"] if stage.rates else []
     parts += [f"clipped at {format_plain(stage.clip)}"] if stage.clip is not None else []
     parts += [stage.precision] if stage.precision != "fp32" else []
     parts += ["sharded"] if stage.shard else []

@@ -17,7 +17,7 @@ from torch import nn
 from sparsify import modelfile
 from sparsify.cost.measure import check_target
 from sparsify.data import Datasets, load_data
-from sparsify.errors import ModelError, RunError, SparsifyError
+from sparsify.errors import ModelError, RecipeError, RunError, SparsifyError
 from sparsify.events import Event, Listener, RunStarted, StepDone, silence
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
@@ -44,7 +44,9 @@ from sparsify.runs.save_load import (
     write_start,
 )
 from sparsify.training.accelerator import make_accelerator
+from sparsify.training.optimizers import list_unmatched
 from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.stage import Train
 from sparsify_schemas.task import Facts
 
 Source = str | Path | Mapping[str, Any] | Recipe | Loaded
@@ -220,6 +222,7 @@ def plan_request(
     listener: Listener = silence,
 ) -> Plan:
     """Make the plan, and mark in it that the weights are random or that the recipe's `model:` is not used."""
+    _check_rates(request.loaded, model)
     state, spec = request.state, request.loaded.recipe.model
     plan = make_plan(
         request.loaded,
@@ -237,6 +240,18 @@ def plan_request(
         )
         plan = replace(plan, notes=(note, *plan.notes))
     return replace(plan, random=state.from_scratch)
+
+
+def _check_rates(loaded: Loaded, model: nn.Module) -> None:
+    """Refuse learning rates of layers that the model does not have. Raises RecipeError."""
+    problems = [
+        loaded.positions.problem(f"stages.{index}.rates", f"'{pattern}' matches no layer of the model")
+        for index, stage in enumerate(loaded.recipe.stages)
+        if isinstance(stage, Train)
+        for pattern in list_unmatched(model, stage.rates)
+    ]
+    if problems:
+        raise RecipeError(problems)
 
 
 def read_dense_model(request: RunRequest) -> tuple[nn.Module, Base]:

@@ -236,7 +236,7 @@ def _cut_between_epochs(
     run: Run, stage: Train, model: nn.Module, checkpoint: Checkpoint, progress: StageState
 ) -> tuple[nn.Module, Checkpoint, StageState]:
     """Cut between two epochs. The optimizer's state is pruned with the model; schedules continue."""
-    optimizer = make_optimizer(stage.optimizer, model)
+    optimizer = make_optimizer(stage.optimizer, model, stage.rates)
     optimizer.load_state_dict(dict(progress.optimizer))
     # One epoch back, so that the target of this cut is found and not that of the one after it.
     before = replace(progress, epochs=progress.epochs - 1)
@@ -339,7 +339,7 @@ def _save_after_cut(
     if run.accelerator.is_main_process:
         if run.state.from_scratch and is_first:
             save_weights(model, run.folder / run_folder.DENSE)
-        elif is_first and (checkpoint.history or checkpoint.progress is not None):
+        elif is_first and (checkpoint.history or checkpoint.stage_state is not None):
             save_weights(model, run.folder / run_folder.UNCUT)
         checkpoint.write(run.folder)
     run.accelerator.wait_for_everyone()

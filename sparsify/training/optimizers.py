@@ -1,6 +1,6 @@
 """Optimizers: the one that a recipe names, and the parameters that one moves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, assert_never
 
@@ -9,13 +9,19 @@ from torch import nn
 
 from sparsify.errors import ModelError, TrainingError
 from sparsify.recipe.import_path import resolve
-from sparsify_schemas.stage import Adam, AdamW, Optimizer, OtherOptimizer, Sgd
+from sparsify_schemas.selector import selects
+from sparsify_schemas.stage import Adam, AdamW, Optimizer, OtherOptimizer, Rate, Sgd
+
+SCALE = "scale"
+"""key of a parameter group: what the learning rate is multiplied by"""
 
 
-def make_optimizer(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """The torch optimizer that a recipe names, over every parameter that takes a
-    gradient. Raises TrainingError."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def make_optimizer(spec: Optimizer, model: nn.Module, rates: Sequence[Rate] = ()) -> torch.optim.Optimizer:
+    """The torch optimizer that a recipe names, over every parameter that takes a gradient.
+
+    rates: learning rates of some layers; each scale makes a parameter group. Raises TrainingError.
+    """
+    parameters = _group_parameters(model, rates)
     if not parameters:
         raise TrainingError(
             "no parameter of the model takes a gradient; set requires_grad on those that shall be trained"
@@ -39,7 +45,43 @@ def make_optimizer(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
             assert_never(spec)
 
 
-def _make_other(spec: OtherOptimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def _group_parameters(model: nn.Module, rates: Sequence[Rate]) -> list[Any]:
+    """The parameters that take a gradient; with rates, groups of those of one scale."""
+    if not rates:
+        return [p for p in model.parameters() if p.requires_grad]
+    groups: dict[float, list[nn.Parameter]] = {}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        scale = _find_scale(name, module, rates)
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                groups.setdefault(scale, []).append(parameter)
+    return [{"params": own, SCALE: scale} for scale, own in groups.items()]
+
+
+def _find_scale(name: str, module: nn.Module, rates: Sequence[Rate]) -> float:
+    classes = _list_classes(module)
+    fitting = (rate.scale for rate in rates if selects(rate.layers, name, classes))
+    return next(fitting, 1.0)
+
+
+def _list_classes(module: nn.Module) -> list[str]:
+    return [base.__name__ for base in type(module).__mro__]
+
+
+def list_unmatched(model: nn.Module, rates: Sequence[Rate]) -> list[str]:
+    """Patterns of `rates` that match no module with parameters of its own."""
+    owners = [
+        (name, _list_classes(module))
+        for name, module in model.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
+    patterns = [pattern for rate in rates for pattern in rate.layers]
+    return [p for p in patterns if not any(selects((p,), name, classes) for name, classes in owners)]
+
+
+def _make_other(spec: OtherOptimizer, parameters: list[Any]) -> torch.optim.Optimizer:
     """An optimizer that the recipe names. Raises TrainingError, which names it."""
     try:
         found = resolve(spec.use) if ":" in spec.use else getattr(torch.optim, spec.use)

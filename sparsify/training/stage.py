@@ -82,7 +82,7 @@ def train_stage(
         model.load_state_dict(restore.model)
     apart = stage.shard and accelerator.num_processes > 1
     trained = shard_model(copy_model(model).to(accelerator.device), accelerator.device) if apart else model
-    raw = make_optimizer(stage.optimizer, trained)
+    raw = make_optimizer(stage.optimizer, trained, stage.rates)
     prepared, scaler = (
         trained if apart else accelerator.prepare(model),
         torch.amp.GradScaler(accelerator.device.type, SCALE, enabled=stage.precision == "fp16"),

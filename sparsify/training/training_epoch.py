@@ -18,6 +18,7 @@ from sparsify.objective.objective import Objective, in_mode, predict
 from sparsify.recipe import schedules
 from sparsify.training.accelerator import share_batches
 from sparsify.training.divergence import make_divergence_error, refuse_overflow
+from sparsify.training.optimizers import SCALE
 from sparsify.training.stage_state import StageRun
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,7 +40,7 @@ def train_epoch(run: StageRun, seed: int, epoch: int) -> tuple[float, float | No
         for i, (x, y) in enumerate(loader):
             lr = _compute_learning_rate(run, epoch * run.steps + i)
             for group in run.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get(SCALE, 1.0)
             run.optimizer.zero_grad()
             found = _run_batch(run, x, y, f"stage '{run.stage.name}', epoch {epoch + 1}, step {i + 1}: ")
             # gathered before the step: each process sees the same loss and they give up together

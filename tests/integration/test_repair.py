@@ -11,6 +11,7 @@ import torch
 import sparsify
 from sparsify.errors import ModelError, RecipeError
 from sparsify.events import Event, Measuring, Note, StageStarted
+from sparsify.models import digits_cnn
 from sparsify.reporting.report_file import read_report
 from sparsify.reporting.report_tables import list_tables
 from sparsify.runs import setup
@@ -99,7 +100,7 @@ def test_a_repair_without_data_or_without_a_cut_is_refused() -> None:
 
 def test_a_run_merges_without_data(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = sparsify.models.digits_cnn()
+    model = digits_cnn()
     with torch.no_grad():
         for layer in (m for m in model.modules() if isinstance(m, torch.nn.Conv2d)):
             half = layer.out_channels // 2
@@ -183,7 +184,7 @@ def test_there_is_no_default_repair(stages: list[dict[str, Any]]) -> None:
 
 def test_there_is_no_default_repair_without_data(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    torch.save(sparsify.models.digits_cnn().state_dict(), tmp_path / "model.pt")
+    torch.save(digits_cnn().state_dict(), tmp_path / "model.pt")
     without = {**RECIPE, "data": None, "inputs": [{"shape": [2, 1, 8, 8]}], "stages": [{"kind": "cut"}]}
     assert kinds(sparsify.apply(without, tmp_path / "model.pt", timing=0.05)) == ["cut"]
 
@@ -210,7 +211,7 @@ def test_a_default_repair_that_is_impossible_is_left_out() -> None:
 def test_the_model_is_repaired_towards_what_it_was_right_before_the_cut(tmp_path: Path) -> None:
     """Dead units leave a model that the run has trained: nothing is lost, so nothing may be refitted."""
     torch.manual_seed(0)
-    model = sparsify.models.digits_cnn()
+    model = digits_cnn()
     first, second = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)][:2]
     with torch.no_grad():
         for parameter in first.parameters():

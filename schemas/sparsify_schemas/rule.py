@@ -58,9 +58,10 @@ class Keep(Spec):
     """kept widths are multiples of this, rounded up; a layer that loses nothing keeps its width. `auto`: the
     width step of the recipe's targets (16 with AVX-512, 8 with AVX2, never below 4 on a processor). Left out:
     auto where the budget names a latency, else 1"""
-    uniform: Flag = False
+    uniform: Flag | None = None
     """every layer of the rule keeps as many groups as the others, as one number in a transformer's config
-    must say it"""
+    must say it. Left out: layers at the same place of a transformer's blocks do, unless a penalty decides
+    what goes; no others"""
     limits: Limits = {}
     """layer -> largest share of its groups that is removed; or the file in which `sparsify sensitivity
     --limits` wrote that,

@@ -18,6 +18,7 @@ from sparsify.formatting.table import Table, make_columns
 from sparsify.formatting.table import as_text as lay_out_all
 from sparsify.formatting.verdict_text import LABELS
 from sparsify.graph.model_map import Branch, Coupled
+from sparsify.pruning.planning.equal_layers import find_equal_layers
 from sparsify.pruning.planning.group_types import group_type_of
 from sparsify.pruning.planning.plan import Assignment, Plan
 from sparsify.reporting.schedule_text import describe_strength
@@ -115,7 +116,8 @@ def _rule_table(plan: Plan, assignment: Assignment) -> Table:
     rule = plan.recipe.rules[assignment.rule]
     layers = ", ".join(rule.layers)
     title = f"rules.{assignment.rule}: {_name_groups(rule)} of {layers}"
-    facts = ", ".join(_rule_facts(rule, assignment.multiple))
+    has_equal_layers = bool(find_equal_layers(plan, assignment))
+    facts = ", ".join(_rule_facts(rule, assignment.multiple, has_equal_layers))
     notes = (f"{facts[:1].upper()}{facts[1:]}.",)
     if rule.group is not None and in_one_tensor(rule.group):
         heads = ["tensor", "shape", ">weights"]
@@ -192,8 +194,11 @@ def _name_groups(rule: Rule) -> str:
             return f"{rule.group}s"
 
 
-def _rule_facts(rule: Rule, multiple: int) -> Iterator[str]:
-    """What a rule does, in parts of a sentence."""
+def _rule_facts(rule: Rule, multiple: int, has_equal_layers: bool) -> Iterator[str]:
+    """What a rule does, in parts of a sentence.
+
+    has_equal_layers: whether some of its layers keep equal widths, asked for or not.
+    """
     is_inner = rule.group is not None and in_one_tensor(rule.group)
     yield f"penalty {_describe_penalty(rule.penalty, is_inner)}" if rule.penalty else "no penalty"
     if rule.criterion.kind == "random":
@@ -216,6 +221,8 @@ def _rule_facts(rule: Rule, multiple: int) -> Iterator[str]:
         yield f"limits for {count_noun(len(rule.keep.limits), 'layer')}"
     if rule.keep.uniform:
         yield "all layers keep the same number"
+    elif has_equal_layers:
+        yield "equal widths in all blocks of the transformer (unless 'keep: {uniform: false}')"
 
 
 def _describe_penalty(penalty: Penalty, inner: bool) -> str:

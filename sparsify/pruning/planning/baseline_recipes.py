@@ -148,6 +148,8 @@ def _make_rule(rule: Rule, kind: Baseline, multiple: int) -> Rule:
         keep = rule.keep.model_copy(update={"multiple_of": own if isinstance(own, int) else 1})
     else:
         keep = rule.keep.model_copy(update={"multiple_of": multiple, "limits": {}})
+    if rule.penalty is not None and keep.uniform is None:
+        keep = keep.model_copy(update={"uniform": False})  # as in the run, where the penalty decides
     return rule.model_copy(
         update={
             "penalty": None,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
+from sparsify.pruning.planning.equal_layers import find_equal_layers
 from sparsify.pruning.planning.plan import Assignment, Plan, count_kept_by_limits
 from sparsify_schemas.group import removes_branches
 from sparsify_schemas.rule import Keep
@@ -29,6 +30,8 @@ class Candidate:
     rule: int
     floor: int = 1
     """units that stay in any case"""
+    equal: str | None = None
+    """the set of groups that keep as many units as this one"""
 
     def key(self, at: int) -> float:
         """The score by which the unit at this place of the order goes:
@@ -59,7 +62,8 @@ def list_candidates(
     """Every coupled group that a rule chooses in, its units sorted: dead ones, then by score."""
     found = []
     for assignment in plan.assignments:
-        floors = _find_floors(plan, assignment)
+        equal = find_equal_layers(plan, assignment)
+        floors = _find_floors(plan, assignment, equal)
         for name in assignment.coupled:
             width = plan.map.by_name[name].width
             values = [float(v) for v in scores.get(name, [0.0] * width)]
@@ -76,13 +80,17 @@ def list_candidates(
                     assignment.multiple,
                     assignment.rule,
                     floors[name],
+                    equal.get(name),
                 )
             )
     return tuple(found)
 
 
-def _find_floors(plan: Plan, assignment: Assignment) -> dict[str, int]:
-    """Coupled group -> units that stay in any case; of residual branches none yet."""
+def _find_floors(plan: Plan, assignment: Assignment, equal: Mapping[str, str]) -> dict[str, int]:
+    """Coupled group -> units that stay in any case; of residual branches none yet.
+
+    equal: coupled group -> the set that keeps equal widths with it.
+    """
     rule = plan.recipe.rules[assignment.rule]
     if removes_branches(rule.group):
         return dict.fromkeys(assignment.coupled, 0)
@@ -90,7 +98,10 @@ def _find_floors(plan: Plan, assignment: Assignment) -> dict[str, int]:
         name: max(rule.keep.at_least or 1, count_kept_by_limits(rule.keep, plan.map.by_name[name]))
         for name in assignment.coupled
     }
-    return dict.fromkeys(found, max(found.values(), default=1)) if rule.keep.uniform else found
+    highest: dict[str, int] = {}
+    for name, together in equal.items():
+        highest[together] = max(highest.get(together, 0), found[name])
+    return {name: highest[equal[name]] if name in equal else floor for name, floor in found.items()}
 
 
 def keep_best_branches(

@@ -157,9 +157,9 @@ def test_the_deepest_cut_inside_is_what_the_run_leaves(tmp_path: Path) -> None:
         == pytest.approx(report.dense.validation_metric - report.cut.validation_metric)
     )
     assert all(t.macs > taken.macs for t in report.search.trials if t.depth < taken.depth)
-    assert [s.name for s in report.stages] == ["learn", "cut", "finetune"] and len(report.history) == 4, (
-        "of the trial that was taken"
-    )
+    assert [s.name for s in report.stages] == ["learn", "cut", "repair", "finetune"] and len(
+        report.history
+    ) == 4, "of the trial that was taken"
     assert not [p for p in (tmp_path / "digits-1").iterdir() if p.suffix == ".pt"]
     assert "Search" in (tmp_path / "digits-1" / "report.md").read_text()
 

@@ -46,8 +46,8 @@ def read_npz(path: Path, task: Task) -> tuple[Examples, Examples]:
     ) as error:
         raise DataError(f"{path}: cannot be read as an .npz of plain arrays ({error})") from error
     return (
-        _make_examples(_array(x_train, f"{path}: x_train"), y_train, task, f"{path}: x_train"),
-        _make_examples(_array(x_test, f"{path}: x_test"), y_test, task, f"{path}: x_test"),
+        make_examples(_array(x_train, f"{path}: x_train"), y_train, task, f"{path}: x_train"),
+        make_examples(_array(x_test, f"{path}: x_test"), y_test, task, f"{path}: x_test"),
     )
 
 
@@ -105,12 +105,12 @@ def _read_part(part: Any, spec: Data, task: Task, name: str) -> Examples:
     if _is_dataset(part):
         return _from_items(_items(part, name), spec, task, name)
     if isinstance(part, tuple | list) and len(part) == 2:
-        return _make_examples(_arrays(part[0], name), part[1], task, name)
+        return make_examples(_arrays(part[0], name), part[1], task, name)
     if isinstance(part, Mapping):
-        inputs, targets = split_target(part, spec.target)
-        return _make_examples(_arrays(inputs, name), targets, task, name)
+        inputs, targets = split_target(part, _target_key(spec))
+        return make_examples(_arrays(inputs, name), targets, task, name)
     if isinstance(part, Tensor | np.ndarray):
-        return _make_examples(_array(part, name), None, task, name)
+        return make_examples(_array(part, name), None, task, name)
     raise DataError(
         f"{name}: expected a pair (inputs, targets) or a torch Dataset, not {_describe_kind(part)}"
     )
@@ -150,7 +150,7 @@ def _from_items(items: list[Any], spec: Data, task: Task, name: str) -> Examples
         raise DataError(
             f"{name}: the examples cannot be stacked (they are {shapes}); pad them, or write task.collate"
         )
-    return _make_examples(inputs, targets, task, name)
+    return make_examples(inputs, targets, task, name)
 
 
 def _may_be_padded(inputs: Varied, task: Task) -> bool:
@@ -163,6 +163,10 @@ def _may_be_padded(inputs: Varied, task: Task) -> bool:
     return task.kind in ignores or are_whole
 
 
+def _target_key(spec: Data) -> str | None:
+    return spec.target if isinstance(spec.target, str) else None
+
+
 def _find_stranger(leaf: Tensor | Varied) -> Any:
     """The first value of a list that is no tensor; None where all are."""
     values = leaf.items if isinstance(leaf, Varied) else ()
@@ -173,7 +177,7 @@ def _pair(item: Any, spec: Data, name: str) -> tuple[Any, Any]:
     if isinstance(item, tuple | list) and len(item) == 2:
         return item[0], item[1]
     if isinstance(item, Mapping):
-        return split_target(item, spec.target)
+        return split_target(item, _target_key(spec))
     if isinstance(item, Tensor | np.ndarray):
         return item, None
     raise DataError(f"{name}: the Dataset returns something else than pairs (x, y)")
@@ -204,7 +208,11 @@ def _count_pairs(dataset: Any, name: str) -> int:
         raise DataError(f"{name}: the Dataset has no length") from None
 
 
-def _make_examples(inputs: Column, y: Any, task: Task, name: str) -> Examples:
+def make_examples(inputs: Column, y: Any, task: Task, name: str) -> Examples:
+    """The examples of a column of inputs and what holds their targets, as the task takes them.
+
+    y: None where the task takes its targets from the inputs. Raises DataError, which begins with `name`.
+    """
     targets = None if y is None else _targets(y, f"{name} (targets)")
     if targets is not None and task.collate is None:
         _check_lengths(inputs, targets, name)

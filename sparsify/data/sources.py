@@ -4,11 +4,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparsify.data import arrays, cifar, digits, folder, idx
+from sparsify.data import arrays, cifar, digits, files, folder, huggingface, idx
 from sparsify.data.columns import Column, Varied
 from sparsify.data.examples import Datasets, Examples
 from sparsify.data.targets import convert_targets
@@ -54,6 +55,10 @@ def data_for_inputs(recipe: Recipe) -> Datasets | None:
 
 
 def _read_source(spec: Data, task: Task) -> Pair:
+    if spec.is_table or spec.is_text:
+        return files.read_files(spec, task)
+    if spec.source == "huggingface":
+        return huggingface.read(spec, task)
     if ":" not in spec.source and not spec.source.endswith(".npz"):
         return _with_targets_of(task, _read_classes(spec), spec)
     if spec.source.endswith(".npz"):
@@ -117,11 +122,32 @@ def _check_examples(spec: Data, train: Examples, test: Examples) -> None:
             f"data.{key} acts on one tensor of images; "
             f"the examples of '{spec.source}' are {describe_column(train.inputs)}"
         )
-    if describe_column(train.inputs) != describe_column(test.inputs):
-        raise DataError(
-            f"'{spec.source}': training examples are {describe_column(train.inputs)}, "
-            f"test examples are {describe_column(test.inputs)}"
-        )
+    if not _fit(train.inputs, test.inputs):
+        shapes = describe_column(train.inputs), describe_column(test.inputs)
+        if shapes[0] == shapes[1]:
+            shapes = describe_column(train.inputs, True), describe_column(test.inputs, True)
+        raise DataError(f"'{spec.source}': training examples are {shapes[0]}, test examples are {shapes[1]}")
+
+
+def _fit(train: Column, test: Column) -> bool:
+    """Whether two sets have examples of one form: shape and type, or type where shapes vary."""
+    if isinstance(train, Tensor | Varied) or isinstance(test, Tensor | Varied):
+        if isinstance(train, Tensor) and isinstance(test, Tensor):
+            return (train.shape[1:], train.dtype) == (test.shape[1:], test.dtype)
+        return _forms(train) == _forms(test)
+    if isinstance(train, Mapping) and isinstance(test, Mapping):
+        return set(train) == set(test) and all(_fit(train[name], test[name]) for name in train)
+    if isinstance(train, tuple) and isinstance(test, tuple):
+        return len(train) == len(test) and all(map(_fit, train, test))
+    return False
+
+
+def _forms(column: Column) -> set[Any]:
+    """Type and number of dimensions of the examples in a column."""
+    if isinstance(column, Tensor):
+        return {(column.dtype, column.dim() - 1)}
+    items = column.items if isinstance(column, Varied) else (column,)
+    return {(item.dtype, item.dim()) if isinstance(item, Tensor) else type(item) for item in items}
 
 
 def _check_images(spec: Data, inputs: Tensor) -> None:
@@ -143,17 +169,23 @@ def _check_images(spec: Data, inputs: Tensor) -> None:
         )
 
 
-def describe_column(column: Column) -> str:
+def describe_column(column: Column, with_type: bool = False) -> str:
     """The shape of one example: '1x28x28', 'input_ids: varying, attention_mask: varying'; its type where
-    that is whole numbers."""
+    that is whole numbers, or everywhere if asked for."""
     if isinstance(column, Tensor):
         shape = "x".join(map(str, column.shape[1:])) or "a single number"
-        return f"{shape} int64" if column.dtype == torch.int64 else shape
+        return f"{shape} {_type(column)}" if with_type or column.dtype == torch.int64 else shape
     if isinstance(column, Varied):
-        return "of varying shape"
+        types = sorted({_type(item) for item in column.items})
+        return "of varying shape" + (f" {', '.join(types)}" if with_type else "")
     if isinstance(column, Mapping):
-        return ", ".join(f"{name}: {describe_column(part)}" for name, part in column.items())
-    return ", ".join(map(describe_column, column))
+        parts = [f"{name}: {describe_column(part, with_type)}" for name, part in column.items()]
+        return ", ".join(parts)
+    return ", ".join(describe_column(part, with_type) for part in column)
+
+
+def _type(value: Any) -> str:
+    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
 
 
 def _split_examples(train: Examples, spec: Data, seed: int) -> Pair:

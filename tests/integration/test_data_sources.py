@@ -528,3 +528,43 @@ def test_faults_of_a_set_of_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fault(root="set") == (
         "data source huggingface needs datasets, which is not installed: pip install 'sparsify-recipes[data]'"
     )
+
+
+# --- training and test examples of one form
+
+
+def images(count: int, dtype: Any, channels: int = 1) -> Any:
+    pixels = np.random.default_rng(0).integers(0, 255, size=(count, channels, 8, 8))
+    return pixels.astype(dtype)
+
+
+FORMS = {
+    "types": (
+        images(9, np.uint8),
+        images(3, np.float64),
+        "'mixed.npz': training examples are 1x8x8 uint8, test examples are 1x8x8 float32",
+    ),
+    "whole numbers": (
+        images(9, np.int32),
+        images(3, np.float32),
+        "'mixed.npz': training examples are 1x8x8 int64, test examples are 1x8x8",
+    ),
+    "shapes": (
+        images(9, np.uint8),
+        images(3, np.uint8, 3),
+        "'mixed.npz': training examples are 1x8x8, test examples are 3x8x8",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_training_and_test_examples_of_different_forms_are_refused(kind: str) -> None:
+    train, test, message = FORMS[kind]
+    np.savez("mixed.npz", x_train=train, y_train=np.arange(9) % 2, x_test=test, y_test=np.arange(3) % 2)
+    assert complaint(recipe({"source": "mixed.npz"}, "classification", "conv_net", "0", "filter")) == message
+
+
+def test_sequences_of_one_length_in_one_set_alone_are_no_other_form() -> None:
+    write_lines("train.jsonl", reviews(60, 0))
+    write_lines("test.jsonl", [{"review": "good", "label": "yes"}, {"review": "dull", "label": "no"}])
+    run(recipe(REVIEWS, "classification", "Reader", "up"))

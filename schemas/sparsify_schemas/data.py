@@ -61,9 +61,10 @@ class Data(Spec):
 
     source: Text
     """digits, mnist, fashion_mnist, cifar10, folder (images in train/<class>/ and test/<class>/ under
-    `root`), a path to an .npz with x_train, y_train, x_test, y_test, to a table (.csv, .tsv, with the names
-    of the columns in its first line) or to text (.txt, .jsonl), huggingface (a data set of the library
-    datasets, a .parquet, .csv, .json or .jsonl at `root`), or package.module:callable that takes
+    `root`; for a segmentation in train/images/, train/masks/, test/images/ and test/masks/), a path to an
+    .npz with x_train, y_train, x_test, y_test, to a table (.csv, .tsv, with the names of the columns in its
+    first line) or to text (.txt, .jsonl), huggingface (a data set of the library datasets, a .parquet, .csv,
+    .json or .jsonl at `root`), or package.module:callable that takes
     nothing and returns (train, test), each a pair (x, y) of arrays or tensors, a mapping of them with the
     targets among them, or a torch Dataset of such pairs or mappings; x may be a mapping or tuple of tensors
     as the model takes them, y is what the `task` takes: classes counted from 0 unless it says otherwise"""
@@ -95,6 +96,9 @@ class Data(Spec):
     """random changes of training images"""
     size: Positive | None = None
     """folder: images are resized to size x size pixels"""
+    channels: Literal[1, 3, 4] | None = None
+    """folder: 1 gray, 3 colours, 4 colours and opacity, to which images are converted; those of the richest
+    image when left out"""
 
     @field_validator("source")
     @classmethod
@@ -125,6 +129,8 @@ class Data(Spec):
     def _nothing_ignored(self) -> "Data":
         if self.size is not None and self.source != "folder":
             raise ValueError("'size' acts on source 'folder' only")
+        if self.channels is not None and self.source != "folder":
+            raise AtKey("channels", "'channels' acts on source 'folder' only")
         if self.validation.value == 100:
             raise ValueError("validation: 100% leaves no example to train on")
         return self

@@ -134,7 +134,7 @@ def _from_items(items: list[Any], spec: Data, task: Task, name: str) -> Examples
         return Examples(Varied(tuple(x for x, _ in pairs)), Varied(tuple(y for _, y in pairs)))
     with_targets = pairs[0][1] is not None
     try:
-        inputs = stack([x for x, _ in pairs])
+        inputs = stack([_scale_pixels(x) for x, _ in pairs])
         targets = stack([y for _, y in pairs]) if with_targets else None
     except ValueError as error:
         raise DataError(f"{name}: the examples cannot be stacked ({error})") from error
@@ -151,6 +151,16 @@ def _from_items(items: list[Any], spec: Data, task: Task, name: str) -> Examples
             f"{name}: the examples cannot be stacked (they are {shapes}); pad them, or write task.collate"
         )
     return make_examples(inputs, targets, task, name)
+
+
+def _scale_pixels(value: Any) -> Any:
+    """Images of 16 bits as float32 in 0..1, since lists of them would become whole numbers."""
+    if isinstance(value, Mapping | tuple):
+        return map_parts(value, _scale_pixels)
+    is_deep = isinstance(value, np.ndarray) and value.dtype == np.uint16 and value.ndim >= 2
+    if is_deep or (isinstance(value, Tensor) and value.dtype == torch.uint16 and value.ndim >= 2):
+        return torch.as_tensor(np.asarray(value).astype(np.float32) / np.float32(65535))
+    return value
 
 
 def _may_be_padded(inputs: Varied, task: Task) -> bool:
@@ -269,7 +279,8 @@ def _convert_item(item: Any, name: str) -> Any:
 
 
 def _convert(x: Tensor, name: str) -> Tensor:
-    """Pixels as bytes, real numbers as float32, other whole numbers as int64; gray images get a channel."""
+    """Pixels as bytes, those of 16 bits as float32 in 0..1, real numbers as float32, other whole numbers as
+    int64; gray images get a channel."""
     if x.dtype == torch.uint8:
         if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
             raise DataError(
@@ -277,6 +288,9 @@ def _convert(x: Tensor, name: str) -> Tensor:
                 "transpose them to (examples, channels, height, width)"
             )
         return x[:, None] if x.ndim == 3 else x
+    if x.dtype == torch.uint16 and x.ndim >= 3:
+        pixels = x.float().div_(65535)
+        return pixels[:, None] if x.ndim == 3 else pixels
     if x.is_complex():
         raise DataError(f"{name}: inputs are complex numbers")
     if not x.is_floating_point():

@@ -63,13 +63,13 @@ class Examples:
         if self.collate is not None:
             pairs = zip(_items(self.inputs), _items(self.targets), strict=True)
             return self.collate(list(pairs))
-        inputs = pad(add_masks(self.inputs), 0)
+        inputs = pad(self._converted(add_masks(self.inputs)), 0)
         targets = pad(self.targets, IGNORED) if self.pads_targets else self.targets
-        return as_values(self._converted(inputs)), as_values(targets)
+        return as_values(inputs), as_values(targets)
 
     def _converted(self, x: Column) -> Column:
         if isinstance(x, Varied):
-            return x
+            return Varied(tuple(self._converted_item(item) for item in x.items))
         if not isinstance(x, Tensor):
             return map_parts(x, self._converted)
         if x.dtype == torch.uint8:
@@ -78,6 +78,9 @@ class Examples:
             shape = (-1,) + (1,) * (x.ndim - 2)
             x = (x - torch.tensor(self.mean).view(shape)).div_(torch.tensor(self.std).view(shape))
         return x
+
+    def _converted_item(self, item: Any) -> Any:
+        return self._converted(item[None])[0] if isinstance(item, Tensor) and item.dim() else item
 
 
 def _items(column: Column) -> list[Any]:

@@ -60,7 +60,9 @@ def _read_source(spec: Data, task: Task) -> Pair:
     if spec.source == "huggingface":
         return huggingface.read(spec, task)
     if ":" not in spec.source and not spec.source.endswith(".npz"):
-        return _with_targets_of(task, _read_classes(spec), spec)
+        parts = _read_classes(spec, task)
+        is_masked = spec.source == "folder" and task.kind == "segmentation"
+        return parts if is_masked else _with_targets_of(task, parts, spec)
     if spec.source.endswith(".npz"):
         path = Path(spec.root or "").expanduser() / Path(spec.source).expanduser()
         return arrays.read_npz(path, task)
@@ -86,7 +88,7 @@ def _refuse_root(spec: Data) -> None:
         raise DataError(f"data.root is not used by source '{spec.source}'; leave it out")
 
 
-def _read_classes(spec: Data) -> Pair:
+def _read_classes(spec: Data, task: Task) -> Pair:
     if spec.source == "digits":
         _refuse_root(spec)
     match spec.source:
@@ -104,7 +106,7 @@ def _read_classes(spec: Data) -> Pair:
                     "data.source 'folder' needs data.root, "
                     "the folder that holds train/<class>/ and test/<class>/"
                 )
-            return folder.read_folder(Path(spec.root).expanduser(), spec.size)
+            return folder.read_folder(Path(spec.root).expanduser(), spec.size, spec.channels, task)
         case source:
             raise DataError(f"unknown source '{source}'")
 
@@ -116,6 +118,8 @@ def _find_root(spec: Data) -> Path:
 def _check_examples(spec: Data, train: Examples, test: Examples) -> None:
     if isinstance(train.inputs, Tensor):
         _check_images(spec, train.inputs)
+    elif _are_images(train.inputs) and not (spec.augment.flip or spec.augment.crop):
+        _check_images(spec, train.inputs.items[0][None])
     elif spec.normalize is not None or spec.augment.flip or spec.augment.crop:
         key = "augment" if spec.normalize is None else "normalize"
         raise DataError(
@@ -148,6 +152,15 @@ def _forms(column: Column) -> set[Any]:
         return {(column.dtype, column.dim() - 1)}
     items = column.items if isinstance(column, Varied) else (column,)
     return {(item.dtype, item.dim()) if isinstance(item, Tensor) else type(item) for item in items}
+
+
+def _are_images(column: Column) -> bool:
+    """Whether a column holds images of different sizes with as many channels each."""
+    if not isinstance(column, Varied) or not all(isinstance(item, Tensor) for item in column.items):
+        return False
+    return len({(item.dim(), item.dtype, item.shape[:1]) for item in column.items}) == 1 and (
+        column.items[0].dim() == 3
+    )
 
 
 def _check_images(spec: Data, inputs: Tensor) -> None:

@@ -94,6 +94,14 @@ class Data(Spec):
     """subtract a mean and divide by a deviation; pixels are scaled to 0..1 either way"""
     augment: Augment = Augment()
     """random changes of training images"""
+    workers: Whole = 0
+    """processes that make batches beside the training; batches are the same to the last bit with any number
+    of them"""
+    pin: Flag = False
+    """keep batches in page-locked memory, from which a GPU copies faster; without a GPU it does nothing"""
+    lazy: Flag = False
+    """package.module:callable: read each example of a Dataset when a batch needs it, in place of all of them
+    at the start; what is random in it is seeded for each example and epoch"""
     size: Positive | None = None
     """folder: images are resized to size x size pixels"""
     channels: Literal[1, 3, 4] | None = None
@@ -131,6 +139,8 @@ class Data(Spec):
             raise ValueError("'size' acts on source 'folder' only")
         if self.channels is not None and self.source != "folder":
             raise AtKey("channels", "'channels' acts on source 'folder' only")
+        if self.lazy and ":" not in self.source:
+            raise AtKey("lazy", f"'lazy' acts on package.module:callable; '{self.source}' is read at once")
         if self.validation.value == 100:
             raise ValueError("validation: 100% leaves no example to train on")
         return self

@@ -1,15 +1,19 @@
 """Read examples from an .npz file, or from what a user's callable returns."""
 
+import random
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from sparsify.data.columns import Column, Varied, count_examples, leaves, map_parts, stack
 from sparsify.data.examples import Collate, Examples
@@ -103,11 +107,17 @@ def _import(key: str, path: str) -> Any:
 
 def _read_part(part: Any, spec: Data, task: Task, name: str) -> Examples:
     if _is_dataset(part):
+        if spec.lazy:
+            return _read_later(part, spec, task, name)
         return _from_items(_items(part, name), spec, task, name)
+    if spec.lazy:
+        raise DataError(
+            f"{name}: data.lazy reads the examples of a Dataset, and this is {_describe_kind(part)}"
+        )
     if isinstance(part, tuple | list) and len(part) == 2:
         return make_examples(_arrays(part[0], name), part[1], task, name)
     if isinstance(part, Mapping):
-        inputs, targets = split_target(part, _target_key(spec))
+        inputs, targets = split_target(part, _find_target_key(spec))
         return make_examples(_arrays(inputs, name), targets, task, name)
     if isinstance(part, Tensor | np.ndarray):
         return make_examples(_array(part, name), None, task, name)
@@ -126,6 +136,60 @@ def _is_dataset(part: Any) -> bool:
         and callable(getattr(part, "__len__", None))
         and callable(getattr(part, "__getitem__", None))
     )
+
+
+def _read_later(dataset: Any, spec: Data, task: Task, name: str) -> Examples:
+    """Examples whose numbers alone are in memory."""
+    if isinstance(dataset, IterableDataset):
+        raise DataError(
+            f"{name}: data.lazy reads examples by their numbers, and an iterable Dataset has none; leave it "
+            "out"
+        )
+    count = _count_items(dataset, name)
+    if not count:
+        raise DataError(f"{name}: has no examples")
+    numbers = torch.arange(count)
+    return Examples(numbers, numbers, read=_Reader(dataset, spec, task, name))
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """Reads examples of a Dataset by their numbers."""
+
+    dataset: Any
+    spec: Data
+    task: Task
+    name: str
+
+    def __call__(self, numbers: Tensor, seed: int) -> Examples:
+        with _keep_random_states():
+            items = [self._read_item(number, seed) for number in numbers.tolist()]
+        return _from_items(items, self.spec, self.task, self.name)
+
+    def _read_item(self, number: int, seed: int) -> Any:
+        """What is random in an example follows from its number and the seed, not from what was read
+        before."""
+        own = (seed * 1_000_003 + number) % 2**63
+        random.seed(own)
+        np.random.seed(own % 2**32)
+        torch.default_generator.manual_seed(own)
+        try:
+            return self.dataset[number]
+        except Exception as error:
+            raise DataError(
+                f"{self.name}: reading example {number} failed: {type(error).__name__}: {error}"
+            ) from error
+
+
+@contextmanager
+def _keep_random_states() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 def _from_items(items: list[Any], spec: Data, task: Task, name: str) -> Examples:
@@ -173,7 +237,7 @@ def _may_be_padded(inputs: Varied, task: Task) -> bool:
     return task.kind in ignores or are_whole
 
 
-def _target_key(spec: Data) -> str | None:
+def _find_target_key(spec: Data) -> str | None:
     return spec.target if isinstance(spec.target, str) else None
 
 
@@ -187,31 +251,40 @@ def _pair(item: Any, spec: Data, name: str) -> tuple[Any, Any]:
     if isinstance(item, tuple | list) and len(item) == 2:
         return item[0], item[1]
     if isinstance(item, Mapping):
-        return split_target(item, _target_key(spec))
+        return split_target(item, _find_target_key(spec))
     if isinstance(item, Tensor | np.ndarray):
         return item, None
     raise DataError(f"{name}: the Dataset returns something else than pairs (x, y)")
 
 
 def _items(dataset: Any, name: str) -> list[Any]:
-    is_iterable_only = isinstance(dataset, Iterable) and not hasattr(dataset, "__getitem__")
-    items: Iterable[Any] = dataset if is_iterable_only else ()
-    if not is_iterable_only:
-        items = (
-            dataset
-            if isinstance(dataset, Iterable)
-            else (dataset[i] for i in range(_count_pairs(dataset, name)))
-        )
+    count = None
+    items: Iterable[Any]
+    if isinstance(dataset, Iterable):
+        count, items = _read_length(dataset), dataset
+    else:
+        items = (dataset[i] for i in range(_count_items(dataset, name)))
     try:
-        found = list(items)
+        found = list(islice(items, count))
     except Exception as error:
         raise DataError(f"{name}: reading the Dataset failed: {type(error).__name__}: {error}") from error
     if not found:
         raise DataError(f"{name}: has no examples")
+    if count is not None and len(found) < count:
+        raise DataError(f"{name}: the Dataset says that it has {count} examples and gave {len(found)}")
     return found
 
 
-def _count_pairs(dataset: Any, name: str) -> int:
+def _read_length(dataset: Any) -> int | None:
+    """How many examples an iterable set says that it has, at which reading stops; None where it says
+    nothing."""
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _count_items(dataset: Any, name: str) -> int:
     try:
         return len(dataset)
     except TypeError:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsify.data.examples import Examples
-from sparsify.data.tables import Table, make_both, split_rows
+from sparsify.data.tables import Table, make_both_sets, split_rows
 from sparsify.errors import DataError
 from sparsify_schemas.data import Data, Tokens
 from sparsify_schemas.task import Task
@@ -18,18 +18,18 @@ def read_files(spec: Data, task: Task) -> tuple[Examples, Examples]:
     """The training and test examples of one file, or of two. Raises DataError."""
     if spec.is_text and spec.text is None:
         spec = spec.model_copy(update={"text": Tokens()})
-    path = _path(spec, spec.source)
+    path = _find_path(spec, spec.source)
     if path.suffix == ".txt":
         return _read_text(path, spec, task)
     whole = read_table(path)
     if isinstance(spec.test, Share):
         train, test = split_rows(whole, spec.test, spec)
     else:
-        train, test = whole, read_table(_path(spec, str(spec.test)))
-    return make_both(train, test, spec, task)
+        train, test = whole, read_table(_find_path(spec, str(spec.test)))
+    return make_both_sets(train, test, spec, task)
 
 
-def _path(spec: Data, name: str) -> Path:
+def _find_path(spec: Data, name: str) -> Path:
     return Path(spec.root or "").expanduser() / Path(name).expanduser()
 
 
@@ -40,30 +40,30 @@ def _read_text(path: Path, spec: Data, task: Task) -> tuple[Examples, Examples]:
             f"{path}: a .txt holds text without targets, which a task of {task.kind} cannot use; write a "
             ".jsonl or .csv with a column of targets"
         )
-    text = _content(path)
+    text = _read_content(path)
     if isinstance(spec.test, Share):
         end = len(text) - round(len(text) * spec.test.fraction)
         train, test = text[:end], text[end:]
         name = str(path)
     else:
-        other = _path(spec, str(spec.test))
-        train, test, name = text, _content(other), str(other)
+        other = _find_path(spec, str(spec.test))
+        train, test, name = text, _read_content(other), str(other)
     column = spec.text.column if spec.text is not None else "text"
     both = Table(str(path), {column: [train]}, [1]), Table(name, {column: [test]}, [1])
-    return make_both(*both, spec, task)
+    return make_both_sets(*both, spec, task)
 
 
 def read_table(path: Path) -> Table:
     """The columns of a .csv, .tsv or .jsonl, as text or as JSON has them. Raises DataError."""
-    text = _content(path)
+    text = _read_content(path)
     if path.suffix == ".jsonl":
-        return _by_column(path, list(_json_rows(path, text)))
+        return _make_table(path, list(_read_json_rows(path, text)))
     if path.suffix in (".csv", ".tsv"):
-        return _by_column(path, list(_csv_rows(path, text)))
+        return _make_table(path, list(_read_csv_rows(path, text)))
     raise DataError(f"{path}: expected a .csv, .tsv or .jsonl")
 
 
-def _content(path: Path) -> str:
+def _read_content(path: Path) -> str:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
@@ -76,7 +76,7 @@ Row = tuple[int, Mapping[str, Any]]
 """number of its line, and its values by column"""
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[Row]:
+def _read_csv_rows(path: Path, text: str) -> Iterator[Row]:
     lines = csv.reader(text.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ",")
     try:
         names = [name.strip() for name in next(lines, [])]
@@ -96,7 +96,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[Row]:
         raise DataError(f"{path}: line {lines.line_num} cannot be read ({error})") from error
 
 
-def _json_rows(path: Path, text: str) -> Iterator[Row]:
+def _read_json_rows(path: Path, text: str) -> Iterator[Row]:
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
@@ -109,7 +109,7 @@ def _json_rows(path: Path, text: str) -> Iterator[Row]:
         yield number, row
 
 
-def _by_column(path: Path, rows: list[Row]) -> Table:
+def _make_table(path: Path, rows: list[Row]) -> Table:
     if not rows:
         raise DataError(f"{path}: has no examples")
     names = list(dict.fromkeys(name for _, row in rows for name in row))

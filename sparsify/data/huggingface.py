@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sparsify.data.examples import Examples
-from sparsify.data.tables import Table, make_both, split_rows
-from sparsify.errors import DataError
+from sparsify.data.tables import Table, make_both_sets, split_rows
+from sparsify.errors import DataError, first_line
 from sparsify_schemas.data import Data
 from sparsify_schemas.task import Task
 from sparsify_schemas.units import Share
@@ -17,9 +17,9 @@ from sparsify_schemas.units import Share
 _KINDS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 
 
-def read(spec: Data, task: Task) -> tuple[Examples, Examples]:
+def read_huggingface(spec: Data, task: Task) -> tuple[Examples, Examples]:
     """The training and test examples of what lies at `root`. Raises DataError."""
-    library = _library()
+    library = _import_datasets()
     if spec.root is None:
         raise DataError(
             "data.source 'huggingface' needs data.root: the folder that save_to_disk wrote, a folder of "
@@ -28,21 +28,21 @@ def read(spec: Data, task: Task) -> tuple[Examples, Examples]:
     path = Path(spec.root).expanduser()
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    with _quiet(library), TemporaryDirectory() as cache:
+    with _silence_library(library), TemporaryDirectory() as cache:
         splits = _read_splits(library, path, cache)
         if isinstance(spec.test, str) and spec.test not in splits:
             other = path.parent / spec.test
             if other.suffix in _KINDS and other.is_file():
                 splits[spec.test] = _read_file(library, other, cache)
-        train = _table(splits, "train", path)
+        train = _make_table(splits, "train", path)
         if isinstance(spec.test, Share):
             train, test = split_rows(train, spec.test, spec)
         else:
-            test = _table(splits, spec.test or "test", path)
-        return make_both(train, test, spec, task)
+            test = _make_table(splits, spec.test or "test", path)
+        return make_both_sets(train, test, spec, task)
 
 
-def _library() -> Any:
+def _import_datasets() -> Any:
     try:
         import datasets
     except ImportError:
@@ -54,7 +54,7 @@ def _library() -> Any:
 
 
 @contextmanager
-def _quiet(library: Any) -> Iterator[None]:
+def _silence_library(library: Any) -> Iterator[None]:
     """Without progress bars while files are read, and without dill's warnings of pyarrow's own types."""
     were_shown = not library.are_progress_bars_disabled()
     library.disable_progress_bars()
@@ -75,7 +75,7 @@ def _read_splits(library: Any, path: Path, cache: str) -> dict[str, Any]:
         try:
             found = library.load_from_disk(str(path))
         except Exception as error:
-            raise DataError(f"{path}: cannot be read by datasets ({_first_line(error)})") from error
+            raise DataError(f"{path}: cannot be read by datasets ({first_line(error)})") from error
         return dict(found) if isinstance(found, dict) else {"train": found}
     files = sorted(file for file in path.iterdir() if file.suffix in _KINDS)
     if not files:
@@ -93,10 +93,10 @@ def _read_file(library: Any, path: Path, cache: str) -> Any:
         read_by_kind = getattr(library.Dataset, f"from_{kind}")
         return read_by_kind(str(path), cache_dir=cache, keep_in_memory=True)
     except Exception as error:
-        raise DataError(f"{path}: cannot be read by datasets ({_first_line(error)})") from error
+        raise DataError(f"{path}: cannot be read by datasets ({first_line(error)})") from error
 
 
-def _table(splits: dict[str, Any], name: str, path: Path) -> Table:
+def _make_table(splits: dict[str, Any], name: str, path: Path) -> Table:
     if name not in splits:
         held = ", ".join(splits)
         raise DataError(
@@ -106,17 +106,13 @@ def _table(splits: dict[str, Any], name: str, path: Path) -> Table:
     split = splits[name]
     where = str(path) if len(splits) == 1 else f"{path}: {name}"
     values = split.with_format("numpy")[:]
-    columns = {column: _plain(values[column]) for column in split.column_names}
+    columns = {column: _convert_values(values[column]) for column in split.column_names}
     return Table(where, columns, range(1, len(split) + 1))
 
 
-def _plain(values: Any) -> Sequence[Any]:
+def _convert_values(values: Any) -> Sequence[Any]:
     """Text as str, everything else as it is."""
     if values.dtype.kind in "UOT" and len(values) and isinstance(values[0], str):
         return [str(value) if isinstance(value, str) else value for value in values]
     plain: Sequence[Any] = values
     return plain
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

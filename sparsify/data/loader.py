@@ -1,5 +1,6 @@
 """Batches of examples: whole batches are indexed, converted and augmented at once."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from sparsify.data.columns import IGNORED, first_of
 from sparsify.data.examples import Examples
+from sparsify.errors import DataError
 from sparsify_schemas.data import Augment
 
 Batch = tuple[Any, Any]
@@ -24,17 +26,37 @@ def batches(
     """A loader of (x, y) batches; the last one may be smaller, no example is dropped.
 
     A seed shuffles and augments, None gives the examples in order as they are. The same seed gives the same
-    batches to the last bit, each time the loader is iterated; use another seed for each epoch. torch's
-    global random state is neither read nor changed.
+    batches to the last bit, each time the loader is iterated and with any number of workers; use another
+    seed for each epoch. torch's global random state is neither read nor changed.
     """
     generator = torch.Generator().manual_seed(0 if seed is None else seed)
     order = (
         torch.arange(len(examples)) if seed is None else torch.randperm(len(examples), generator=generator)
     )
     changes = None if seed is None else _Changes.draw(len(examples), augment, generator)
+    chunks = _Chunks(order, size)
+    workers = min(examples.workers, len(chunks))
     return DataLoader(
-        _Stacked(examples, changes), batch_sampler=_Chunks(order, size), collate_fn=_same, generator=generator
+        _Stacked(examples, changes, seed or 0),
+        batch_sampler=chunks,
+        collate_fn=_same,
+        generator=generator,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        pin_memory=examples.pin and torch.accelerator.is_available(),
     )
+
+
+_MARK = "\x1f"
+"""around a message on its way out of a worker"""
+
+
+class _WorkerError(DataError):
+    """A DataError of a worker, which torch raises again in the main process with a traceback in its text."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if get_worker_info() is not None else text.split(_MARK)[1]
 
 
 def _same(batch: Any) -> Any:
@@ -78,8 +100,8 @@ class _Changes:
 class _Stacked(Dataset[Batch]):
     """Examples by the batch."""
 
-    def __init__(self, examples: Examples, changes: _Changes | None) -> None:
-        self.examples, self.changes = examples, changes
+    def __init__(self, examples: Examples, changes: _Changes | None, seed: int) -> None:
+        self.examples, self.changes, self.seed = examples, changes, seed
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -89,8 +111,13 @@ class _Stacked(Dataset[Batch]):
         return first_of(x), first_of(y)
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        at = torch.tensor(indices, dtype=torch.int64)
-        chosen = self.examples[at]
+        try:
+            return self._make_batch(torch.tensor(indices, dtype=torch.int64))
+        except DataError as error:
+            raise error if get_worker_info() is None else _WorkerError(f"{_MARK}{error}{_MARK}") from None
+
+    def _make_batch(self, at: Tensor) -> Batch:
+        chosen = self.examples[at].loaded(self.seed)
         if self.changes is not None and isinstance(chosen.inputs, Tensor):
             changed = self.changes.apply(chosen.inputs, at)
             chosen = replace(chosen, inputs=changed, targets=self._move_masks(chosen, at))

@@ -30,7 +30,8 @@ def load_data(spec: Data, seed: int, task: Task = CLASSIFICATION) -> Datasets:
     or damaged, and which command downloads a built-in data set.
     """
     train, test = _read_source(spec, task)
-    _check_examples(spec, train, test)
+    _check_examples(spec, _take_first(train), _take_first(test))
+    train, test = (replace(part, workers=spec.workers, pin=spec.pin) for part in (train, test))
     if spec.normalize is not None:
         mean, std = spec.normalize.mean, spec.normalize.std
         train, test = replace(train, mean=mean, std=std), replace(test, mean=mean, std=std)
@@ -38,10 +39,15 @@ def load_data(spec: Data, seed: int, task: Task = CLASSIFICATION) -> Datasets:
         collate = arrays.read_collate(task.collate)
         train, test = replace(train, collate=collate), replace(test, collate=collate)
     classes = 0
-    if task.kind == "classification" and isinstance(train.targets, Tensor):
+    if task.kind == "classification" and train.read is None and isinstance(train.targets, Tensor):
         classes = 1 + int(max(train.targets.max(), test.targets.max()))
     training, validation = _split_examples(train, spec, seed)
     return Datasets(training, validation, test, classes)
+
+
+def _take_first(examples: Examples) -> Examples:
+    """What checks look at: everything in memory, or two examples of those that are read when needed."""
+    return examples if examples.read is None else examples[:2].loaded()
 
 
 def data_for_inputs(recipe: Recipe) -> Datasets | None:
@@ -58,7 +64,7 @@ def _read_source(spec: Data, task: Task) -> Pair:
     if spec.is_table or spec.is_text:
         return files.read_files(spec, task)
     if spec.source == "huggingface":
-        return huggingface.read(spec, task)
+        return huggingface.read_huggingface(spec, task)
     if ":" not in spec.source and not spec.source.endswith(".npz"):
         parts = _read_classes(spec, task)
         is_masked = spec.source == "folder" and task.kind == "segmentation"
@@ -126,27 +132,27 @@ def _check_examples(spec: Data, train: Examples, test: Examples) -> None:
             f"data.{key} acts on one tensor of images; "
             f"the examples of '{spec.source}' are {describe_column(train.inputs)}"
         )
-    if not _fit(train.inputs, test.inputs):
+    if not _have_one_form(train.inputs, test.inputs):
         shapes = describe_column(train.inputs), describe_column(test.inputs)
         if shapes[0] == shapes[1]:
             shapes = describe_column(train.inputs, True), describe_column(test.inputs, True)
         raise DataError(f"'{spec.source}': training examples are {shapes[0]}, test examples are {shapes[1]}")
 
 
-def _fit(train: Column, test: Column) -> bool:
+def _have_one_form(train: Column, test: Column) -> bool:
     """Whether two sets have examples of one form: shape and type, or type where shapes vary."""
     if isinstance(train, Tensor | Varied) or isinstance(test, Tensor | Varied):
         if isinstance(train, Tensor) and isinstance(test, Tensor):
             return (train.shape[1:], train.dtype) == (test.shape[1:], test.dtype)
-        return _forms(train) == _forms(test)
+        return _list_forms(train) == _list_forms(test)
     if isinstance(train, Mapping) and isinstance(test, Mapping):
-        return set(train) == set(test) and all(_fit(train[name], test[name]) for name in train)
+        return set(train) == set(test) and all(_have_one_form(train[name], test[name]) for name in train)
     if isinstance(train, tuple) and isinstance(test, tuple):
-        return len(train) == len(test) and all(map(_fit, train, test))
+        return len(train) == len(test) and all(map(_have_one_form, train, test))
     return False
 
 
-def _forms(column: Column) -> set[Any]:
+def _list_forms(column: Column) -> set[Any]:
     """Type and number of dimensions of the examples in a column."""
     if isinstance(column, Tensor):
         return {(column.dtype, column.dim() - 1)}
@@ -187,9 +193,9 @@ def describe_column(column: Column, with_type: bool = False) -> str:
     that is whole numbers, or everywhere if asked for."""
     if isinstance(column, Tensor):
         shape = "x".join(map(str, column.shape[1:])) or "a single number"
-        return f"{shape} {_type(column)}" if with_type or column.dtype == torch.int64 else shape
+        return f"{shape} {_name_type(column)}" if with_type or column.dtype == torch.int64 else shape
     if isinstance(column, Varied):
-        types = sorted({_type(item) for item in column.items})
+        types = sorted({_name_type(item) for item in column.items})
         return "of varying shape" + (f" {', '.join(types)}" if with_type else "")
     if isinstance(column, Mapping):
         parts = [f"{name}: {describe_column(part, with_type)}" for name, part in column.items()]
@@ -197,7 +203,7 @@ def describe_column(column: Column, with_type: bool = False) -> str:
     return ", ".join(describe_column(part, with_type) for part in column)
 
 
-def _type(value: Any) -> str:
+def _name_type(value: Any) -> str:
     return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sparsify.data.columns import Column, stack
-from sparsify.errors import DataError
+from sparsify.errors import DataError, first_line
 from sparsify_schemas.data import Tokens
 
 Example = Any
@@ -16,35 +16,35 @@ Example = Any
 
 def tokenize_texts(texts: Sequence[str], spec: Tokens, name: str) -> Column:
     """One example for each text, cut off after `max_length` tokens. Raises DataError at an empty text."""
-    tokenize = _tokenizer(spec)
+    tokenize = _make_tokenizer(spec)
     examples = tokenize(texts, True)
-    empty = next((place for place, example in enumerate(examples) if not _length(example)), None)
+    empty = next((place for place, example in enumerate(examples) if not _count_tokens(example)), None)
     if empty is not None:
         raise DataError(f"{name}: text {empty + 1} is empty")
-    return _stack(examples)
+    return _stack_examples(examples)
 
 
 def divide_texts(texts: Sequence[str], spec: Tokens, name: str) -> Column:
     """Each text in pieces of `max_length` tokens; a rest of one token, of which nothing can be learned, is
     left out. Raises DataError."""
     pieces = []
-    for example in _tokenizer(spec)(texts, False):
-        for start in range(0, _length(example), spec.max_length):
-            piece = _slice(example, start, start + spec.max_length)
-            if _length(piece) > 1:
+    for example in _make_tokenizer(spec)(texts, False):
+        for start in range(0, _count_tokens(example), spec.max_length):
+            piece = _take_tokens(example, start, start + spec.max_length)
+            if _count_tokens(piece) > 1:
                 pieces.append(piece)
     if not pieces:
         raise DataError(f"{name}: has no text of two tokens or more")
-    return _stack(pieces)
+    return _stack_examples(pieces)
 
 
-def _tokenizer(spec: Tokens) -> Callable[[Sequence[str], bool], list[Example]]:
+def _make_tokenizer(spec: Tokens) -> Callable[[Sequence[str], bool], list[Example]]:
     """A function of (texts, whether to cut them off at `max_length`)."""
     if spec.tokenizer == "bytes":
         return lambda texts, is_cut: [
             list(text.encode()[: spec.max_length if is_cut else None]) for text in texts
         ]
-    tokenizer = _load(spec.tokenizer)
+    tokenizer = _load_tokenizer(spec.tokenizer)
 
     def tokenize(texts: Sequence[str], is_cut: bool) -> list[Example]:
         limit = {"truncation": True, "max_length": spec.max_length} if is_cut else {}
@@ -54,7 +54,7 @@ def _tokenizer(spec: Tokens) -> Callable[[Sequence[str], bool], list[Example]]:
     return tokenize
 
 
-def _load(folder: str) -> Any:
+def _load_tokenizer(folder: str) -> Any:
     try:
         from transformers import AutoTokenizer
     except ImportError:
@@ -71,21 +71,20 @@ def _load(folder: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"data.text.tokenizer: {folder} holds no tokenizer ({first})") from error
+        raise DataError(f"data.text.tokenizer: {folder} holds no tokenizer ({first_line(error)})") from error
 
 
-def _length(example: Example) -> int:
+def _count_tokens(example: Example) -> int:
     return len(example["input_ids"] if isinstance(example, Mapping) else example)
 
 
-def _slice(example: Example, start: int, end: int) -> Example:
+def _take_tokens(example: Example, start: int, end: int) -> Example:
     if isinstance(example, Mapping):
         return {key: values[start:end] for key, values in example.items()}
     return example[start:end]
 
 
-def _stack(examples: Sequence[Example]) -> Column:
+def _stack_examples(examples: Sequence[Example]) -> Column:
     if isinstance(examples[0], Mapping):
         return stack(examples)
     return stack([np.array(example, dtype=np.int64) for example in examples])

@@ -17,6 +17,7 @@ from torch import nn
 from sparsify import modelfile
 from sparsify.cost.measure import check_target
 from sparsify.data import Datasets, load_data
+from sparsify.data.digest import hash_datasets
 from sparsify.errors import ModelError, RunError, SparsifyError
 from sparsify.events import Event, Listener, RunStarted, StepDone, silence
 from sparsify.forward.calls import Inputs
@@ -42,6 +43,7 @@ from sparsify.runs.save_load import (
     rebuild_dense,
     write_start,
 )
+from sparsify.runs.source_digests import check_data, check_sources, hash_sources
 from sparsify.training.accelerator import make_accelerator
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.task import Facts
@@ -146,7 +148,10 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
     A recipe that does not fit the model leaves no folder.
     """
     recipe, accelerator = request.loaded.recipe, make_accelerator()
+    if request.folder is not None:
+        check_sources(request.state, recipe)
     datasets = load_data(recipe.data, recipe.seed, recipe.task) if recipe.data is not None else None
+    request = _with_digests(request, datasets)
     objective = make_objective(recipe.task, datasets.classes if datasets is not None else 0)
     model, base = read_dense_model(request)
     inputs = find_inputs(recipe, model, datasets)
@@ -183,6 +188,17 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
             tell = run.listener if is_main else listener
             tell(RunStarted(str(folder), resumed=request.folder is not None))
             yield run
+
+
+def _with_digests(request: RunRequest, datasets: Datasets | None) -> RunRequest:
+    """The request of a new run with digests of its data and code; that of a resumed one, checked by its
+    own."""
+    digests = hash_datasets(datasets) if datasets is not None else {}
+    if request.folder is not None:
+        check_data(request.state, request.loaded.recipe, digests)
+        return request
+    sources = hash_sources(request.loaded.recipe)
+    return replace(request, state=replace(request.state, data=digests, sources=sources))
 
 
 @contextmanager

@@ -44,6 +44,7 @@ from sparsify.runs.save_load import (
     write_start,
 )
 from sparsify.runs.source_digests import check_data, check_sources, hash_sources
+from sparsify.runs.trackers import check_trackers, track_events
 from sparsify.training.accelerator import make_accelerator
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.task import Facts
@@ -148,6 +149,7 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
     A recipe that does not fit the model leaves no folder.
     """
     recipe, accelerator = request.loaded.recipe, make_accelerator()
+    check_trackers(recipe.trackers)
     if request.folder is not None:
         check_sources(request.state, recipe)
     datasets = load_data(recipe.data, recipe.seed, recipe.task) if recipe.data is not None else None
@@ -166,7 +168,10 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
         check_targets(model, inputs, recipe.targets)
     folder = request.folder or _create_folder(accelerator, out, recipe.title)
     is_main = accelerator.is_main_process
-    with run_folder.lock_run(folder) if is_main else nullcontext():
+    with (
+        run_folder.lock_run(folder) if is_main else nullcontext(),
+        _record_failure(request.state, folder) if is_main else nullcontext(),
+    ):
         run = Run(
             recipe=recipe,
             state=request.state,
@@ -181,13 +186,12 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
             timing=timing,
             listener=_log_events(listener, folder) if is_main else silence,
         )
-        with _record_failure(request.state, folder) if is_main else nullcontext():
-            if is_main and not (folder / run_folder.CHECKPOINT).exists():
-                _write_start(run, base)
-            accelerator.wait_for_everyone()
-            tell = run.listener if is_main else listener
+        if is_main and not (folder / run_folder.CHECKPOINT).exists():
+            _write_start(run, base)
+        accelerator.wait_for_everyone()
+        with track_events(run.listener, recipe, folder) if is_main else nullcontext(listener) as tell:
             tell(RunStarted(str(folder), resumed=request.folder is not None))
-            yield run
+            yield replace(run, listener=tell) if is_main else run
 
 
 def _with_digests(request: RunRequest, datasets: Datasets | None) -> RunRequest:

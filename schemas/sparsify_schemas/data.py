@@ -1,7 +1,7 @@
 """Data: where training, validation and test examples come from."""
 
 from difflib import get_close_matches
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -34,6 +34,15 @@ class Normalize(Spec):
         return self
 
 
+class Transform(Spec):
+    """A transform of torchvision.transforms.v2."""
+
+    use: Text
+    """name of the class, such as RandomRotation or ColorJitter"""
+    args: dict[Text, Any] = {}
+    """keyword arguments, such as {degrees: 10}"""
+
+
 class Augment(Spec):
     """What is done to training images, anew in each epoch."""
 
@@ -41,6 +50,13 @@ class Augment(Spec):
     """mirror left to right with probability one half"""
     crop: Whole = 0
     """pad by so many pixels of zero and crop back at random"""
+    transforms: tuple[Transform, ...] = ()
+    """further changes by torchvision, in order, of each image by itself and of the mask of its classes"""
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anything is done to images."""
+        return self.flip or self.crop > 0 or bool(self.transforms)
 
 
 class Tokens(Spec):

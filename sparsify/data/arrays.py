@@ -1,10 +1,8 @@
 """Read examples from an .npz file, or from what a user's callable returns."""
 
-import random
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from sparsify.data.chance import keep_random_states, seed_example
 from sparsify.data.columns import Column, Varied, count_examples, leaves, map_parts, stack
 from sparsify.data.examples import Collate, Examples
 from sparsify.data.targets import convert_targets, describe, split_target
@@ -162,34 +161,18 @@ class _Reader:
     name: str
 
     def __call__(self, numbers: Tensor, seed: int) -> Examples:
-        with _keep_random_states():
+        with keep_random_states():
             items = [self._read_item(number, seed) for number in numbers.tolist()]
         return _from_items(items, self.spec, self.task, self.name)
 
     def _read_item(self, number: int, seed: int) -> Any:
-        """What is random in an example follows from its number and the seed, not from what was read
-        before."""
-        own = (seed * 1_000_003 + number) % 2**63
-        random.seed(own)
-        np.random.seed(own % 2**32)
-        torch.default_generator.manual_seed(own)
+        seed_example(seed, number)
         try:
             return self.dataset[number]
         except Exception as error:
             raise DataError(
                 f"{self.name}: reading example {number} failed: {type(error).__name__}: {error}"
             ) from error
-
-
-@contextmanager
-def _keep_random_states() -> Iterator[None]:
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 def _from_items(items: list[Any], spec: Data, task: Task, name: str) -> Examples:

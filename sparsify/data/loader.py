@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from sparsify.data.columns import IGNORED, first_of
 from sparsify.data.examples import Examples
+from sparsify.data.transforms import ChangeImage, make_transforms, transform_examples
 from sparsify.errors import DataError
 from sparsify_schemas.data import Augment
 
@@ -34,10 +35,12 @@ def batches(
         torch.arange(len(examples)) if seed is None else torch.randperm(len(examples), generator=generator)
     )
     changes = None if seed is None else _Changes.draw(len(examples), augment, generator)
+    is_transformed = seed is not None and augment.transforms
+    transforms = make_transforms(augment.transforms) if is_transformed else None
     chunks = _Chunks(order, size)
     workers = min(examples.workers, len(chunks))
     return DataLoader(
-        _Stacked(examples, changes, seed or 0),
+        _Stacked(examples, changes, transforms, seed or 0),
         batch_sampler=chunks,
         collate_fn=_same,
         generator=generator,
@@ -100,8 +103,10 @@ class _Changes:
 class _Stacked(Dataset[Batch]):
     """Examples by the batch."""
 
-    def __init__(self, examples: Examples, changes: _Changes | None, seed: int) -> None:
-        self.examples, self.changes, self.seed = examples, changes, seed
+    def __init__(
+        self, examples: Examples, changes: _Changes | None, transforms: ChangeImage | None, seed: int
+    ) -> None:
+        self.examples, self.changes, self.transforms, self.seed = examples, changes, transforms, seed
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -121,6 +126,9 @@ class _Stacked(Dataset[Batch]):
         if self.changes is not None and isinstance(chosen.inputs, Tensor):
             changed = self.changes.apply(chosen.inputs, at)
             chosen = replace(chosen, inputs=changed, targets=self._move_masks(chosen, at))
+        if self.transforms is not None:
+            # Not the seed itself, by which a Dataset that is read lazily has drawn its own numbers.
+            chosen = transform_examples(chosen, self.transforms, at.tolist(), self.seed + 1)
         return chosen.batch()
 
     def _move_masks(self, chosen: Examples, at: Tensor) -> Any:

@@ -13,6 +13,7 @@ from sparsify.data import arrays, cifar, digits, files, folder, huggingface, idx
 from sparsify.data.columns import Column, Varied
 from sparsify.data.examples import Datasets, Examples
 from sparsify.data.targets import convert_targets
+from sparsify.data.transforms import try_transforms
 from sparsify.errors import DataError
 from sparsify_schemas.data import Data
 from sparsify_schemas.recipe import Recipe
@@ -124,14 +125,16 @@ def _find_root(spec: Data) -> Path:
 def _check_examples(spec: Data, train: Examples, test: Examples) -> None:
     if isinstance(train.inputs, Tensor):
         _check_images(spec, train.inputs)
-    elif _are_images(train.inputs) and not (spec.augment.flip or spec.augment.crop):
+    elif _are_images(train.inputs) and not spec.augment.is_used:
         _check_images(spec, train.inputs.items[0][None])
-    elif spec.normalize is not None or spec.augment.flip or spec.augment.crop:
+    elif spec.normalize is not None or spec.augment.is_used:
         key = "augment" if spec.normalize is None else "normalize"
         raise DataError(
             f"data.{key} acts on one tensor of images; "
             f"the examples of '{spec.source}' are {describe_column(train.inputs)}"
         )
+    if spec.augment.transforms:
+        try_transforms(train, spec.augment.transforms)
     if not _have_one_form(train.inputs, test.inputs):
         shapes = describe_column(train.inputs), describe_column(test.inputs)
         if shapes[0] == shapes[1]:
@@ -181,7 +184,7 @@ def _check_images(spec: Data, inputs: Tensor) -> None:
             f"data.normalize needs pixels or real numbers; "
             f"the inputs of '{spec.source}' are {str(inputs.dtype).removeprefix('torch.')}"
         )
-    if (spec.augment.flip or spec.augment.crop) and len(shape) != 3:
+    if spec.augment.is_used and len(shape) != 3:
         raise DataError(
             "data.augment changes images (channels, height, width); "
             f"the examples of '{spec.source}' are {shape_text}"

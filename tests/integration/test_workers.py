@@ -109,7 +109,7 @@ def test_examples_are_not_read_before_they_are_needed(tmp_path: Path) -> None:
             read.extend(lazy_parts.READ)
 
     apply(recipe("lazy_parts:rows", lazy=True), from_scratch=True, timing=0.02, listener=listen)
-    assert 0 < len(read) < 12, "of 150 examples, a few are looked at for their form"
+    assert 0 < len(set(read)) < 10, "of 150 examples, a few are looked at for their form"
     assert len(set(lazy_parts.READ)) == 120, "all are read in the end"
 
 

@@ -1,14 +1,18 @@
 """Data: where training, validation and test examples come from."""
 
 from difflib import get_close_matches
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sparsify_schemas.base import Flag, Number, Positive, Spec, Text, Whole
+from sparsify_schemas.base import AtKey, Flag, Number, Positive, Spec, Text, Whole
 from sparsify_schemas.units import Share
 
-BUILT_IN = ("digits", "mnist", "fashion_mnist", "cifar10", "folder")
+BUILT_IN = ("digits", "mnist", "fashion_mnist", "cifar10", "folder", "huggingface")
+TABLES = (".csv", ".tsv")
+"""ends of the names of tables"""
+TEXTS = (".txt", ".jsonl")
+"""ends of the names of files of text"""
 
 
 class Normalize(Spec):
@@ -30,6 +34,15 @@ class Normalize(Spec):
         return self
 
 
+class Transform(Spec):
+    """A transform of torchvision.transforms.v2."""
+
+    use: Text
+    """name of the class, such as RandomRotation or ColorJitter"""
+    args: dict[Text, Any] = {}
+    """keyword arguments, such as {degrees: 10}"""
+
+
 class Augment(Spec):
     """What is done to training images, anew in each epoch."""
 
@@ -37,6 +50,26 @@ class Augment(Spec):
     """mirror left to right with probability one half"""
     crop: Whole = 0
     """pad by so many pixels of zero and crop back at random"""
+    transforms: tuple[Transform, ...] = ()
+    """further changes by torchvision, in order, of each image by itself and of the mask of its classes"""
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anything is done to images."""
+        return self.flip or self.crop > 0 or bool(self.transforms)
+
+
+class Tokens(Spec):
+    """How text becomes the tokens that a model takes."""
+
+    column: Text = "text"
+    """the column that holds the text, in anything but a .txt"""
+    tokenizer: Text = "bytes"
+    """`bytes`: each byte of the text in UTF-8 is a token, of 256; or the folder of a tokenizer of
+    transformers, as `save_pretrained` writes it"""
+    max_length: Positive = 128
+    """tokens of an example: the rest of a longer text is left out; a language model gets it as further
+    examples"""
 
 
 class Data(Spec):
@@ -44,43 +77,115 @@ class Data(Spec):
 
     source: Text
     """digits, mnist, fashion_mnist, cifar10, folder (images in train/<class>/ and test/<class>/ under
-    `root`), a path to an .npz with x_train, y_train, x_test, y_test, or package.module:callable that takes
+    `root`; for a segmentation in train/images/, train/masks/, test/images/ and test/masks/), a path to an
+    .npz with x_train, y_train, x_test, y_test, to a table (.csv, .tsv, with the names of the columns in its
+    first line) or to text (.txt, .jsonl), huggingface (a data set of the library datasets, a .parquet, .csv,
+    .json or .jsonl at `root`), or package.module:callable that takes
     nothing and returns (train, test), each a pair (x, y) of arrays or tensors, a mapping of them with the
     targets among them, or a torch Dataset of such pairs or mappings; x may be a mapping or tuple of tensors
     as the model takes them, y is what the `task` takes: classes counted from 0 unless it says otherwise"""
-    target: Text | None = None
-    """key of the targets in examples that are mappings; labels, label, targets, target or y when left out"""
+    test: Annotated[Share | Text, Field(union_mode="left_to_right")] | None = None
+    """tables, text and huggingface: the file of the test set, or the share of the one file that is it, the
+    same for every seed; for huggingface also the name of a split, `test` when left out"""
+    target: Text | tuple[Text, ...] | None = None
+    """key of the targets in examples that are mappings, or column of them in a table (several columns where
+    an example has several numbers); labels, label, targets, target or y when left out. Classes that are text
+    are numbered in the order of their names"""
+    features: tuple[Text, ...] | None = Field(default=None, min_length=1)
+    """columns of a table or of huggingface that are the inputs; all but the target when left out"""
+    categories: tuple[Text, ...] = ()
+    """columns of a table that hold names: each becomes as many inputs as it has values, in the order of the
+    values, of which one is 1 and the others 0"""
+    text: Tokens | None = None
+    """which column of a table, of .jsonl or of huggingface is text, and how it becomes tokens"""
     root: Text | None = None
-    """folder of the files; $SPARSIFY_DATA when left out, else ~/.cache/sparsify"""
+    """folder of the files; $SPARSIFY_DATA when left out, else ~/.cache/sparsify; huggingface: the folder that
+    `save_to_disk` wrote, a folder of train.parquet and test.parquet, or one such file"""
     validation: Share = Share(10, "%")
     """share of the training set kept aside for every choice that is made"""
     split: Literal["random", "last"] = "random"
-    """validation examples: drawn with the recipe's seed, or the last ones of the training set"""
+    """validation examples: drawn with the recipe's seed, or the last ones of the training set; likewise the
+    test examples of one file, drawn with a seed of their own"""
     normalize: Normalize | None = None
     """subtract a mean and divide by a deviation; pixels are scaled to 0..1 either way"""
     augment: Augment = Augment()
     """random changes of training images"""
+    workers: Whole = 0
+    """processes that make batches beside the training; batches are the same to the last bit with any number
+    of them"""
+    pin: Flag = False
+    """keep batches in page-locked memory, from which a GPU copies faster; without a GPU it does nothing"""
+    lazy: Flag = False
+    """package.module:callable: read each example of a Dataset when a batch needs it, in place of all of them
+    at the start; what is random in it is seeded for each example and epoch"""
     size: Positive | None = None
     """folder: images are resized to size x size pixels"""
+    channels: Literal[1, 3, 4] | None = None
+    """folder: 1 gray, 3 colours, 4 colours and opacity, to which images are converted; those of the richest
+    image when left out"""
 
     @field_validator("source")
     @classmethod
     def _known(cls, source: str) -> str:
-        if source in BUILT_IN or source.endswith(".npz") or ":" in source:
+        if source in BUILT_IN or source.endswith((".npz", *TABLES, *TEXTS)) or ":" in source:
             return source
         module, dot, name = source.rpartition(".")
         near = get_close_matches(source, BUILT_IN, 1) or (
             [f"{module}:{name}"] if dot and source.replace(".", "").isidentifier() else []
         )
-        known = f"{', '.join(BUILT_IN)}, a path to an .npz, or package.module:callable"
+        files = "a path to an .npz, .csv, .tsv, .txt or .jsonl"
+        known = f"{', '.join(BUILT_IN)}, {files}, or package.module:callable"
         raise ValueError(
             f"unknown source {source!r}; " + (f"did you mean '{near[0]}'?" if near else f"known: {known}")
         )
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the source is a file with named columns."""
+        return ":" not in self.source and self.source.endswith(TABLES)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the source is a file of text."""
+        return ":" not in self.source and self.source.endswith(TEXTS)
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Data":
         if self.size is not None and self.source != "folder":
             raise ValueError("'size' acts on source 'folder' only")
+        if self.channels is not None and self.source != "folder":
+            raise AtKey("channels", "'channels' acts on source 'folder' only")
+        if self.lazy and ":" not in self.source:
+            raise AtKey("lazy", f"'lazy' acts on package.module:callable; '{self.source}' is read at once")
         if self.validation.value == 100:
             raise ValueError("validation: 100% leaves no example to train on")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_are_of_files(self) -> "Data":
+        has_columns = self.is_table or self.source == "huggingface"
+        for key, value in (("features", self.features), ("categories", self.categories)):
+            if value and not has_columns:
+                raise AtKey(key, f"'{key}' acts on .csv, .tsv and huggingface only")
+        if self.text is not None and not (has_columns or self.is_text):
+            raise AtKey("text", "'text' acts on .csv, .tsv, .txt, .jsonl and huggingface only")
+        if self.test is not None and not (has_columns or self.is_text):
+            raise AtKey("test", f"source '{self.source}' has a test set of its own; leave 'test' out")
+        if self.text is not None and (self.features or self.categories):
+            raise AtKey("text", "'text' is the input; leave 'features' and 'categories' out")
+        if isinstance(self.target, tuple) and not has_columns:
+            raise AtKey("target", "several columns are of .csv, .tsv and huggingface only")
+        if self.target is not None and self.source.endswith(".txt") and self.is_text:
+            raise AtKey("target", "a .txt holds text alone; leave 'target' out")
+        if self.test is None and (self.is_table or self.is_text):
+            raise AtKey(
+                "test",
+                f"'{self.source}' is one file; write the path of another with the test set, or a share of "
+                "this "
+                "one such as 20%",
+            )
+        if isinstance(self.test, str) and self.test.endswith("%"):
+            raise AtKey("test", f"expected a share such as 20% or a path, found '{self.test}'")
+        if isinstance(self.test, Share) and not 0 < self.test.fraction < 1:
+            raise AtKey("test", f"a test set of {self.test} leaves nothing to train on or nothing to test")
         return self

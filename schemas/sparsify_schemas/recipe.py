@@ -82,6 +82,7 @@ def _check_target(rule: int, named: str | None, targets: list[str]) -> None:
         )
 
 
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
 Baseline = Literal["uniform_width", "random", "magnitude", "by_macs"]
 
 
@@ -125,6 +126,10 @@ class Recipe(Spec):
     layers first; by_macs, with a latency budget: the rules' own criterion, chosen by MACs in place of
     milliseconds, widths as
     they fall. All from the weights that the penalties began with; from scratch, trained without penalties"""
+
+    trackers: tuple[Tracker, ...] = ()
+    """where losses, metrics and cuts are shown while the run goes on, by Accelerate: tensorboard (files in
+    the run's folder), mlflow, wandb (Weights & Biases)"""
 
     @field_validator("stages")
     @classmethod
@@ -174,6 +179,14 @@ class Recipe(Spec):
                 "unit, or a share of the dense model's figure such as 5%",
             )
         return budget
+
+    @field_validator("trackers")
+    @classmethod
+    def _trackers_differ(cls, trackers: tuple[Tracker, ...]) -> tuple[Tracker, ...]:
+        doubled = next((name for name in trackers if trackers.count(name) > 1), None)
+        if doubled:
+            raise ValueError(f"'{doubled}' stands there twice; leave one out")
+        return trackers
 
     @field_validator("baselines")
     @classmethod

@@ -3,14 +3,17 @@
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
+from sparsify.data.chance import keep_random_states, seed_example
 from sparsify.data.columns import Column, Varied, count_examples, leaves, map_parts, stack
 from sparsify.data.examples import Collate, Examples
 from sparsify.data.targets import convert_targets, describe, split_target
@@ -46,8 +49,8 @@ def read_npz(path: Path, task: Task) -> tuple[Examples, Examples]:
     ) as error:
         raise DataError(f"{path}: cannot be read as an .npz of plain arrays ({error})") from error
     return (
-        _make_examples(_array(x_train, f"{path}: x_train"), y_train, task, f"{path}: x_train"),
-        _make_examples(_array(x_test, f"{path}: x_test"), y_test, task, f"{path}: x_test"),
+        make_examples(_array(x_train, f"{path}: x_train"), y_train, task, f"{path}: x_train"),
+        make_examples(_array(x_test, f"{path}: x_test"), y_test, task, f"{path}: x_test"),
     )
 
 
@@ -103,14 +106,20 @@ def _import(key: str, path: str) -> Any:
 
 def _read_part(part: Any, spec: Data, task: Task, name: str) -> Examples:
     if _is_dataset(part):
+        if spec.lazy:
+            return _read_later(part, spec, task, name)
         return _from_items(_items(part, name), spec, task, name)
+    if spec.lazy:
+        raise DataError(
+            f"{name}: data.lazy reads the examples of a Dataset, and this is {_describe_kind(part)}"
+        )
     if isinstance(part, tuple | list) and len(part) == 2:
-        return _make_examples(_arrays(part[0], name), part[1], task, name)
+        return make_examples(_arrays(part[0], name), part[1], task, name)
     if isinstance(part, Mapping):
-        inputs, targets = split_target(part, spec.target)
-        return _make_examples(_arrays(inputs, name), targets, task, name)
+        inputs, targets = split_target(part, _find_target_key(spec))
+        return make_examples(_arrays(inputs, name), targets, task, name)
     if isinstance(part, Tensor | np.ndarray):
-        return _make_examples(_array(part, name), None, task, name)
+        return make_examples(_array(part, name), None, task, name)
     raise DataError(
         f"{name}: expected a pair (inputs, targets) or a torch Dataset, not {_describe_kind(part)}"
     )
@@ -128,13 +137,51 @@ def _is_dataset(part: Any) -> bool:
     )
 
 
+def _read_later(dataset: Any, spec: Data, task: Task, name: str) -> Examples:
+    """Examples whose numbers alone are in memory."""
+    if isinstance(dataset, IterableDataset):
+        raise DataError(
+            f"{name}: data.lazy reads examples by their numbers, and an iterable Dataset has none; leave it "
+            "out"
+        )
+    count = _count_items(dataset, name)
+    if not count:
+        raise DataError(f"{name}: has no examples")
+    numbers = torch.arange(count)
+    return Examples(numbers, numbers, read=_Reader(dataset, spec, task, name))
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """Reads examples of a Dataset by their numbers."""
+
+    dataset: Any
+    spec: Data
+    task: Task
+    name: str
+
+    def __call__(self, numbers: Tensor, seed: int) -> Examples:
+        with keep_random_states():
+            items = [self._read_item(number, seed) for number in numbers.tolist()]
+        return _from_items(items, self.spec, self.task, self.name)
+
+    def _read_item(self, number: int, seed: int) -> Any:
+        seed_example(seed, number)
+        try:
+            return self.dataset[number]
+        except Exception as error:
+            raise DataError(
+                f"{self.name}: reading example {number} failed: {type(error).__name__}: {error}"
+            ) from error
+
+
 def _from_items(items: list[Any], spec: Data, task: Task, name: str) -> Examples:
     pairs = [_pair(item, spec, name) for item in items]
     if task.collate is not None:  # it is handed the examples as they are
         return Examples(Varied(tuple(x for x, _ in pairs)), Varied(tuple(y for _, y in pairs)))
     with_targets = pairs[0][1] is not None
     try:
-        inputs = stack([x for x, _ in pairs])
+        inputs = stack([_scale_pixels(x) for x, _ in pairs])
         targets = stack([y for _, y in pairs]) if with_targets else None
     except ValueError as error:
         raise DataError(f"{name}: the examples cannot be stacked ({error})") from error
@@ -150,7 +197,17 @@ def _from_items(items: list[Any], spec: Data, task: Task, name: str) -> Examples
         raise DataError(
             f"{name}: the examples cannot be stacked (they are {shapes}); pad them, or write task.collate"
         )
-    return _make_examples(inputs, targets, task, name)
+    return make_examples(inputs, targets, task, name)
+
+
+def _scale_pixels(value: Any) -> Any:
+    """Images of 16 bits as float32 in 0..1, since lists of them would become whole numbers."""
+    if isinstance(value, Mapping | tuple):
+        return map_parts(value, _scale_pixels)
+    is_deep = isinstance(value, np.ndarray) and value.dtype == np.uint16 and value.ndim >= 2
+    if is_deep or (isinstance(value, Tensor) and value.dtype == torch.uint16 and value.ndim >= 2):
+        return torch.as_tensor(np.asarray(value).astype(np.float32) / np.float32(65535))
+    return value
 
 
 def _may_be_padded(inputs: Varied, task: Task) -> bool:
@@ -163,6 +220,10 @@ def _may_be_padded(inputs: Varied, task: Task) -> bool:
     return task.kind in ignores or are_whole
 
 
+def _find_target_key(spec: Data) -> str | None:
+    return spec.target if isinstance(spec.target, str) else None
+
+
 def _find_stranger(leaf: Tensor | Varied) -> Any:
     """The first value of a list that is no tensor; None where all are."""
     values = leaf.items if isinstance(leaf, Varied) else ()
@@ -173,38 +234,51 @@ def _pair(item: Any, spec: Data, name: str) -> tuple[Any, Any]:
     if isinstance(item, tuple | list) and len(item) == 2:
         return item[0], item[1]
     if isinstance(item, Mapping):
-        return split_target(item, spec.target)
+        return split_target(item, _find_target_key(spec))
     if isinstance(item, Tensor | np.ndarray):
         return item, None
     raise DataError(f"{name}: the Dataset returns something else than pairs (x, y)")
 
 
 def _items(dataset: Any, name: str) -> list[Any]:
-    is_iterable_only = isinstance(dataset, Iterable) and not hasattr(dataset, "__getitem__")
-    items: Iterable[Any] = dataset if is_iterable_only else ()
-    if not is_iterable_only:
-        items = (
-            dataset
-            if isinstance(dataset, Iterable)
-            else (dataset[i] for i in range(_count_pairs(dataset, name)))
-        )
+    count = None
+    items: Iterable[Any]
+    if isinstance(dataset, Iterable):
+        count, items = _read_length(dataset), dataset
+    else:
+        items = (dataset[i] for i in range(_count_items(dataset, name)))
     try:
-        found = list(items)
+        found = list(islice(items, count))
     except Exception as error:
         raise DataError(f"{name}: reading the Dataset failed: {type(error).__name__}: {error}") from error
     if not found:
         raise DataError(f"{name}: has no examples")
+    if count is not None and len(found) < count:
+        raise DataError(f"{name}: the Dataset says that it has {count} examples and gave {len(found)}")
     return found
 
 
-def _count_pairs(dataset: Any, name: str) -> int:
+def _read_length(dataset: Any) -> int | None:
+    """How many examples an iterable set says that it has, at which reading stops; None where it says
+    nothing."""
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _count_items(dataset: Any, name: str) -> int:
     try:
         return len(dataset)
     except TypeError:
         raise DataError(f"{name}: the Dataset has no length") from None
 
 
-def _make_examples(inputs: Column, y: Any, task: Task, name: str) -> Examples:
+def make_examples(inputs: Column, y: Any, task: Task, name: str) -> Examples:
+    """The examples of a column of inputs and what holds their targets, as the task takes them.
+
+    y: None where the task takes its targets from the inputs. Raises DataError, which begins with `name`.
+    """
     targets = None if y is None else _targets(y, f"{name} (targets)")
     if targets is not None and task.collate is None:
         _check_lengths(inputs, targets, name)
@@ -261,7 +335,8 @@ def _convert_item(item: Any, name: str) -> Any:
 
 
 def _convert(x: Tensor, name: str) -> Tensor:
-    """Pixels as bytes, real numbers as float32, other whole numbers as int64; gray images get a channel."""
+    """Pixels as bytes, those of 16 bits as float32 in 0..1, real numbers as float32, other whole numbers as
+    int64; gray images get a channel."""
     if x.dtype == torch.uint8:
         if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
             raise DataError(
@@ -269,6 +344,9 @@ def _convert(x: Tensor, name: str) -> Tensor:
                 "transpose them to (examples, channels, height, width)"
             )
         return x[:, None] if x.ndim == 3 else x
+    if x.dtype == torch.uint16 and x.ndim >= 3:
+        pixels = x.float().div_(65535)
+        return pixels[:, None] if x.ndim == 3 else pixels
     if x.is_complex():
         raise DataError(f"{name}: inputs are complex numbers")
     if not x.is_floating_point():

@@ -19,6 +19,8 @@ from sparsify.data.columns import (
     select,
 )
 
+Read = Callable[[Tensor, int], "Examples"]
+"""(numbers of examples, seed of what is random in them) -> the examples, in memory"""
 Collate = Callable[[list[tuple[Any, Any]]], tuple[Any, Any]]
 """list of (inputs, targets) of one example each -> (inputs, targets) of a batch"""
 
@@ -43,6 +45,12 @@ class Examples:
     """makes a batch in place of stacking and padding"""
     pads_targets: bool = True
     """whether targets of different sizes are padded with -100; else a batch holds a list of them"""
+    read: Read | None = None
+    """reads examples when they are needed; `inputs` and `targets` then hold their numbers"""
+    workers: int = 0
+    """processes that make batches"""
+    pin: bool = False
+    """whether batches lie in page-locked memory where there is an accelerator"""
 
     def __len__(self) -> int:
         return count_examples(self.targets)
@@ -53,6 +61,13 @@ class Examples:
             index = torch.tensor(index, dtype=torch.int64)
         return replace(self, inputs=select(self.inputs, index), targets=select(self.targets, index))
 
+    def loaded(self, seed: int = 0) -> "Examples":
+        """The examples in memory, as stored. seed: of what is random in those that are read now."""
+        if self.read is None:
+            return self
+        found = self.read(self.targets, seed)
+        return replace(found, mean=self.mean, std=self.std, collate=self.collate)
+
     def ready(self) -> Any:
         """All inputs as a model takes them: real numbers as float32, except whole numbers that are not
         pixels."""
@@ -60,16 +75,18 @@ class Examples:
 
     def batch(self) -> tuple[Any, Any]:
         """All examples as one batch: (inputs, targets)."""
+        if self.read is not None:
+            return self.loaded().batch()
         if self.collate is not None:
             pairs = zip(_items(self.inputs), _items(self.targets), strict=True)
             return self.collate(list(pairs))
-        inputs = pad(add_masks(self.inputs), 0)
+        inputs = pad(self._converted(add_masks(self.inputs)), 0)
         targets = pad(self.targets, IGNORED) if self.pads_targets else self.targets
-        return as_values(self._converted(inputs)), as_values(targets)
+        return as_values(inputs), as_values(targets)
 
     def _converted(self, x: Column) -> Column:
         if isinstance(x, Varied):
-            return x
+            return Varied(tuple(self._converted_item(item) for item in x.items))
         if not isinstance(x, Tensor):
             return map_parts(x, self._converted)
         if x.dtype == torch.uint8:
@@ -78,6 +95,9 @@ class Examples:
             shape = (-1,) + (1,) * (x.ndim - 2)
             x = (x - torch.tensor(self.mean).view(shape)).div_(torch.tensor(self.std).view(shape))
         return x
+
+    def _converted_item(self, item: Any) -> Any:
+        return self._converted(item[None])[0] if isinstance(item, Tensor) and item.dim() else item
 
 
 def _items(column: Column) -> list[Any]:

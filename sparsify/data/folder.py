@@ -1,28 +1,29 @@
-"""Images in folders: <root>/train/<class>/* and <root>/test/<class>/*."""
+"""Images in folders: <root>/train/<class>/* and <root>/test/<class>/*, or, for a segmentation, images/* and
+masks/* in train/ and test/."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from sparsify.data.columns import Varied
 from sparsify.data.examples import Examples
+from sparsify.data.images import Kind, read_image, read_kind, read_mask
+from sparsify.data.targets import convert_targets
 from sparsify.errors import DataError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-_GRAY = {"1", "L"}
+from sparsify_schemas.task import Task
 
 
-def read_folder(root: Path, size: int | None) -> tuple[Examples, Examples]:
-    """Read training and test examples of CxHxW bytes. Classes are numbered in the order of their names.
+def read_folder(
+    root: Path, size: int | None, channels: int | None = None, task: Task | None = None
+) -> tuple[Examples, Examples]:
+    """Read training and test examples. Classes are numbered in the order of their names.
 
-    Images have one channel if all are gray, else three. size: resize to size x size; otherwise all images
-    must have the same size.
+    Images have as many channels as the richest of them: 1 gray, 3 colours, 4 with opacity; or as `channels`
+    says. size: resize to size x size; otherwise all images must have the same size, except for tasks that
+    ignore what is padded.
     """
     try:
         import PIL.Image  # noqa: F401
@@ -30,14 +31,23 @@ def read_folder(root: Path, size: int | None) -> tuple[Examples, Examples]:
         raise DataError(
             "data source folder needs pillow, which is not installed: pip install 'sparsify-recipes[vision]'"
         ) from None
+    task = task or Task()
+    if task.kind == "segmentation":
+        return _read_masked(root, size, channels, task)
     classes = _list_classes(root / "train")
     if _list_classes(root / "test") != classes:
         raise DataError(
             f"{root}: train/ and test/ hold different classes ({_describe_difference(root, classes)})"
         )
     parts = [_list_files(root / part, classes) for part in ("train", "test")]
-    gray = all(_find_mode(path) in _GRAY for files in parts for path, _ in files)
-    return _read_examples(parts[0], gray, size), _read_examples(parts[1], gray, size)
+    form = _find_form([path for files in parts for path, _ in files], size, channels)
+    may_vary = task.kind == "own" or task.collate is not None
+
+    def examples(files: list[tuple[Path, int]]) -> Examples:
+        images = _read_images([path for path, _ in files], form, may_vary)
+        return Examples(images, torch.tensor([number for _, number in files]))
+
+    return examples(parts[0]), examples(parts[1])
 
 
 def _list_visible(folder: Path) -> list[Path]:
@@ -74,46 +84,113 @@ def _list_files(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
     return files
 
 
-def _read_examples(files: list[tuple[Path, int]], gray: bool, size: int | None) -> Examples:
-    first = _read_pixels(files[0][0], gray, size)
-    inputs = torch.empty((len(files), *first.shape), dtype=torch.uint8)
-    for i, (path, _) in enumerate(files):
-        pixels = _read_pixels(path, gray, size)
-        if pixels.shape != first.shape:
+# --- segmentation
+
+
+def _read_masked(root: Path, size: int | None, channels: int | None, task: Task) -> tuple[Examples, Examples]:
+    parts = [_list_masked_files(root / part) for part in ("train", "test")]
+    form = _find_form([image for files in parts for image, _ in files], size, channels)
+
+    def examples(files: list[tuple[Path, Path]]) -> Examples:
+        images = _read_images([image for image, _ in files], form, may_vary=True)
+        masks = [read_mask(mask, size) for _, mask in files]
+        for (path, mask_path), pixels, mask in zip(files, _list_images(images), masks, strict=True):
+            if pixels.shape[1:] != mask.shape:
+                raise DataError(
+                    f"{mask_path}: the mask is {_describe_size(mask)} pixels, and {path} is "
+                    f"{_describe_size(pixels)}"
+                )
+        targets = torch.stack(masks) if isinstance(images, Tensor) else Varied(tuple(masks))
+        return Examples(images, convert_targets(targets, images, task, str(root)))
+
+    return examples(parts[0]), examples(parts[1])
+
+
+def _list_images(column: Tensor | Varied) -> Sequence[Tensor]:
+    """The images of a column, one by one."""
+    return column.items if isinstance(column, Varied) else list(column)
+
+
+def _list_masked_files(folder: Path) -> list[tuple[Path, Path]]:
+    """Each image with its mask, which has the same name up to its last dot."""
+    images, masks = folder / "images", folder / "masks"
+    if not images.is_dir() or not masks.is_dir():
+        raise DataError(
+            f"data source folder: {folder} has no images/ and masks/; a segmentation needs train/images/, "
+            "train/masks/, test/images/ and test/masks/ under data.root"
+        )
+    by_name = {path.stem: path for path in _list_visible(masks)}
+    files = []
+    for path in _list_visible(images):
+        if path.stem not in by_name:
+            raise DataError(f"{path}: has no mask; expected {masks / path.stem} with any ending")
+        files.append((path, by_name.pop(path.stem)))
+    if by_name:
+        raise DataError(f"{next(iter(by_name.values()))}: is a mask without an image in {images}")
+    if not files:
+        raise DataError(f"{images}: has no images")
+    return files
+
+
+# --- images
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What all images of a data set are converted to."""
+
+    channels: int
+    is_real: bool
+    """float32 in place of bytes"""
+    size: int | None
+
+
+def _find_form(paths: Sequence[Path], size: int | None, wanted: int | None) -> _Form:
+    """Raises DataError where the values of the images have no common scale."""
+    kinds = [(path, read_kind(path)) for path in paths]
+    scaled = next(((path, kind) for path, kind in kinds if kind.bits), None)
+    unscaled = next((path for path, kind in kinds if not kind.bits), None)
+    if scaled is not None and unscaled is not None:
+        raise DataError(
+            f"{unscaled}: holds values without a known range, and {scaled[0]} has {scaled[1].bits} bits; "
+            "save "
+            "all images in one form"
+        )
+    is_real = any(kind.bits != 8 for _, kind in kinds)
+    if any(kind.is_array for _, kind in kinds):
+        return _Form(_count_channels(kinds, wanted), is_real, size)
+    counts = {kind.channels for _, kind in kinds}
+    richest = 4 if {2, 3} <= counts else max(counts)
+    return _Form(wanted or richest, is_real, size)
+
+
+def _count_channels(kinds: Sequence[tuple[Path, Kind]], wanted: int | None) -> int:
+    """Channels of arrays are never converted, so all images must have as many."""
+    first, kind = kinds[0]
+    expected = wanted or kind.channels
+    other = next(((path, k) for path, k in kinds if k.channels != expected), None)
+    if other is None:
+        return expected
+    beside = "data.channels says" if wanted is not None else f"{first} has"
+    raise DataError(f"{other[0]}: has {other[1].channels} channels, and {beside} {expected}")
+
+
+def _read_images(paths: Sequence[Path], form: _Form, may_vary: bool) -> Tensor | Varied:
+    """[N, C, H, W], bytes where all are; a list where sizes differ and may."""
+    images = [read_image(path, form.channels, form.size) for path in paths]
+    if form.is_real:
+        images = [image.float() / 255 if image.dtype == torch.uint8 else image for image in images]
+    for path, image in zip(paths, images, strict=True):
+        if image.is_floating_point() and not bool(image.isfinite().all()):
+            raise DataError(f"{path}: {int((~image.isfinite()).sum())} values are NaN or infinite")
+        if image.shape != images[0].shape and not may_vary:
             raise DataError(
-                f"{path}: is {_describe_size(pixels)} pixels, {files[0][0]} is {_describe_size(first)}; "
+                f"{path}: is {_describe_size(image)} pixels, {paths[0]} is {_describe_size(images[0])}; "
                 "set data.size to resize all images"
             )
-        inputs[i] = pixels
-    return Examples(inputs, torch.tensor([number for _, number in files]))
+    is_stack = len({image.shape for image in images}) == 1
+    return torch.stack(images) if is_stack else Varied(tuple(images))
 
 
 def _describe_size(pixels: Tensor) -> str:
-    return f"{pixels.shape[2]}x{pixels.shape[1]}"
-
-
-def _find_mode(path: Path) -> str:
-    with _open_image(path) as image:
-        return image.mode
-
-
-def _read_pixels(path: Path, gray: bool, size: int | None) -> Tensor:
-    from PIL.Image import Resampling
-
-    with _open_image(path) as image:
-        image = image.convert("L" if gray else "RGB")
-        if size is not None:
-            image = image.resize((size, size), Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if gray else pixels.permute(2, 0, 1)
-
-
-@contextmanager
-def _open_image(path: Path) -> "Iterator[Image]":
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not an image that pillow can read ({error})") from error
+    return f"{pixels.shape[-1]}x{pixels.shape[-2]}"

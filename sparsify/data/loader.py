@@ -1,5 +1,6 @@
 """Batches of examples: whole batches are indexed, converted and augmented at once."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from sparsify.data.columns import IGNORED, first_of
 from sparsify.data.examples import Examples
+from sparsify.data.transforms import ChangeImage, make_transforms, transform_examples
+from sparsify.errors import DataError
 from sparsify_schemas.data import Augment
 
 Batch = tuple[Any, Any]
@@ -24,17 +27,39 @@ def batches(
     """A loader of (x, y) batches; the last one may be smaller, no example is dropped.
 
     A seed shuffles and augments, None gives the examples in order as they are. The same seed gives the same
-    batches to the last bit, each time the loader is iterated; use another seed for each epoch. torch's
-    global random state is neither read nor changed.
+    batches to the last bit, each time the loader is iterated and with any number of workers; use another
+    seed for each epoch. torch's global random state is neither read nor changed.
     """
     generator = torch.Generator().manual_seed(0 if seed is None else seed)
     order = (
         torch.arange(len(examples)) if seed is None else torch.randperm(len(examples), generator=generator)
     )
     changes = None if seed is None else _Changes.draw(len(examples), augment, generator)
+    is_transformed = seed is not None and augment.transforms
+    transforms = make_transforms(augment.transforms) if is_transformed else None
+    chunks = _Chunks(order, size)
+    workers = min(examples.workers, len(chunks))
     return DataLoader(
-        _Stacked(examples, changes), batch_sampler=_Chunks(order, size), collate_fn=_same, generator=generator
+        _Stacked(examples, changes, transforms, seed or 0),
+        batch_sampler=chunks,
+        collate_fn=_same,
+        generator=generator,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        pin_memory=examples.pin and torch.accelerator.is_available(),
     )
+
+
+_MARK = "\x1f"
+"""around a message on its way out of a worker"""
+
+
+class _WorkerError(DataError):
+    """A DataError of a worker, which torch raises again in the main process with a traceback in its text."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if get_worker_info() is not None else text.split(_MARK)[1]
 
 
 def _same(batch: Any) -> Any:
@@ -78,8 +103,10 @@ class _Changes:
 class _Stacked(Dataset[Batch]):
     """Examples by the batch."""
 
-    def __init__(self, examples: Examples, changes: _Changes | None) -> None:
-        self.examples, self.changes = examples, changes
+    def __init__(
+        self, examples: Examples, changes: _Changes | None, transforms: ChangeImage | None, seed: int
+    ) -> None:
+        self.examples, self.changes, self.transforms, self.seed = examples, changes, transforms, seed
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -89,11 +116,19 @@ class _Stacked(Dataset[Batch]):
         return first_of(x), first_of(y)
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        at = torch.tensor(indices, dtype=torch.int64)
-        chosen = self.examples[at]
+        try:
+            return self._make_batch(torch.tensor(indices, dtype=torch.int64))
+        except DataError as error:
+            raise error if get_worker_info() is None else _WorkerError(f"{_MARK}{error}{_MARK}") from None
+
+    def _make_batch(self, at: Tensor) -> Batch:
+        chosen = self.examples[at].loaded(self.seed)
         if self.changes is not None and isinstance(chosen.inputs, Tensor):
             changed = self.changes.apply(chosen.inputs, at)
             chosen = replace(chosen, inputs=changed, targets=self._move_masks(chosen, at))
+        if self.transforms is not None:
+            # Not the seed itself, by which a Dataset that is read lazily has drawn its own numbers.
+            chosen = transform_examples(chosen, self.transforms, at.tolist(), self.seed + 1)
         return chosen.batch()
 
     def _move_masks(self, chosen: Examples, at: Tensor) -> Any:

@@ -172,9 +172,10 @@ def _check_single(entries: list[Input], datasets: Datasets | None) -> None:
     """
     if datasets is None or len(entries) != 1 or entries[0].is_plain:
         return
-    if not isinstance(datasets.train.inputs, Tensor):
+    example = datasets.train[:1].loaded().inputs
+    if not isinstance(example, Tensor):
         return
-    said, real = entries[0].dimensions[1:], tuple(datasets.train.inputs.shape[1:])
+    said, real = entries[0].dimensions[1:], tuple(example.shape[1:])
     if len(said) != len(real) or said[:1] != real[:1]:
         raise DataError(
             f"an example in 'inputs' is {_format_shape(said)}, but in the data {_format_shape(real)}; "

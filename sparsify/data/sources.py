@@ -4,14 +4,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparsify.data import arrays, cifar, digits, folder, idx
+from sparsify.data import arrays, cifar, digits, files, folder, huggingface, idx
 from sparsify.data.columns import Column, Varied
 from sparsify.data.examples import Datasets, Examples
 from sparsify.data.targets import convert_targets
+from sparsify.data.transforms import try_transforms
 from sparsify.errors import DataError
 from sparsify_schemas.data import Data
 from sparsify_schemas.recipe import Recipe
@@ -29,7 +31,8 @@ def load_data(spec: Data, seed: int, task: Task = CLASSIFICATION) -> Datasets:
     or damaged, and which command downloads a built-in data set.
     """
     train, test = _read_source(spec, task)
-    _check_examples(spec, train, test)
+    _check_examples(spec, _take_first(train), _take_first(test))
+    train, test = (replace(part, workers=spec.workers, pin=spec.pin) for part in (train, test))
     if spec.normalize is not None:
         mean, std = spec.normalize.mean, spec.normalize.std
         train, test = replace(train, mean=mean, std=std), replace(test, mean=mean, std=std)
@@ -37,10 +40,15 @@ def load_data(spec: Data, seed: int, task: Task = CLASSIFICATION) -> Datasets:
         collate = arrays.read_collate(task.collate)
         train, test = replace(train, collate=collate), replace(test, collate=collate)
     classes = 0
-    if task.kind == "classification" and isinstance(train.targets, Tensor):
+    if task.kind == "classification" and train.read is None and isinstance(train.targets, Tensor):
         classes = 1 + int(max(train.targets.max(), test.targets.max()))
     training, validation = _split_examples(train, spec, seed)
     return Datasets(training, validation, test, classes)
+
+
+def _take_first(examples: Examples) -> Examples:
+    """What checks look at: everything in memory, or two examples of those that are read when needed."""
+    return examples if examples.read is None else examples[:2].loaded()
 
 
 def data_for_inputs(recipe: Recipe) -> Datasets | None:
@@ -54,8 +62,14 @@ def data_for_inputs(recipe: Recipe) -> Datasets | None:
 
 
 def _read_source(spec: Data, task: Task) -> Pair:
+    if spec.is_table or spec.is_text:
+        return files.read_files(spec, task)
+    if spec.source == "huggingface":
+        return huggingface.read_huggingface(spec, task)
     if ":" not in spec.source and not spec.source.endswith(".npz"):
-        return _with_targets_of(task, _read_classes(spec), spec)
+        parts = _read_classes(spec, task)
+        is_masked = spec.source == "folder" and task.kind == "segmentation"
+        return parts if is_masked else _with_targets_of(task, parts, spec)
     if spec.source.endswith(".npz"):
         path = Path(spec.root or "").expanduser() / Path(spec.source).expanduser()
         return arrays.read_npz(path, task)
@@ -81,7 +95,7 @@ def _refuse_root(spec: Data) -> None:
         raise DataError(f"data.root is not used by source '{spec.source}'; leave it out")
 
 
-def _read_classes(spec: Data) -> Pair:
+def _read_classes(spec: Data, task: Task) -> Pair:
     if spec.source == "digits":
         _refuse_root(spec)
     match spec.source:
@@ -99,7 +113,7 @@ def _read_classes(spec: Data) -> Pair:
                     "data.source 'folder' needs data.root, "
                     "the folder that holds train/<class>/ and test/<class>/"
                 )
-            return folder.read_folder(Path(spec.root).expanduser(), spec.size)
+            return folder.read_folder(Path(spec.root).expanduser(), spec.size, spec.channels, task)
         case source:
             raise DataError(f"unknown source '{source}'")
 
@@ -111,17 +125,51 @@ def _find_root(spec: Data) -> Path:
 def _check_examples(spec: Data, train: Examples, test: Examples) -> None:
     if isinstance(train.inputs, Tensor):
         _check_images(spec, train.inputs)
-    elif spec.normalize is not None or spec.augment.flip or spec.augment.crop:
+    elif _are_images(train.inputs) and not spec.augment.is_used:
+        _check_images(spec, train.inputs.items[0][None])
+    elif spec.normalize is not None or spec.augment.is_used:
         key = "augment" if spec.normalize is None else "normalize"
         raise DataError(
             f"data.{key} acts on one tensor of images; "
             f"the examples of '{spec.source}' are {describe_column(train.inputs)}"
         )
-    if describe_column(train.inputs) != describe_column(test.inputs):
-        raise DataError(
-            f"'{spec.source}': training examples are {describe_column(train.inputs)}, "
-            f"test examples are {describe_column(test.inputs)}"
-        )
+    if spec.augment.transforms:
+        try_transforms(train, spec.augment.transforms)
+    if not _have_one_form(train.inputs, test.inputs):
+        shapes = describe_column(train.inputs), describe_column(test.inputs)
+        if shapes[0] == shapes[1]:
+            shapes = describe_column(train.inputs, True), describe_column(test.inputs, True)
+        raise DataError(f"'{spec.source}': training examples are {shapes[0]}, test examples are {shapes[1]}")
+
+
+def _have_one_form(train: Column, test: Column) -> bool:
+    """Whether two sets have examples of one form: shape and type, or type where shapes vary."""
+    if isinstance(train, Tensor | Varied) or isinstance(test, Tensor | Varied):
+        if isinstance(train, Tensor) and isinstance(test, Tensor):
+            return (train.shape[1:], train.dtype) == (test.shape[1:], test.dtype)
+        return _list_forms(train) == _list_forms(test)
+    if isinstance(train, Mapping) and isinstance(test, Mapping):
+        return set(train) == set(test) and all(_have_one_form(train[name], test[name]) for name in train)
+    if isinstance(train, tuple) and isinstance(test, tuple):
+        return len(train) == len(test) and all(map(_have_one_form, train, test))
+    return False
+
+
+def _list_forms(column: Column) -> set[Any]:
+    """Type and number of dimensions of the examples in a column."""
+    if isinstance(column, Tensor):
+        return {(column.dtype, column.dim() - 1)}
+    items = column.items if isinstance(column, Varied) else (column,)
+    return {(item.dtype, item.dim()) if isinstance(item, Tensor) else type(item) for item in items}
+
+
+def _are_images(column: Column) -> bool:
+    """Whether a column holds images of different sizes with as many channels each."""
+    if not isinstance(column, Varied) or not all(isinstance(item, Tensor) for item in column.items):
+        return False
+    return len({(item.dim(), item.dtype, item.shape[:1]) for item in column.items}) == 1 and (
+        column.items[0].dim() == 3
+    )
 
 
 def _check_images(spec: Data, inputs: Tensor) -> None:
@@ -136,24 +184,30 @@ def _check_images(spec: Data, inputs: Tensor) -> None:
             f"data.normalize needs pixels or real numbers; "
             f"the inputs of '{spec.source}' are {str(inputs.dtype).removeprefix('torch.')}"
         )
-    if (spec.augment.flip or spec.augment.crop) and len(shape) != 3:
+    if spec.augment.is_used and len(shape) != 3:
         raise DataError(
             "data.augment changes images (channels, height, width); "
             f"the examples of '{spec.source}' are {shape_text}"
         )
 
 
-def describe_column(column: Column) -> str:
+def describe_column(column: Column, with_type: bool = False) -> str:
     """The shape of one example: '1x28x28', 'input_ids: varying, attention_mask: varying'; its type where
-    that is whole numbers."""
+    that is whole numbers, or everywhere if asked for."""
     if isinstance(column, Tensor):
         shape = "x".join(map(str, column.shape[1:])) or "a single number"
-        return f"{shape} int64" if column.dtype == torch.int64 else shape
+        return f"{shape} {_name_type(column)}" if with_type or column.dtype == torch.int64 else shape
     if isinstance(column, Varied):
-        return "of varying shape"
+        types = sorted({_name_type(item) for item in column.items})
+        return "of varying shape" + (f" {', '.join(types)}" if with_type else "")
     if isinstance(column, Mapping):
-        return ", ".join(f"{name}: {describe_column(part)}" for name, part in column.items())
-    return ", ".join(map(describe_column, column))
+        parts = [f"{name}: {describe_column(part, with_type)}" for name, part in column.items()]
+        return ", ".join(parts)
+    return ", ".join(describe_column(part, with_type) for part in column)
+
+
+def _name_type(value: Any) -> str:
+    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
 
 
 def _split_examples(train: Examples, spec: Data, seed: int) -> Pair:

@@ -30,7 +30,8 @@ Scores = dict[str, list[float]]
 
 def take_batches(batches: Batches, recipe: Recipe) -> list[tuple[Any, Any]]:
     """As many of the training batches as the recipe's criteria look at, as (inputs, targets)."""
-    name = recipe.data.target if recipe.data is not None else None
+    key = recipe.data.target if recipe.data is not None else None
+    name = key if isinstance(key, str) else None
     return [split_batch(batch, name) for batch in islice(batches, count_batches(recipe))]
 
 

@@ -67,6 +67,10 @@ class State:
     strict: bool = False
     failure: str | None = None
     """The error that ended the run, if any."""
+    data: dict[str, str] | None = None
+    """Part of the data -> its SHA-256; None in runs of older versions."""
+    sources: dict[str, str] | None = None
+    """What names a callable in the recipe -> SHA-256 of its source files; None in runs of older versions."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -83,6 +87,8 @@ class State:
             texts = (state.model_file, state.failure, *state.allow)
             if not all(isinstance(text, str | None) for text in texts) or None in state.allow:
                 raise TypeError("'model_file', 'failure' and 'allow' must be text")
+            if not all(isinstance(digests, dict | None) for digests in (state.data, state.sources)):
+                raise TypeError("'data' and 'sources' must be mappings")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RunError(
                 f"{path} is damaged ({first_line(error)}); the run cannot be resumed, start a new one"

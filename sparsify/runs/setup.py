@@ -17,6 +17,7 @@ from torch import nn
 from sparsify import modelfile
 from sparsify.cost.measure import check_target
 from sparsify.data import Datasets, load_data
+from sparsify.data.digest import hash_datasets
 from sparsify.errors import ModelError, RecipeError, RunError, SparsifyError
 from sparsify.events import Event, Listener, RunStarted, StepDone, silence
 from sparsify.forward.calls import Inputs
@@ -43,6 +44,8 @@ from sparsify.runs.save_load import (
     rebuild_dense,
     write_start,
 )
+from sparsify.runs.source_digests import check_data, check_sources, hash_sources
+from sparsify.runs.trackers import check_trackers, track_events
 from sparsify.training.accelerator import make_accelerator
 from sparsify.training.optimizers import list_unmatched
 from sparsify_schemas.recipe import Recipe
@@ -152,7 +155,11 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
     A recipe that does not fit the model leaves no folder.
     """
     recipe, accelerator = request.loaded.recipe, make_accelerator()
+    check_trackers(recipe.trackers)
+    if request.folder is not None:
+        check_sources(request.state, recipe)
     datasets = load_data(recipe.data, recipe.seed, recipe.task) if recipe.data is not None else None
+    request = _with_digests(request, datasets)
     objective = make_objective(recipe.task, datasets.classes if datasets is not None else 0)
     model, base = read_dense_model(request)
     inputs = find_inputs(recipe, model, datasets)
@@ -167,7 +174,10 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
         check_targets(model, inputs, recipe.targets)
     folder = request.folder or _create_folder(accelerator, out, recipe.title)
     is_main = accelerator.is_main_process
-    with run_folder.lock_run(folder) if is_main else nullcontext():
+    with (
+        run_folder.lock_run(folder) if is_main else nullcontext(),
+        _record_failure(request.state, folder) if is_main else nullcontext(),
+    ):
         run = Run(
             recipe=recipe,
             state=request.state,
@@ -182,13 +192,23 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
             timing=timing,
             listener=_log_events(listener, folder) if is_main else silence,
         )
-        with _record_failure(request.state, folder) if is_main else nullcontext():
-            if is_main and not (folder / run_folder.CHECKPOINT).exists():
-                _write_start(run, base)
-            accelerator.wait_for_everyone()
-            tell = run.listener if is_main else listener
+        if is_main and not (folder / run_folder.CHECKPOINT).exists():
+            _write_start(run, base)
+        accelerator.wait_for_everyone()
+        with track_events(run.listener, recipe, folder) if is_main else nullcontext(listener) as tell:
             tell(RunStarted(str(folder), resumed=request.folder is not None))
-            yield run
+            yield replace(run, listener=tell) if is_main else run
+
+
+def _with_digests(request: RunRequest, datasets: Datasets | None) -> RunRequest:
+    """The request of a new run with digests of its data and code; that of a resumed one, checked by its
+    own."""
+    digests = hash_datasets(datasets) if datasets is not None else {}
+    if request.folder is not None:
+        check_data(request.state, request.loaded.recipe, digests)
+        return request
+    sources = hash_sources(request.loaded.recipe)
+    return replace(request, state=replace(request.state, data=digests, sources=sources))
 
 
 @contextmanager

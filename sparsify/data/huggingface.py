@@ -1,0 +1,118 @@
+"""Data sets of the library datasets that lie in a local folder, and single files that it reads."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from sparsify.data.examples import Examples
+from sparsify.data.tables import Table, make_both_sets, split_rows
+from sparsify.errors import DataError, first_line
+from sparsify_schemas.data import Data
+from sparsify_schemas.task import Task
+from sparsify_schemas.units import Share
+
+_KINDS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+
+
+def read_huggingface(spec: Data, task: Task) -> tuple[Examples, Examples]:
+    """The training and test examples of what lies at `root`. Raises DataError."""
+    library = _import_datasets()
+    if spec.root is None:
+        raise DataError(
+            "data.source 'huggingface' needs data.root: the folder that save_to_disk wrote, a folder of "
+            "train.parquet and test.parquet (or .csv, .json, .jsonl), or one such file"
+        )
+    path = Path(spec.root).expanduser()
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    with _silence_library(library), TemporaryDirectory() as cache:
+        splits = _read_splits(library, path, cache)
+        if isinstance(spec.test, str) and spec.test not in splits:
+            other = path.parent / spec.test
+            if other.suffix in _KINDS and other.is_file():
+                splits[spec.test] = _read_file(library, other, cache)
+        train = _make_table(splits, "train", path)
+        if isinstance(spec.test, Share):
+            train, test = split_rows(train, spec.test, spec)
+        else:
+            test = _make_table(splits, spec.test or "test", path)
+        return make_both_sets(train, test, spec, task)
+
+
+def _import_datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            "data source huggingface needs datasets, which is not installed: "
+            "pip install 'sparsify-recipes[data]'"
+        ) from None
+    return datasets
+
+
+@contextmanager
+def _silence_library(library: Any) -> Iterator[None]:
+    """Without progress bars while files are read, and without dill's warnings of pyarrow's own types."""
+    were_shown = not library.are_progress_bars_disabled()
+    library.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Cannot (locate|pickle)")
+            yield
+    finally:
+        if were_shown:
+            library.enable_progress_bars()
+
+
+def _read_splits(library: Any, path: Path, cache: str) -> dict[str, Any]:
+    """Name -> split."""
+    if path.is_file():
+        return {"train": _read_file(library, path, cache)}
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        try:
+            found = library.load_from_disk(str(path))
+        except Exception as error:
+            raise DataError(f"{path}: cannot be read by datasets ({first_line(error)})") from error
+        return dict(found) if isinstance(found, dict) else {"train": found}
+    files = sorted(file for file in path.iterdir() if file.suffix in _KINDS)
+    if not files:
+        raise DataError(
+            f"{path}: holds neither what save_to_disk writes nor files such as train.parquet and test.parquet"
+        )
+    return {file.stem: _read_file(library, file, cache) for file in files}
+
+
+def _read_file(library: Any, path: Path, cache: str) -> Any:
+    kind = _KINDS.get(path.suffix)
+    if kind is None:
+        raise DataError(f"{path}: expected a .parquet, .csv, .json or .jsonl, or a folder")
+    try:
+        read_by_kind = getattr(library.Dataset, f"from_{kind}")
+        return read_by_kind(str(path), cache_dir=cache, keep_in_memory=True)
+    except Exception as error:
+        raise DataError(f"{path}: cannot be read by datasets ({first_line(error)})") from error
+
+
+def _make_table(splits: dict[str, Any], name: str, path: Path) -> Table:
+    if name not in splits:
+        held = ", ".join(splits)
+        raise DataError(
+            f"{path}: has no split '{name}' (it holds {held}); say in data.test which split, or which share "
+            "such as 20%, is the test set"
+        )
+    split = splits[name]
+    where = str(path) if len(splits) == 1 else f"{path}: {name}"
+    values = split.with_format("numpy")[:]
+    columns = {column: _convert_values(values[column]) for column in split.column_names}
+    return Table(where, columns, range(1, len(split) + 1))
+
+
+def _convert_values(values: Any) -> Sequence[Any]:
+    """Text as str, everything else as it is."""
+    if values.dtype.kind in "UOT" and len(values) and isinstance(values[0], str):
+        return [str(value) if isinstance(value, str) else value for value in values]
+    plain: Sequence[Any] = values
+    return plain

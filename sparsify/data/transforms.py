@@ -1,0 +1,136 @@
+"""Transforms of torchvision.transforms.v2 by name, on images and the masks that go with them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsify.data.chance import keep_random_states, seed_example
+from sparsify.data.columns import IGNORED
+from sparsify.data.examples import Examples
+from sparsify.errors import DataError, first_line
+from sparsify_schemas.data import Transform
+
+ChangeImage = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+"""([C, H, W], class of each pixel [H, W] if any) -> the same, changed at random"""
+
+
+def make_transforms(specs: Sequence[Transform]) -> ChangeImage:
+    """The transforms one after the other. Raises DataError where one is unknown or does not take its
+    arguments."""
+    v2, tv_tensors = _import_torchvision()
+    steps = [_make_step(v2, spec, place) for place, spec in enumerate(specs)]
+
+    def change(image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        found = tv_tensors.Image(image)
+        # What is moved in from outside is 0 in masks; shifted by one, that is what counts for nothing.
+        classes = None if mask is None else tv_tensors.Mask(torch.where(mask == IGNORED, 0, mask + 1))
+        for place, step in enumerate(steps):
+            try:
+                found, classes = (step(found), None) if classes is None else step(found, classes)
+            except Exception as error:
+                raise DataError(
+                    f"data.augment.transforms.{place}: '{specs[place].use}' failed on an image of "
+                    f"{_describe_shape(image)}: {type(error).__name__}: {first_line(error)}"
+                ) from error
+            _check_result(found, image, specs[place], place)
+        moved = None if classes is None else classes.as_subclass(Tensor)
+        return found.as_subclass(Tensor), None if moved is None else torch.where(
+            moved == 0, IGNORED, moved - 1
+        )
+
+    return change
+
+
+def transform_examples(
+    examples: Examples, change: ChangeImage, numbers: Sequence[int], seed: int
+) -> Examples:
+    """Each image, and the mask of its classes, changed by chance that follows from its number and the
+    seed."""
+    masks = _find_masks(examples)
+    changed = []
+    with keep_random_states():
+        for place, number in enumerate(numbers):
+            seed_example(seed, number)
+            changed.append(change(examples.inputs[place], None if masks is None else masks[place]))
+    images = torch.stack([image for image, _ in changed])
+    if masks is None:
+        return replace(examples, inputs=images)
+    return replace(
+        examples, inputs=images, targets=torch.stack([mask for _, mask in changed if mask is not None])
+    )
+
+
+def try_transforms(examples: Examples, specs: Sequence[Transform]) -> None:
+    """Change one example, before any epoch. Raises DataError."""
+    change = make_transforms(specs)
+    _refuse_pixel_targets(examples)
+    transform_examples(examples[:1], change, [0], 0)
+
+
+def _find_masks(examples: Examples) -> Tensor | None:
+    """Targets that hold the number of a class for each pixel."""
+    masks = examples.targets
+    is_mask = isinstance(masks, Tensor) and masks.dim() == 3 and masks.dtype == torch.int64
+    return masks if is_mask and masks.shape[-2:] == examples.inputs.shape[-2:] else None
+
+
+def _refuse_pixel_targets(examples: Examples) -> None:
+    targets = examples.targets
+    has_pixels = isinstance(targets, Tensor) and targets.dim() >= 3
+    if has_pixels and _find_masks(examples) is None:
+        raise DataError(
+            "data.augment.transforms change images and masks of classes in their size; the targets are "
+            f"{_describe_shape(targets[0])}"
+        )
+
+
+def _import_torchvision() -> tuple[Any, Any]:
+    try:
+        from torchvision import tv_tensors
+        from torchvision.transforms import v2
+    except ModuleNotFoundError:
+        raise DataError(
+            "data.augment.transforms needs torchvision, which is not installed: pip install torchvision"
+        ) from None
+    except Exception as error:
+        raise DataError(
+            f"data.augment.transforms needs torchvision, which cannot be imported ({first_line(error)}); "
+            "install the version that was made for this torch"
+        ) from error
+    return v2, tv_tensors
+
+
+def _make_step(v2: Any, spec: Transform, place: int) -> Any:
+    known = [name for name, value in vars(v2).items() if isinstance(value, type) and name[0].isupper()]
+    where = f"data.augment.transforms.{place}"
+    if spec.use not in known:
+        near = get_close_matches(spec.use, known, 1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise DataError(f"{where}: torchvision.transforms.v2 has no '{spec.use}'{hint}")
+    try:
+        return getattr(v2, spec.use)(**spec.args)
+    except Exception as error:
+        raise DataError(
+            f"{where}: '{spec.use}' does not take these arguments: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _check_result(found: Any, image: Tensor, spec: Transform, place: int) -> None:
+    """Images that are not augmented stay as they are, so augmented ones must have their shape and type."""
+    is_image = isinstance(found, Tensor) and (found.shape, found.dtype) == (image.shape, image.dtype)
+    if not is_image:
+        now = _describe_shape(found) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise DataError(
+            f"data.augment.transforms.{place}: '{spec.use}' turns images of {_describe_shape(image)} into "
+            f"{now}; "
+            "images of the validation and test set stay as they are"
+        )
+
+
+def _describe_shape(image: Tensor) -> str:
+    return f"{'x'.join(map(str, image.shape))} {str(image.dtype).removeprefix('torch.')}"

@@ -65,6 +65,25 @@ def command(
             show_default=False,
         ),
     ] = None,
+    original: Annotated[
+        Path | None,
+        typer.Option(
+            "--original",
+            metavar="FOLDER",
+            help="For huggingface: a folder of the dense model, whose tokenizer and generation configuration "
+            "are copied.",
+            show_default=False,
+        ),
+    ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            "--push-to-hub",
+            metavar="REPOSITORY",
+            help="For huggingface: upload the folder to this repository on the hub.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="What was written and measured as JSON.")] = False,
 ) -> None:
     """Write the cut model of a run as a file, reload it, and compare it with the model at two batch sizes.
@@ -75,7 +94,17 @@ def command(
 
     axes = _parse_axes(dynamic or ())
     say(f"exporting {run} as {format}")
-    made = export(run, format, out, force=force, fixed=fixed, dynamic=axes, opset=opset)
+    made = export(
+        run,
+        format,
+        out,
+        force=force,
+        fixed=fixed,
+        dynamic=axes,
+        opset=opset,
+        original=original,
+        push_to_hub=push_to_hub,
+    )
     if as_json:
         show_json({**asdict(made), "path": str(made.path)})
     else:

@@ -42,12 +42,17 @@ class Trace:
 
 
 def write(
-    format: Format, model: nn.Module, base: Base, trace: Trace, calibration: Calibration, path: Path
-) -> None:
-    """Write the model. Raises ModelError when the format cannot express it.
+    format: Format,
+    model: nn.Module,
+    own: hugging_face.Folder,
+    trace: Trace,
+    calibration: Calibration,
+    path: Path,
+) -> tuple[str, ...]:
+    """Write the model. Returns notes. Raises ModelError when the format cannot express it.
 
     Args:
-        base: How to rebuild the model's structure.
+        own: The run, and how to rebuild the model's structure.
         trace: How the model is traced.
         calibration: Batches that the activation ranges of int8 are calibrated on.
     """
@@ -63,12 +68,13 @@ def write(
             floats = _make_onnx(model, trace).model_proto.SerializeToString()
             path.write_bytes(quantise(floats, calibration))
         case "safetensors":
-            metadata = {key: json.dumps(value) for key, value in base.to_json().items()}
+            metadata = {key: json.dumps(value) for key, value in own.base.to_json().items()}
             save_weights(model, path, {"format": "pt", **metadata})
         case "huggingface":
-            hugging_face.save_pretrained(model, path)
+            return hugging_face.save_pretrained(model, own, path)
         case _:
             assert_never(format)
+    return ()
 
 
 def _make_onnx(model: nn.Module, trace: Trace) -> torch.onnx.ONNXProgram:

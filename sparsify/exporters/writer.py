@@ -13,6 +13,7 @@ from sparsify.cost.measure.onnx_export import silence_torch
 from sparsify.cost.measure.tensor_program import program_inputs
 from sparsify.data import Datasets, load_data
 from sparsify.errors import ModelError, RunError
+from sparsify.exporters import hugging_face
 from sparsify.exporters.compare import Read, compare_outputs, measure_agreement, run_in_memory
 from sparsify.exporters.dynamic_axes import DynamicAxis, Requested
 from sparsify.exporters.formats import Calibration, CheckedBy, Format, Trace, make_reader, write
@@ -84,6 +85,8 @@ def export(
     fixed: bool = False,
     dynamic: Requested | None = None,
     opset: int | None = None,
+    original: str | Path | None = None,
+    push_to_hub: str | None = None,
 ) -> Exported:
     """Write the cut model of a complete run as one file, reload the file, and compare it with the model.
 
@@ -96,7 +99,9 @@ def export(
         format: `pt2` is a torch.export program, which runs without the model's code. `onnx` needs the extra
             of that name. `onnx-int8` is quantised on 256 training examples, or on random inputs where the
             recipe has no data. `safetensors` holds the weights, with the builder and the cut log in its
-            metadata. `huggingface` is a folder that `from_pretrained` loads, of a model of transformers.
+            metadata. `huggingface` is a folder that `from_pretrained` loads, of a model of transformers, with
+            a model card; where config.json cannot express the model, with a modelling file, and then
+            `from_pretrained` needs `trust_remote_code=True`.
         path: `<run>.<format>`, `<run>.int8.onnx` or `<run>-hf` in the current folder when left out.
         build: As in `load_run`.
         force: Replace a file that exists.
@@ -105,6 +110,9 @@ def export(
             each, `{"x": {2: "height", 3: "width"}}`. Axes of one name have one size. The model is run to find
             out what it allows, and the file is compared with it at two other sizes.
         opset: The version of ONNX's operators; torch's own choice where it is left out.
+        original: For `huggingface`, the folder of the dense model, whose tokenizer and generation
+            configuration are copied.
+        push_to_hub: For `huggingface`, the repository on the hub that the folder is uploaded to.
 
     Returns:
         What was written: its path, size and largest relative difference to the model.
@@ -126,24 +134,16 @@ def export(
     target = Path(folder.resolve().name + ending) if path is None else Path(path)
     _check_request(folder, format, target, force)
     _check_options(format, fixed, dynamic, opset)
+    _check_hub_options(format, original, push_to_hub)
     model = load_run(folder, build=build)
     datasets = _load_data(folder) if format == "onnx-int8" else None
     probes, notes = make_probes(folder, model, format, fixed, dynamic or {})
-    request = _Request(folder, model, datasets, format, target, build, opset)
-    try:
-        return _write_checked(request, probes, notes)
-    except ModelError as error:
-        if probes.fixed or format not in TRACED_FORMATS:
-            raise
-        narrower = make_fixed_probes(folder, model, format, probes.axes)
-        note = (
-            f"the file takes {describe_limit(narrower)}, "
-            f"as the model cannot be exported for any batch size: {error}"
-        )
-        try:
-            return _write_checked(request, narrower, (*notes, note))
-        except ModelError:
-            raise error from None  # the batch size is not the cause
+    source = None if original is None else Path(original)
+    request = _Request(folder, model, datasets, format, target, build, opset, source)
+    made = _write_for_batches(request, probes, notes)
+    if push_to_hub is not None:
+        hugging_face.push(target, push_to_hub)
+    return made
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,25 @@ class _Request:
     target: Path
     build: Build | None
     opset: int | None
+    original: Path | None
+
+
+def _write_for_batches(request: _Request, probes: Probes, notes: tuple[str, ...]) -> Exported:
+    """Write for any batch size; for the plan's alone where the exporter cannot follow the model for all."""
+    try:
+        return _write_checked(request, probes, notes)
+    except ModelError as error:
+        if probes.fixed or request.format not in TRACED_FORMATS:
+            raise
+        narrower = make_fixed_probes(request.folder, request.model, request.format, probes.axes)
+        note = (
+            f"the file takes {describe_limit(narrower)}, "
+            f"as the model cannot be exported for any batch size: {error}"
+        )
+        try:
+            return _write_checked(request, narrower, (*notes, note))
+        except ModelError:
+            raise error from None  # the batch size is not the cause
 
 
 def _write_checked(request: _Request, probes: Probes, notes: tuple[str, ...]) -> Exported:
@@ -174,7 +193,9 @@ def _write_checked(request: _Request, probes: Probes, notes: tuple[str, ...]) ->
     replacing = files.replace_folder if format == "huggingface" else files.replace_file
     tolerance = math.inf if format == "onnx-int8" else TOLERANCE
     with replacing(target) as temporary, silence_torch():
-        write(format, model, read_cut_base(request.folder), trace, calibration, temporary)
+        base = read_cut_base(request.folder)
+        own = hugging_face.Folder(request.folder, base, request.build, request.original)
+        notes = (*notes, *write(format, model, own, trace, calibration, temporary))
         checked_by, read = make_reader(format, model, temporary, request.build)
         difference, agreement = None, None
         if read is not None:
@@ -262,3 +283,13 @@ def _check_options(format: Format, fixed: bool, dynamic: Requested | None, opset
         raise RunError("--fixed keeps every size and --dynamic leaves some open; leave one of them out")
     if opset is not None and format not in ("onnx", "onnx-int8"):
         raise RunError(f"--opset is for onnx and onnx-int8; {format} has no opset")
+
+
+def _check_hub_options(format: Format, original: str | Path | None, push_to_hub: str | None) -> None:
+    """Refuse options of Hugging Face folders for other formats."""
+    if format == "huggingface":
+        return
+    if original is not None:
+        raise RunError(f"--original is for huggingface; {format} holds no tokenizer")
+    if push_to_hub is not None:
+        raise RunError(f"--push-to-hub is for huggingface; {format} is not pushed")

@@ -1,6 +1,7 @@
 """Models of transformers through `apply`, and out again as a folder that `from_pretrained` loads."""
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 
 import sparsify
 from sparsify.errors import ModelError, RunError, VerificationError
+from sparsify.exporters import hugging_face as hugging_face_exporter
 from sparsify.runs.apply import apply
 from sparsify.runs.save_load import load_run
 from sparsify_cli.app import exit_code
@@ -157,6 +159,7 @@ def test_from_pretrained_loads_what_was_cut(name: str) -> None:
     assert made.path == Path(f"{name}-1-hf") and made.checked_by == "from_pretrained"
     assert made.difference is not None and made.difference <= 1e-6
     assert {p.name for p in made.path.iterdir()} - {"generation_config.json"} == {
+        "README.md",
         "config.json",
         "model.safetensors",
     }
@@ -191,37 +194,231 @@ def test_a_tiny_bert_through_the_commands_in_every_format(capsys: pytest.Capture
     assert not torch.allclose(model(ids).logits, dense(ids).logits)
 
 
-REFUSED: dict[str, tuple[list[dict[str, Any]], str]] = {
+BEYOND: dict[str, tuple[str, list[dict[str, Any]], str]] = {
     "different widths": (
+        "bert",
         [half("*intermediate.dense", uniform=False)],
         r"'bert\.encoder\.layer\.1\.intermediate\.dense\.weight' is \d+x48 and "
         r"'bert\.encoder\.layer\.0\.intermediate\.dense\.weight' \d+x48, but BertConfig "
-        r"has one number for both; keep: \{uniform: true\} in the rule gives them the same width, "
-        r"and --format pt2, onnx and safetensors take the model as it is",
+        r"has one number for both; keep: \{uniform: true\} in the rule gives them the same width",
     ),
     "heads of their own size": (
-        [half("*query", "head")],
+        "bert",
+        [half("*query", "head"), half("*intermediate.dense")],
         r"no number in BertConfig makes 'bert\.encoder\.layer\.0\.attention\.self\.query\.weight' "
-        r"24x48: it stays 48x48; "
-        r"--format pt2, onnx and safetensors take the model as it is",
+        r"24x48: it stays 48x48",
     ),
     "the width of all": (
+        "bert",
         [half("*.0.attention.output.dense")],
         r"no number in BertConfig makes 'bert\.encoder\.layer\.0\.attention\.self\.query\.weight' "
-        r"48x24: with hidden_size 24 it is 24x24; "
-        r"--format pt2, onnx and safetensors take the model as it is",
+        r"48x24: with hidden_size 24 it is 24x24",
+    ),
+    "heads of one layer, tied weights": (
+        "qwen2-tied",
+        [half("*.1.mlp.gate_proj"), half("*q_proj", "head")],
+        r"'model\.layers\.1\.mlp\.gate_proj\.weight' is 48x48 and 'model\.layers\.0\.mlp\.gate_proj\.weight' "
+        r"96x48, but Qwen2Config has one number for both; keep: \{uniform: true\} in the rule gives them the "
+        r"same width",
+    ),
+    "a block less": (
+        "llama",
+        [{"layers": "model.layers.1", "group": "depth", "sparsity": "100%"}],
+        r"a new LlamaForCausalLM and the cut model differ in 'model\.layers\.1\.input_layernorm\.weight', "
+        r"which only one of them has",
     ),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_the_configuration_cannot_say_is_refused_by_name(name: str) -> None:
-    rules, message = REFUSED[name]
-    run = run_of("refused", *CASES["bert"][:3], rules)
-    with pytest.raises(ModelError, match=f"^{message}$"):
+@pytest.mark.parametrize("name", BEYOND)
+def test_what_the_configuration_cannot_say_stands_in_a_modelling_file(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, rules, reason = BEYOND[name]
+    architecture, config, inputs = CASES[case][:3]
+    run = run_of("beyond", architecture, config, inputs, rules)
+    made = sparsify.export(run, "huggingface", "out")
+    (note,) = made.notes
+    assert re.fullmatch(
+        rf"config\.json alone cannot express the model: {reason}\. "
+        r"modeling_cut\.py builds it: load the folder with trust_remote_code=True",
+        note,
+    )
+    assert made.difference is not None and made.difference <= 1e-6
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(Path("modules").resolve()))
+    own = load_run(run)
+    auto = "AutoModelForCausalLM" if "Causal" in architecture else "AutoModelForSequenceClassification"
+    model = load_with_code(auto, "out")
+    assert_equal_outputs(own, model)
+    model.save_pretrained("again")
+    assert_equal_outputs(own, load_with_code(auto, "again"))
+    if "Causal" in architecture:
+        prompt = torch.tensor([[3, 4, 5]])
+        asked = {"max_new_tokens": 5, "do_sample": False, "use_cache": False}
+        assert torch.equal(own.generate(prompt, **asked), model.generate(prompt, **asked))
+    assert f"import {auto}" in Path("out/README.md").read_text()
+    assert "sparsify" not in "".join(
+        line for line in Path("out/modeling_cut.py").read_text().splitlines() if "import" in line
+    )
+
+
+def load_with_code(auto: str, folder: str) -> Any:
+    model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True, local_files_only=True)
+    assert type(model).__name__.startswith("Cut")
+    return model.eval()
+
+
+def assert_equal_outputs(own: Any, model: Any) -> None:
+    generator = torch.Generator().manual_seed(11)
+    for length in (3, 17):
+        ids = torch.randint(50, (4, length), generator=generator)
+        mask = (torch.arange(length) < torch.tensor([[1], [2], [3], [length]])).long()
+        with torch.no_grad():
+            found, wanted = (each(input_ids=ids, attention_mask=mask).logits for each in (model, own))
+        assert torch.allclose(found, wanted, atol=1e-6, rtol=0)
+
+
+def test_the_configuration_states_the_widths_that_it_can(bert_heads: Path) -> None:
+    sparsify.export(bert_heads, "huggingface", "out")
+    written = json.loads(Path("out/config.json").read_text())
+    assert (written["num_attention_heads"], written["intermediate_size"]) == (2, 48)
+    assert written["cut"]["dense"] == {"num_attention_heads": 4, "intermediate_size": 96}
+    assert written["auto_map"] == {
+        "AutoModelForSequenceClassification": "modeling_cut.CutBertForSequenceClassification"
+    }
+    assert written["cut"]["shapes"]["bert.encoder.layer.1.attention.self.query.weight"] == [24, 48]
+
+
+@pytest.fixture(scope="module")
+def bert_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose widths BertConfig cannot express."""
+    return apply(
+        recipe("heads", *CASES["bert"][:3], BEYOND["heads of their own size"][1]),
+        from_scratch=True,
+        out=tmp_path_factory.mktemp("heads"),
+        timing=0.01,
+    )
+
+
+def test_what_the_modelling_file_cannot_hold_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsify_schemas.cuts import Gather
+
+    run = run_of("refused", *CASES["bert"][:3], BEYOND["different widths"][1])
+    read = hugging_face_exporter.modeling_file.describe_changes
+
+    def gathered(dense: Any, cut: Any, rounds: Any) -> Any:
+        op = Gather(module="bert.pooler.dense", size=48, keep=((0, 24),))
+        operations = (*rounds[0].operations, op)
+        return read(dense, cut, (rounds[0].model_copy(update={"operations": operations}),))
+
+    monkeypatch.setattr(hugging_face_exporter.modeling_file, "describe_changes", gathered)
+    with pytest.raises(ModelError) as caught:
         sparsify.export(run, "huggingface", "out")
+    assert str(caught.value).endswith(
+        "; modeling_cut.py cannot hold 'bert.pooler.dense', which sparsify computes by a module of its own; "
+        "--format pt2, onnx and safetensors take the model as it is"
+    )
     assert not Path("out").exists() and not list(Path.cwd().glob(".*"))
-    assert sparsify.export(run, "pt2").difference == 0
+
+
+def test_tokenizer_and_settings_of_the_original_are_copied(
+    bert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense = Path("dense")
+    transformers.BertForSequenceClassification(transformers.BertConfig(**CASES["bert"][1])).save_pretrained(
+        dense
+    )
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+        "generation_config.json",
+        "secret.txt",
+    ):
+        (dense / name).write_text(f'{{"name": "{name}"}}')
+    (dense / "README.md").write_text("---\nlicense: apache-2.0\ntags: [old]\n---\n# Dense\n")
+    asked = ["export", str(bert), "--format", "huggingface", "--out", "hf", "--original", "dense"]
+    assert exit_code(asked) == 0, capsys.readouterr().err
+    assert {path.name for path in Path("hf").iterdir()} == {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    }
+    assert Path("hf/vocab.txt").read_text() == '{"name": "vocab.txt"}'
+    card = Path("hf/README.md").read_text()
+    assert card.startswith(
+        "---\nlibrary_name: transformers\ntags:\n- sparsify\n- pruning\nlicense: apache-2.0\n---\n\n# bert\n"
+    )
+    report = json.loads((bert / "report.json").read_text())
+    assert f"| parameters | {report['dense']['params'] / 1000:.1f} k |" in card
+    assert 'BertForSequenceClassification.from_pretrained("PATH OF THIS FOLDER")' in card
+    assert (bert / "recipe.yaml").read_text().strip() in card
+
+
+def test_an_original_of_another_kind_is_refused(bert: Path) -> None:
+    Path("other").mkdir()
+    with pytest.raises(RunError) as caught:
+        sparsify.export(bert, "huggingface", "hf", original="other")
+    assert str(caught.value) == (
+        "other is no folder of a model of transformers: other/config.json names no model_type"
+    )
+    Path("other/config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(RunError) as caught:
+        sparsify.export(bert, "huggingface", "hf", original="other")
+    assert str(caught.value) == "other holds a model of type gpt2, the run's model is of type bert"
+    Path("other/config.json").write_text('{"model_type": "bert"}')
+    made = sparsify.export(bert, "huggingface", "hf", original="other")
+    assert made.notes == ("other holds no tokenizer to copy",)
+
+
+class Hub:
+    """Stands in for the hub's own library."""
+
+    told: list[Any] = []
+
+    def create_repo(self, repository: str, **options: Any) -> None:
+        if repository == "me/refused":
+            raise ConnectionError("no network")
+        self.told.append(("create", repository, options))
+
+    def upload_folder(self, **options: Any) -> None:
+        self.told.append(
+            ("upload", options["repo_id"], {p.name for p in Path(options["folder_path"]).iterdir()})
+        )
+
+
+def test_the_folder_is_pushed_by_the_librarys_own_call(
+    bert: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr(Hub, "told", [])
+    asked = ["export", str(bert), "--format", "huggingface", "--out", "hf", "--push-to-hub"]
+    assert exit_code([*asked, "me/small"]) == 0, capsys.readouterr().err
+    assert Hub.told == [
+        ("create", "me/small", {"exist_ok": True}),
+        ("upload", "me/small", {"README.md", "config.json", "model.safetensors"}),
+    ]
+    assert exit_code([*asked, "me/refused", "--force"]) == 1
+    assert "hf was written, but not pushed to me/refused: ConnectionError: no network" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"original": "dense"}, "--original is for huggingface; pt2 holds no tokenizer"),
+        ({"push_to_hub": "me/small"}, "--push-to-hub is for huggingface; pt2 is not pushed"),
+    ],
+)
+def test_options_of_a_folder_are_refused_for_files(bert: Path, options: Any, message: str) -> None:
+    with pytest.raises(RunError) as caught:
+        sparsify.export(bert, "pt2", **options)
+    assert str(caught.value) == message
 
 
 def test_a_folder_is_replaced_only_by_force_and_only_one_of_a_model(bert: Path) -> None:

@@ -143,7 +143,9 @@ def make_config(config: Any, dense: nn.Module, changes: Mapping[str, Any]) -> An
     made = deepcopy(config)
     for (field, *_), value in find_head_size(dense):
         setattr(made, str(field), value)  # it would be derived from a number of heads that has changed
-    differing = _find_differences(own.config.to_dict(), config.to_dict())
+    if not _can_be_read(made):
+        made = deepcopy(own.config)  # it refuses a number of heads that does not divide the width, say
+    differing = _find_differences(own.config.to_dict(), made.to_dict())
     made.cut = {"dense": differing, **changes}
     kind = f"{NAME.removesuffix('.py')}.{_class_name(dense)}"
     made.auto_map = dict.fromkeys(_find_auto_classes(own), kind)
@@ -171,6 +173,15 @@ def read_class(folder: Path) -> type[nn.Module] | None:
         if name.startswith("Cut") and isinstance(value, type) and issubclass(value, nn.Module)
     ]
     return kind
+
+
+def _can_be_read(config: Any) -> bool:
+    """Whether the configuration accepts its own numbers when it is read from a file."""
+    try:
+        type(config).from_dict(config.to_dict())
+    except Exception:
+        return False
+    return True
 
 
 def _class_name(dense: nn.Module) -> str:

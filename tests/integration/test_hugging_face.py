@@ -528,6 +528,7 @@ def test_minilm_with_half_of_heads_and_neurons_goes_out_by_the_commands(
 ) -> None:
     """As a folder that from_pretrained loads, and as ONNX that runs at lengths 8, 20 and 128."""
     dense = Path("dense")
+    original = dense
     if source == "random":
         sizes = {
             "hidden_size": 48,
@@ -536,11 +537,13 @@ def test_minilm_with_half_of_heads_and_neurons_goes_out_by_the_commands(
             "intermediate_size": 96,
         }
         torch.manual_seed(0)
-        transformers.BertModel(transformers.BertConfig(vocab_size=50, **sizes)).save_pretrained(dense)
+        model = transformers.BertModel(transformers.BertConfig(vocab_size=50, **sizes))
     elif MINILM.is_dir():
-        dense = MINILM
+        original = MINILM
+        model = transformers.BertModel.from_pretrained(MINILM, local_files_only=True)
     else:
         pytest.skip(f"{MINILM} is missing")
+    model.save_pretrained(dense)
     config = json.loads((dense / "config.json").read_text())
     shape = {"shape": [2, 16], "dtype": "int64"}
     rules = [half("encoder.layer.*.intermediate.dense"), half("*.query", "head")]
@@ -548,11 +551,12 @@ def test_minilm_with_half_of_heads_and_neurons_goes_out_by_the_commands(
     Path("minilm.yaml").write_text(yaml.safe_dump(body))
     assert exit_code(["apply", "minilm.yaml", str(dense / "model.safetensors"), "--quiet"]) == 0
     export = ["export", "runs/minilm-1", "--force", "--format"]
-    folder = [*export, "huggingface", "--out", "small", "--original", str(dense)]
+    folder = [*export, "huggingface", "--out", "small", "--original", str(original)]
     assert exit_code(folder) == 0, capsys.readouterr().err
     own = load_run("runs/minilm-1")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(Path("modules").resolve()))
     small = load_with_code("AutoModel", "small")
+    assert (Path("small") / "vocab.txt").exists() is (source == "real weights")
     assert small.config.num_attention_heads == 6
     assert small.config.intermediate_size == config["intermediate_size"] // 2
     assert small.encoder.layer[0].attention.self.query.out_features == config["hidden_size"] // 2

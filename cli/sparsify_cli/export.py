@@ -1,5 +1,6 @@
 """`sparsify export`: write the cut model of a run as a file for other programs."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -45,17 +46,88 @@ def command(
             "automatic where the model takes no other.",
         ),
     ] = False,
+    dynamic: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dynamic",
+            metavar="NAME:AXIS,...",
+            help="Take other sizes along these axes of the inputs too, as in x:2,x:3, or with names as in "
+            "x:2=height,x:3=width: axes of one name have one size. For pt2 and ONNX; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            "--opset",
+            metavar="N",
+            help="The version of ONNX's operators. By default torch chooses.",
+            show_default=False,
+        ),
+    ] = None,
+    original: Annotated[
+        Path | None,
+        typer.Option(
+            "--original",
+            metavar="FOLDER",
+            help="For huggingface: a folder of the dense model, whose tokenizer and generation configuration "
+            "are copied.",
+            show_default=False,
+        ),
+    ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            "--push-to-hub",
+            metavar="REPOSITORY",
+            help="For huggingface: upload the folder to this repository on the hub.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="What was written and measured as JSON.")] = False,
 ) -> None:
-    """Write the cut model of a run as a file, reload it, and compare it with the model at two batch sizes."""
+    """Write the cut model of a run as a file, reload it, and compare it with the model at two batch sizes.
+
+    With --dynamic it is compared at two other sizes of each axis too.
+    """
     from sparsify.exporters import export
 
+    axes = _parse_axes(dynamic or ())
     say(f"exporting {run} as {format}")
-    made = export(run, format, out, force=force, fixed=fixed)
+    made = export(
+        run,
+        format,
+        out,
+        force=force,
+        fixed=fixed,
+        dynamic=axes,
+        opset=opset,
+        original=original,
+        push_to_hub=push_to_hub,
+    )
     if as_json:
         show_json({**asdict(made), "path": str(made.path)})
     else:
         show("\n".join([f"{made.path}: {format_size(made.bytes)}", _describe_export(made), *made.notes]))
+
+
+def _parse_axes(texts: Iterable[str]) -> dict[str, dict[int, str]]:
+    """'x:2,x:3=width' as {'x': {2: '', 3: 'width'}}. Raises BadParameter."""
+    found: dict[str, dict[int, str]] = {}
+    for part in ",".join(texts).split(","):
+        where, _, dimension = part.strip().partition("=")
+        name, _, axis = where.rpartition(":")
+        if not part and not found:
+            continue
+        if not name or not axis.removeprefix("-").isdigit():
+            raise typer.BadParameter(
+                f"'{part}' is not NAME:AXIS or NAME:AXIS=DIMENSION, such as x:2 or x:2=height",
+                param_hint="--dynamic",
+            )
+        if int(axis) in found.setdefault(name, {}):
+            raise typer.BadParameter(f"'{name}:{axis}' is given twice", param_hint="--dynamic")
+        found[name][int(axis)] = dimension
+    return found
 
 
 def _describe_export(made: "Exported") -> str:
@@ -67,6 +139,9 @@ def _describe_export(made: "Exported") -> str:
     inputs = "on inputs of the plan's shapes"
     if made.batches:
         inputs = f"at batch {' and '.join(map(str, made.batches))}"
+    if made.dynamic:
+        sizes = [f"{axis.name} {axis.planned}, {axis.sizes[0]} and {axis.sizes[1]}" for axis in made.dynamic]
+        inputs = f"{inputs}, {', '.join(sizes)}"
     difference = f"largest difference {format_tiny(made.difference)} of the largest output"
     compared = f"Reloaded ({made.checked_by}) and compared {inputs}: {difference}."
     own = made.quantised

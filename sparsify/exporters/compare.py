@@ -55,28 +55,28 @@ def compare_outputs(
     target: Path,
     by: str,
     read: Read,
-    probes: Mapping[int, Inputs],
-    expected: Mapping[int, list[Tensor]],
+    probes: Mapping[str, Inputs],
+    expected: Mapping[str, list[Tensor]],
     tolerance: float,
 ) -> float:
-    """The largest relative difference at any batch size. Raises VerificationError above the tolerance."""
+    """The largest relative difference at any size. Raises VerificationError above the tolerance."""
     refused = f"{target} was not written"
     try:
         run = read()
-        found = {batch: run(inputs) for batch, inputs in probes.items()}
+        found = {size: run(inputs) for size, inputs in probes.items()}
     except Exception as error:
         raise VerificationError(f"{refused}: {by} cannot run what was made: {short_reason(error)}") from error
     largest = 0.0
-    for batch, wanted in expected.items():
-        shapes, got = _describe_shapes(wanted), _describe_shapes(found[batch])
+    for size, wanted in expected.items():
+        shapes, got = _describe_shapes(wanted), _describe_shapes(found[size])
         if shapes != got:
             raise VerificationError(
-                f"{refused}: at batch {batch} the model returns {shapes}, reloaded by {by} it returns {got}"
+                f"{refused}: at {size} the model returns {shapes}, reloaded by {by} it returns {got}"
             )
-        apart = max(map(relative_difference, wanted, found[batch]))
+        apart = max(map(relative_difference, wanted, found[size]))
         if not apart <= tolerance:
             raise VerificationError(
-                f"{refused}: at batch {batch}, reloaded by {by}, it differs from the run's model "
+                f"{refused}: at {size}, reloaded by {by}, it differs from the run's model "
                 f"by {format_tiny(apart)} of the largest output; at most {format_plain(tolerance)} is allowed"
             )
         largest = max(largest, apart)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, assert_never
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from sparsify.cost.measure.onnx_export import export_onnx, export_program, short_reason
+from sparsify.cost.measure.onnx_export import AxisNames, export_onnx, export_program, short_reason
 from sparsify.cost.measure.onnx_quantize import quantise
 from sparsify.errors import VerificationError
 from sparsify.exporters import hugging_face
@@ -26,41 +27,58 @@ Calibration = Sequence[Sequence[NDArray[Any]]]
 CheckedBy = Literal["torch.export", "onnxruntime", "onnx.checker", "the rebuilt model", "from_pretrained"]
 
 
+@dataclass(frozen=True)
+class Trace:
+    """How a model is traced."""
+
+    inputs: Inputs
+    """Example inputs."""
+    other: Inputs
+    """Example inputs at another batch size."""
+    dynamic: AxisNames | None = None
+    """Further dimensions that may vary."""
+    opset: int | None = None
+    """Version of ONNX's operators."""
+
+
 def write(
     format: Format,
     model: nn.Module,
-    base: Base,
-    traced: Inputs,
-    other: Inputs,
+    own: hugging_face.Folder,
+    trace: Trace,
     calibration: Calibration,
     path: Path,
-) -> None:
-    """Write the model. Raises ModelError when the format cannot express it.
+) -> tuple[str, ...]:
+    """Write the model. Returns notes. Raises ModelError when the format cannot express it.
 
     Args:
-        base: How to rebuild the model's structure.
-        traced: Example inputs to trace.
-        other: Example inputs at another batch size.
+        own: The run, and how to rebuild the model's structure.
+        trace: How the model is traced.
         calibration: Batches that the activation ranges of int8 are calibrated on.
     """
     match format:
         case "pt2":
-            made, _ = export_program(model, traced, other)
+            made, _ = export_program(model, trace.inputs, trace.other, trace.dynamic)
             # An open file: a path must end in .pt2.
             with path.open("wb") as stream:
                 torch.export.save(made, stream)
         case "onnx":
-            export_onnx(model, traced, other).save(str(path), external_data=False)
+            _make_onnx(model, trace).save(str(path), external_data=False)
         case "onnx-int8":
-            floats = export_onnx(model, traced, other).model_proto.SerializeToString()
+            floats = _make_onnx(model, trace).model_proto.SerializeToString()
             path.write_bytes(quantise(floats, calibration))
         case "safetensors":
-            metadata = {key: json.dumps(value) for key, value in base.to_json().items()}
+            metadata = {key: json.dumps(value) for key, value in own.base.to_json().items()}
             save_weights(model, path, {"format": "pt", **metadata})
         case "huggingface":
-            hugging_face.save_pretrained(model, path)
+            return hugging_face.save_pretrained(model, own, path)
         case _:
             assert_never(format)
+    return ()
+
+
+def _make_onnx(model: nn.Module, trace: Trace) -> torch.onnx.ONNXProgram:
+    return export_onnx(model, trace.inputs, trace.other, dynamic=trace.dynamic, opset=trace.opset)
 
 
 def make_reader(

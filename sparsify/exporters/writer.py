@@ -1,7 +1,6 @@
 """export: write a file under a temporary name, reload it, compare it with the run's model, and rename it."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,20 +13,24 @@ from sparsify.cost.measure.onnx_export import silence_torch
 from sparsify.cost.measure.tensor_program import program_inputs
 from sparsify.data import Datasets, load_data
 from sparsify.errors import ModelError, RunError
+from sparsify.exporters import hugging_face
 from sparsify.exporters.compare import Read, compare_outputs, measure_agreement, run_in_memory
-from sparsify.exporters.formats import Calibration, CheckedBy, Format, make_reader, write
-from sparsify.forward.calls import Inputs, all_tensors, count_examples, list_calls, simplify_inputs
+from sparsify.exporters.dynamic_axes import DynamicAxis, Requested
+from sparsify.exporters.formats import Calibration, CheckedBy, Format, Trace, make_reader, write
+from sparsify.exporters.probe_inputs import (
+    TRACED_FORMATS,
+    Probes,
+    describe_limit,
+    make_fixed_probes,
+    make_probes,
+)
 from sparsify.runs import run_folder
 from sparsify.runs.int8 import EXAMPLES, calibration_batches
-from sparsify.runs.save_load import Build, draw_planned_inputs, load_run, read_cut_base, read_planned_calls
+from sparsify.runs.save_load import Build, load_run, read_cut_base
 
-BATCHES = (1, 5)
-"""Batch sizes at which the file is compared with the model; another one is traced."""
 TOLERANCE = 1e-5
 """Largest difference allowed, relative to the largest magnitude of the output."""
 _ENDING = {"huggingface": "-hf", "onnx-int8": ".int8.onnx"}
-_TRACED = (2, 3)
-"""The batch size that is traced, and another one that shows which dimensions are the batch."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ class Exported:
     quantised: Quantised | None = None
     """Of `onnx-int8`: its agreement with the model, as a difference is to be expected."""
     fixed: bool = False
-    """Whether the file takes only the shapes of the plan's example inputs."""
+    """Whether the file takes only the batch size of the plan's example inputs."""
+    dynamic: tuple[DynamicAxis, ...] = ()
+    """Axes besides the batch along which the file takes other sizes than the plan's."""
     notes: tuple[str, ...] = ()
     """Why it is fixed, where that was not asked for; what it does not hold."""
 
@@ -78,29 +83,43 @@ def export(
     build: Build | None = None,
     force: bool = False,
     fixed: bool = False,
+    dynamic: Requested | None = None,
+    opset: int | None = None,
+    original: str | Path | None = None,
+    push_to_hub: str | None = None,
 ) -> Exported:
     """Write the cut model of a complete run as one file, reload the file, and compare it with the model.
 
     `pt2` and the ONNX formats take any batch size, unless `fixed` is set or the model takes no other batch
-    than that of the plan's inputs.
+    than that of the plan's inputs. The other sizes are those of the plan's inputs, except along `dynamic`.
+    ONNX keeps the names that inputs and outputs have in the model.
 
     Args:
         run: The folder of the run.
         format: `pt2` is a torch.export program, which runs without the model's code. `onnx` needs the extra
             of that name. `onnx-int8` is quantised on 256 training examples, or on random inputs where the
             recipe has no data. `safetensors` holds the weights, with the builder and the cut log in its
-            metadata. `huggingface` is a folder that `from_pretrained` loads, of a model of transformers.
+            metadata. `huggingface` is a folder that `from_pretrained` loads, of a model of transformers, with
+            a model card; where config.json cannot express the model, with a modelling file, and then
+            `from_pretrained` needs `trust_remote_code=True`.
         path: `<run>.<format>`, `<run>.int8.onnx` or `<run>-hf` in the current folder when left out.
         build: As in `load_run`.
         force: Replace a file that exists.
         fixed: Take the shapes of the plan's inputs and no others.
+        dynamic: Input -> axes along which the file takes other sizes too: `{"x": [2, 3]}`, or with a name for
+            each, `{"x": {2: "height", 3: "width"}}`. Axes of one name have one size. The model is run to find
+            out what it allows, and the file is compared with it at two other sizes.
+        opset: The version of ONNX's operators; torch's own choice where it is left out.
+        original: For `huggingface`, the folder of the dense model, whose tokenizer and generation
+            configuration are copied.
+        push_to_hub: For `huggingface`, the repository on the hub that the folder is uploaded to.
 
     Returns:
         What was written: its path, size and largest relative difference to the model.
 
     Raises:
-        RunError: The run is incomplete or damaged, or the file exists.
-        ModelError: The format cannot express the model.
+        RunError: The run is incomplete or damaged, the file exists, or the model has no such input or axis.
+        ModelError: The format cannot express the model, or the model takes no other size along an axis.
         VerificationError: The reloaded file differs by more than 1e-5 of the largest output at batch 1 or 5
             (in integers, only where it is no number). After an error there is no file, or the earlier one.
 
@@ -114,120 +133,88 @@ def export(
     ending = _ENDING.get(format, f".{format}")
     target = Path(folder.resolve().name + ending) if path is None else Path(path)
     _check_request(folder, format, target, force)
+    _check_options(format, fixed, dynamic, opset)
+    _check_hub_options(format, original, push_to_hub)
     model = load_run(folder, build=build)
     datasets = _load_data(folder) if format == "onnx-int8" else None
-    probes, notes = _make_probes(folder, model, format, fixed)
+    probes, notes = make_probes(folder, model, format, fixed, dynamic or {})
+    source = None if original is None else Path(original)
+    request = _Request(folder, model, datasets, format, target, build, opset, source)
+    made = _write_for_batches(request, probes, notes)
+    if push_to_hub is not None:
+        hugging_face.push(target, push_to_hub)
+    return made
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is exported, and to where."""
+
+    folder: Path
+    model: nn.Module
+    datasets: Datasets | None
+    format: Format
+    target: Path
+    build: Build | None
+    opset: int | None
+    original: Path | None
+
+
+def _write_for_batches(request: _Request, probes: Probes, notes: tuple[str, ...]) -> Exported:
+    """Write for any batch size; for the plan's alone where the exporter cannot follow the model for all."""
     try:
-        return _write_checked(folder, model, datasets, format, target, build, probes, notes)
+        return _write_checked(request, probes, notes)
     except ModelError as error:
-        if probes.fixed or format not in _TRACED_FORMATS:
+        if probes.fixed or request.format not in TRACED_FORMATS:
             raise
-        narrower = _make_fixed_probes(folder, format)
+        narrower = make_fixed_probes(request.folder, request.model, request.format, probes.axes)
         note = (
-            f"the file takes {_describe_shapes(narrower)} and nothing else, "
+            f"the file takes {describe_limit(narrower)}, "
             f"as the model cannot be exported for any batch size: {error}"
         )
         try:
-            return _write_checked(folder, model, datasets, format, target, build, narrower, (*notes, note))
+            return _write_checked(request, narrower, (*notes, note))
         except ModelError:
             raise error from None  # the batch size is not the cause
 
 
-_TRACED_FORMATS = ("pt2", "onnx", "onnx-int8")
-"""Formats that hold one traced call."""
-
-
-@dataclass(frozen=True)
-class _Probes:
-    """The inputs that an export is traced and compared with."""
-
-    traced: Inputs
-    other: Inputs
-    """At another batch size; in the same shapes where the file is fixed."""
-    compared: Mapping[int, Inputs]
-    """By batch size; 0 where no dimension counts examples."""
-    fixed: bool
-
-
-def _make_probes(
-    folder: Path, model: nn.Module, format: Format, fixed: bool
-) -> tuple[_Probes, tuple[str, ...]]:
-    """The inputs and notes on them. They are fixed where the model takes no other batch size."""
-    own = read_planned_calls(folder)
-    notes: tuple[str, ...] = ()
-    if format in _TRACED_FORMATS and len(own) > 1:
-        notes = (f"the file holds the first of {len(own)} calls, {own[0].method}",)
-    if fixed or not _can_vary(folder, format):
-        return _make_fixed_probes(folder, format), notes
-    try:
-        for batch in BATCHES:
-            run_in_memory(model, _draw_inputs(folder, format, batch))
-    except ModelError as error:
-        narrower = _make_fixed_probes(folder, format)
-        # A model that does not take these either cannot be exported.
-        run_in_memory(model, next(iter(narrower.compared.values())))
-        if format not in _TRACED_FORMATS:
-            return narrower, notes
-        return narrower, (*notes, f"the file takes {_describe_shapes(narrower)} and nothing else: {error}")
-    traced, other = (_draw_inputs(folder, format, batch) for batch in _TRACED)
-    compared = {batch: _draw_inputs(folder, format, batch) for batch in BATCHES}
-    return _Probes(traced, other, compared, False), notes
-
-
-def _make_fixed_probes(folder: Path, format: Format) -> _Probes:
-    traced, other, compared = (_draw_inputs(folder, format, None, seed) for seed in range(3))
-    batch = count_examples(list_calls(compared)[0]) or 0
-    return _Probes(traced, other, {batch: compared}, True)
-
-
-def _draw_inputs(folder: Path, format: Format, batch: int | None, seed: int = 0) -> Inputs:
-    """Random inputs in the shapes of the plan; only its first call for a file that holds one."""
-    inputs = draw_planned_inputs(folder, batch, seed)
-    return simplify_inputs((list_calls(inputs)[0],)) if format in _TRACED_FORMATS else inputs
-
-
-def _can_vary(folder: Path, format: Format) -> bool:
-    return any(call.varies for call in list_calls(_draw_inputs(folder, format, None)))
-
-
-def _describe_shapes(probes: _Probes) -> str:
-    shapes = ["x".join(map(str, tensor.shape)) or "one number" for tensor in all_tensors(probes.traced)]
-    return f"inputs of {', '.join(shapes)}"
-
-
-def _write_checked(
-    folder: Path,
-    model: nn.Module,
-    datasets: Datasets | None,
-    format: Format,
-    target: Path,
-    build: Build | None,
-    probes: _Probes,
-    notes: tuple[str, ...],
-) -> Exported:
+def _write_checked(request: _Request, probes: Probes, notes: tuple[str, ...]) -> Exported:
     """Write to a temporary name, reload, compare, and rename."""
-    expected = {batch: run_in_memory(model, inputs) for batch, inputs in probes.compared.items()}
+    model, format, target = request.model, request.format, request.target
+    expected = {size: run_in_memory(model, inputs) for size, inputs in probes.compared.items()}
     given = dict(probes.compared)
-    if format in _TRACED_FORMATS:
-        given = {batch: program_inputs(model, inputs) for batch, inputs in given.items()}
+    if format in TRACED_FORMATS:
+        given = {size: program_inputs(model, inputs) for size, inputs in given.items()}
     calibration: Calibration = ()
     if format == "onnx-int8":
-        seed = run_folder.read_recipe(folder).seed
-        calibration = calibration_batches(probes.traced, datasets, seed)
+        seed = run_folder.read_recipe(request.folder).seed
+        calibration = calibration_batches(probes.traced, request.datasets, seed)
+    trace = Trace(probes.traced, probes.other, probes.names, request.opset)
     replacing = files.replace_folder if format == "huggingface" else files.replace_file
     tolerance = math.inf if format == "onnx-int8" else TOLERANCE
     with replacing(target) as temporary, silence_torch():
-        write(format, model, read_cut_base(folder), probes.traced, probes.other, calibration, temporary)
-        checked_by, read = make_reader(format, model, temporary, build)
+        base = read_cut_base(request.folder)
+        own = hugging_face.Folder(request.folder, base, request.build, request.original)
+        notes = (*notes, *write(format, model, own, trace, calibration, temporary))
+        checked_by, read = make_reader(format, model, temporary, request.build)
         difference, agreement = None, None
         if read is not None:
             difference = compare_outputs(target, checked_by, read, given, expected, tolerance)
-            agreement = _judge_int8(model, read, datasets) if format == "onnx-int8" else None
+            agreement = _judge_int8(model, read, request.datasets) if format == "onnx-int8" else None
         parts = temporary.iterdir() if temporary.is_dir() else [temporary]
         size = sum(part.stat().st_size for part in parts)
-    sizes = tuple(batch for batch in probes.compared if batch) if read else ()
-    fixed = probes.fixed and format in _TRACED_FORMATS
-    return Exported(target, format, size, checked_by, difference, sizes, agreement, fixed, notes)
+    return Exported(
+        path=target,
+        format=format,
+        bytes=size,
+        checked_by=checked_by,
+        difference=difference,
+        batches=probes.batches if read else (),
+        quantised=agreement,
+        fixed=probes.fixed and format in TRACED_FORMATS,
+        dynamic=probes.axes,
+        notes=notes,
+    )
 
 
 def _load_data(folder: Path) -> Datasets | None:
@@ -284,3 +271,25 @@ def _check_request(folder: Path, format: str, target: Path, force: bool) -> None
         raise RunError(
             f"{target} exists already; choose another place with --out, or replace it with --force"
         )
+
+
+def _check_options(format: Format, fixed: bool, dynamic: Requested | None, opset: int | None) -> None:
+    """Refuse options that the format does not have."""
+    if dynamic and format not in TRACED_FORMATS:
+        raise RunError(
+            f"--dynamic is for {', '.join(TRACED_FORMATS)}; {format} takes every size that the model takes"
+        )
+    if dynamic and fixed:
+        raise RunError("--fixed keeps every size and --dynamic leaves some open; leave one of them out")
+    if opset is not None and format not in ("onnx", "onnx-int8"):
+        raise RunError(f"--opset is for onnx and onnx-int8; {format} has no opset")
+
+
+def _check_hub_options(format: Format, original: str | Path | None, push_to_hub: str | None) -> None:
+    """Refuse options of Hugging Face folders for other formats."""
+    if format == "huggingface":
+        return
+    if original is not None:
+        raise RunError(f"--original is for huggingface; {format} holds no tokenizer")
+    if push_to_hub is not None:
+        raise RunError(f"--push-to-hub is for huggingface; {format} is not pushed")

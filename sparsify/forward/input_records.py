@@ -71,6 +71,21 @@ def recorded_axes(called: RecordedCall) -> dict[str, tuple[int, int | None]]:
     return found
 
 
+def resize_record(called: RecordedCall, sizes: Mapping[str, Mapping[int, int]]) -> RecordedCall:
+    """The record with other lengths of dimensions: path of a tensor -> dimension -> length."""
+
+    def resized(argument: Argument, path: str) -> Argument:
+        tensor = argument.tensor
+        if tensor is not None and path in sizes:
+            shape = tuple(sizes[path].get(at, length) for at, length in enumerate(tensor.shape))
+            return replace(argument, tensor=replace(tensor, shape=shape))
+        items = [resized(item, f"{path}.{item.name or place}") for place, item in enumerate(argument.items)]
+        return replace(argument, items=tuple(items))
+
+    arguments = [resized(one, one.name or str(place)) for place, one in enumerate(called.arguments)]
+    return replace(called, arguments=tuple(arguments))
+
+
 def draw_from_record(record: Iterable[RecordedCall], seed: int = 0, batch: int | None = None) -> Inputs:
     """Draw inputs from a record; `batch`: the number of examples, if something counts them.
 

@@ -20,7 +20,7 @@ from sparsify.errors import RunError, first_line
 from sparsify.files import read_bytes
 from sparsify.forward.calls import Call, Inputs, map_tensors, normalize_inputs
 from sparsify.forward.copies import copy_model
-from sparsify.forward.input_records import apply_record, draw_from_record, read_record
+from sparsify.forward.input_records import apply_record, draw_from_record, read_record, resize_record
 from sparsify.forward.recorded_calls import RecordedCall
 from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.modelfile import build_model
@@ -363,14 +363,21 @@ def read_planned_calls(folder: Path) -> tuple[RecordedCall, ...]:
         raise RunError(f"{path} is damaged: {first_line(error)}") from None
 
 
-def draw_planned_inputs(folder: Path, batch: int | None = None, seed: int = 0) -> Inputs:
+def draw_planned_inputs(
+    folder: Path,
+    batch: int | None = None,
+    seed: int = 0,
+    sizes: Mapping[str, Mapping[int, int]] | None = None,
+) -> Inputs:
     """Draw random inputs in the shapes that a run's plan was made with. Raises RunError.
 
     batch: replaces the plan's batch size, along the dimension of each tensor that counts examples.
+    sizes: replace further lengths of the first call: path of a tensor -> dimension -> length.
     """
     path = folder / run_folder.PLAN
     try:
-        return draw_from_record(read_planned_calls(folder), seed, batch)
+        first, *others = read_planned_calls(folder)
+        return draw_from_record((resize_record(first, sizes or {}), *others), seed, batch)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
         raise RunError(f"{path} is damaged: {first_line(error)}") from None
 

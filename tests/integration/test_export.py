@@ -556,6 +556,7 @@ def test_the_command_tells_file_and_difference(runs, call):
         "batches",
         "quantised",
         "fixed",
+        "dynamic",
         "notes",
     }
     assert (made["path"], made["format"], made["batches"]) == ("conv-1.onnx", "onnx", [1, 5])

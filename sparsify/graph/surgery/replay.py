@@ -7,7 +7,7 @@ from torch import nn
 
 from sparsify.errors import RunError
 from sparsify.graph.layer_types import attributes
-from sparsify.graph.surgery import module_integers
+from sparsify.graph.surgery import module_integers, transformers_config
 from sparsify.graph.surgery.biases import create_bias
 from sparsify.graph.surgery.compact_layers import are_ascending, compact_layers
 from sparsify.graph.surgery.operations import KeptIndices, _copy_narrowed, _set_attribute, to_indices
@@ -123,6 +123,9 @@ def _set_nested_attribute(module: nn.Module, op: SetAttribute, cuts: Cuts) -> No
     Raises RunError if there is no such number, or if nothing else in the log narrows the old width to the
     new.
     """
+    if transformers_config.states_new_field(module, op):
+        transformers_config.state_field(module, op)
+        return
     old = module_integers.read_number(module, op.attribute)
     name = next((word for word in reversed(op.attribute.split(".")) if not word.isdigit()), "")
     if old is None or read_meaning(name) in (Meaning.NEVER, Meaning.UNKNOWN):

@@ -12,19 +12,15 @@ same with it. The other numbers are listed.
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
 from torch import nn
 
-from sparsify.errors import first_line
 from sparsify.forward.calls import Inputs
 from sparsify.graph.copy import copy_with
 from sparsify.graph.layer_types import attributes
 from sparsify.graph.names import all_names, walk_modules
-from sparsify.graph.surgery import module_integers
+from sparsify.graph.surgery import module_integers, transformers_config
 from sparsify.graph.surgery.compare_lengths import Lengths, ModuleLengths, compare_lengths
 from sparsify.graph.surgery.harmless_numbers import StaleNumber, run_in_both_modes, split_by_effect
 from sparsify.graph.surgery.module_integers import HeldNumber, Number
@@ -77,10 +73,11 @@ def follow_widths(dense: nn.Module, thin: nn.Module, cuts: Cuts, inputs: Inputs)
         cuts = cuts.model_copy(update={"operations": (*cuts.operations, *sets)})
         notes += [stale for stale in found if stale.new is None]
         read += differing
+    cuts, problems = _follow_configuration(thin, cuts)
     told = (
         *_describe_stale(notes, ""),
         *_describe_stale(read, ", and the model computes with it"),
-        *_check_configuration(thin),
+        *problems,
     )
     return cuts.model_copy(update={"notes": (*cuts.notes, *told)})
 
@@ -274,31 +271,24 @@ def _same_name_values(module: str, held: HeldNumber, value: int, known: _WidthCh
     }
 
 
-def _check_configuration(thin: nn.Module) -> Iterator[str]:
-    """A sentence if a transformers model, which is built from its configuration, would now be built
-    differently."""
-    made: Any = type(thin)
-    config = vars(thin).get("config")
-    kind = getattr(made, "config_class", None)
-    if not isinstance(kind, type) or not isinstance(config, kind):
-        return
-    try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            built = {
-                name: tuple(tensor.shape) for name, tensor in made(deepcopy(config)).state_dict().items()
-            }
-    except Exception as error:
-        yield f"'config' no longer builds a model: {type(error).__name__}: {first_line(error)}; {_FITTING}"
-        return
-    for name, tensor in thin.state_dict().items():
-        shape = tuple(tensor.shape)
-        if built.get(name, shape) != shape:
-            other = f"it builds '{name}' as {built[name]}, which is {shape} now"
-            yield f"'config' does not describe the cut model: {other}; {_FITTING}"
-            return
+def _follow_configuration(thin: nn.Module, cuts: Cuts) -> tuple[Cuts, tuple[str, ...]]:
+    """Have a configuration describe a model of transformers again, or say that it does not.
+
+    The fields above were set where a number in them had changed. Others have no number yet (`n_inner`,
+    `head_dim`), so a configuration that builds such a model is searched for.
+    """
+    if not transformers_config.is_built_from_config(thin) or transformers_config.find_problem(thin) is None:
+        return cuts, ()
+    sets = transformers_config.follow_config(thin)
+    if sets and all(transformers_config.states_new_field(thin, op) for op in sets):
+        for op in sets:
+            transformers_config.state_field(thin, op)
+        cuts = cuts.model_copy(update={"operations": (*cuts.operations, *sets)})
+    problem = transformers_config.find_problem(thin)
+    return cuts, () if problem is None else (f"{problem}; {_FITTING}",)
 
 
-_FITTING = "the export to huggingface looks for a configuration that does"
+_FITTING = "the export to huggingface looks for a configuration that does, or writes a modelling file"
 
 
 def _describe_stale(stale: Iterable[StaleNumber], why: str) -> Iterator[str]:

@@ -451,7 +451,8 @@ def test_the_configuration_of_a_model_of_transformers_agrees_with_the_cut_model_
         f"'config.intermediate_size' still says 96; the layers now have {low} and {high} channels",
         "'config' does not describe the cut model: "
         "it builds 'bert.encoder.layer.0.intermediate.dense.weight' as (96, 48), "
-        f"which is ({first}, 48) now; the export to huggingface looks for a configuration that does",
+        f"which is ({first}, 48) now; the export to huggingface looks for a configuration that does, "
+        "or writes a modelling file",
     )
     stream = bert(True, "*pooler.dense")  # couples nothing but the head
     assert stream.model.config.hidden_size == 48 and stream.model.config.vocab_size == 48

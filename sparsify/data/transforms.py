@@ -27,7 +27,7 @@ def make_transforms(specs: Sequence[Transform]) -> ChangeImage:
     def change(image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         found = tv_tensors.Image(image)
         # What is moved in from outside is 0 in masks; shifted by one, that is what counts for nothing.
-        classes = None if mask is None else tv_tensors.Mask(torch.where(mask == IGNORED, 0, mask + 1))
+        classes = None if mask is None else tv_tensors.Mask(mask + 1)
         for place, step in enumerate(steps):
             try:
                 found, classes = (step(found), None) if classes is None else step(found, classes)

@@ -94,7 +94,7 @@ def test_a_tracker_is_fed_from_the_events() -> None:
     assert figures(fake, "cut/macs") == [(1, report.cut.macs)]
     assert figures(fake, "cut/params") == [(1, report.cut.params)]
     assert figures(fake, "cut/validation_accuracy") == [(1, report.rounds[0].validation_metric)]
-    assert figures(fake, "stage") == [(1, "learn"), (2, "cut"), (3, "tune")]
+    assert figures(fake, "stage") == [(1, "learn"), (2, "cut"), (3, "repair"), (4, "tune")]
 
 
 def test_steps_go_on_after_a_kill() -> None:

@@ -351,7 +351,9 @@ class Recipe(Spec):
     def _check_choices(self, stage: Train) -> None:
         """What chooses among epochs needs validation data; averages never reach the zeros that penalties
         make."""
-        chooses = "patience" if stage.patience is not None else "keep" if stage.keep == "best" else None
+        chooses = (
+            "patience" if stage.patience is not None else "ends_with" if stage.ends_with == "best" else None
+        )
         if chooses and self.data is not None and self.data.validation.value == 0:
             raise AtKey(
                 "stages",

@@ -189,7 +189,7 @@ class Train(Spec):
     ema: Annotated[float, Field(strict=True, gt=0, lt=1)] | None = None
     """decay d of an exponential moving average of the weights, a <- d * a + (1 - d) * w after each step,
     such as 0.999; the stage is validated by the average and ends with it"""
-    keep: Literal["last", "best"] = "last"
+    ends_with: Literal["last", "best"] = "last"
     """the weights that the stage ends with: those of its last epoch, or of the epoch that the task's deciding
     metric is best after, on the validation set"""
     patience: Positive | None = None
@@ -203,7 +203,7 @@ class Train(Spec):
         """Cuts between epochs change the shapes of what is kept."""
         asked = {
             "ema": self.ema is not None,
-            "keep": self.keep == "best",
+            "ends_with": self.ends_with == "best",
             "patience": self.patience is not None,
         }
         key = next((name for name, wanted in asked.items() if wanted), None)

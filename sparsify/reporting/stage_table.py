@@ -82,7 +82,7 @@ def _describe_manner(stage: Train) -> str:
     parts += [f"in {stage.accumulate} parts"] if stage.accumulate > 1 else []
     parts += [f"labels smoothed by {format_plain(stage.label_smoothing)}"] if stage.label_smoothing else []
     parts += [f"weights averaged ({format_plain(stage.ema)})"] if stage.ema is not None else []
-    parts += ["best epoch kept"] if stage.keep == "best" else []
+    parts += ["best epoch kept"] if stage.ends_with == "best" else []
     parts += (
         [f"ended after {count_noun(stage.patience, 'epoch')} without a better one"] if stage.patience else []
     )

@@ -99,7 +99,7 @@ def _is_cut_done(checkpoint: Checkpoint, stage: Train, epoch: int) -> bool:
 def _summarize_training(run: Run, stage: Train, progress: StageState) -> StageRow:
     has_share = stage.penalties and progress.step_seconds
     last = progress.history[-1]
-    best = find_best(run.objective, progress.history) if stage.keep == "best" else None
+    best = find_best(run.objective, progress.history) if stage.ends_with == "best" else None
     ended = last if best is None else progress.history[best]
     return StageRow(
         name=stage.name,

@@ -176,7 +176,7 @@ def _is_exhausted(stage: Train, objective: Objective, history: Sequence[Epoch]) 
 
 def _choose_weights(run: StageRun, state: StageState) -> Mapping[str, Any] | None:
     """State dict of the weights that the stage ends with; None for those that the model has."""
-    if run.stage.keep == "best" and state.best:
+    if run.stage.ends_with == "best" and state.best:
         return state.best
     return None if run.average is None else run.average.module.state_dict()
 
@@ -256,7 +256,7 @@ def _run_epoch(run: StageRun, seed: int, epoch: int, before: StageState) -> Stag
 def _keep_best(run: StageRun, before: StageState, history: Sequence[Epoch]) -> Mapping[str, Any]:
     """State dict of the weights after the best epoch, which may be this one; empty where the last are
     kept."""
-    if run.stage.keep == "last":
+    if run.stage.ends_with == "last":
         return {}
     if find_best(run.objective, history) != len(history) - 1:
         return before.best

@@ -616,7 +616,7 @@ def test_layers_are_judged_and_baselines_cut_in_a_loop_of_ones_own() -> None:
     )
 
 
-@pytest.mark.parametrize("keys", [{"ema": 0.9}, {"keep": "best"}, {"patience": 1}], ids=str)
+@pytest.mark.parametrize("keys", [{"ema": 0.9}, {"ends_with": "best"}, {"patience": 1}], ids=str)
 def test_what_is_kept_survives_a_kill(keys: dict[str, Any], tmp_path: Path) -> None:
     """Averages, best weights and the wait for better ones go on where they were, to the last bit."""
     given, _, _ = KINDS["regression"]
@@ -636,7 +636,7 @@ def test_what_is_kept_survives_a_kill(keys: dict[str, Any], tmp_path: Path) -> N
     for name in ("dense.safetensors", "model.safetensors"):
         assert (resumed / name).read_bytes() == (whole / name).read_bytes()
     (row,) = [row for row in verify_run(whole).stages if row.kind == "train"]
-    if "keep" in keys:
+    if "ends_with" in keys:
         assert row.kept_epoch is not None
         assert (
             f"learn ended with the weights of epoch {row.kept_epoch} of 5"

@@ -391,7 +391,7 @@ class TestWhichWeightsAreKept:
         plain.load_state_dict(kept.state_dict())
         optimizer = {"kind": "sgd", "lr": lr, "weight_decay": 0.95}
         states: list[Any] = []
-        after = train(kept, stage(4, keep="best", optimizer=optimizer))
+        after = train(kept, stage(4, ends_with="best", optimizer=optimizer))
         train(
             plain,
             stage(4, optimizer=optimizer),
@@ -415,9 +415,10 @@ class TestWhichWeightsAreKept:
     ("train_keys", "more", "message"),
     [
         (
-            {"keep": "best", "cuts": {}},
+            {"ends_with": "best", "cuts": {}},
             {},
-            "stages.0.keep: 'keep' does not go with 'cuts'; put it in a train stage after the last cut",
+            "stages.0.ends_with: 'ends_with' does not go with 'cuts'; put it in a train stage after the "
+            "last cut",
         ),
         (
             {"patience": 2},

@@ -61,7 +61,7 @@ class _Model:
     def name_of(self, path: str) -> str:
         return argument_name(self.call, path)
 
-    def refusal(self, sizes: Sizes) -> str | None:
+    def find_refusal(self, sizes: Sizes) -> str | None:
         """Why the model does not run at these sizes; None if it does."""
         inputs = draw_from_record((resize_record(self.record, sizes),))
         try:
@@ -83,25 +83,25 @@ def find_dynamic_axes(
     """
     call = add_argument_names(model, draw_from_record((record,)))[0]
     own = _Model(model, record, call)
-    groups = _read_groups(own, requested)
     found: list[DynamicAxis] = []
-    left: list[tuple[_Group, str]] = []
-    for group in groups:
+    refused: dict[_Group, str] = {}
+    for group in _read_groups(own, requested):
         axis, reason = _try_sizes(own, group, len(found))
         if axis is not None:
             found.append(axis)
+        elif group.named:
+            raise ModelError(_describe_refusal(own, group, reason))
         else:
-            left.append((group, reason))
-    alone = [group for group, _ in left if not group.named]
-    reasons = dict(left)
-    for group in (*(group for group, _ in left if group.named), *_merge_equal(alone)):
-        axis, reason = _try_sizes(own, group, len(found))
+            refused[group] = reason
+    for group in _merge_equal(list(refused)):
+        # A group of one axis was tried above.
+        axis, reason = (None, refused[group]) if group in refused else _try_sizes(own, group, len(found))
         if axis is None:
-            raise ModelError(_refused(own, group, reasons.get(group, reason)))
+            raise ModelError(_describe_refusal(own, group, reason))
         found.append(axis)
     made = tuple(sorted(found, key=lambda axis: axis.inputs))
     for index in range(2):
-        together = own.refusal(sizes_of(own.call, made, index))
+        together = own.find_refusal(sizes_of(own.call, made, index))
         if together is not None:
             stated = describe_sizes(made, index)
             raise ModelError(f"the model does not take {stated} together: {together}")
@@ -200,7 +200,7 @@ def _try_sizes(own: _Model, group: _Group, place: int) -> tuple[DynamicAxis | No
         lengths: dict[str, dict[int, int]] = {}
         for path, at in group.axes:
             lengths.setdefault(path, {})[at] = size
-        reason = own.refusal(lengths)
+        reason = own.find_refusal(lengths)
         if reason is not None and not first:
             first = f"{size}: {reason}"
         return reason is not None
@@ -236,7 +236,7 @@ def _size_pairs(planned: int, step: int, place: int) -> Iterator[tuple[int, int]
             yield sizes
 
 
-def _refused(own: _Model, group: _Group, reason: str) -> str:
+def _describe_refusal(own: _Model, group: _Group, reason: str) -> str:
     path, at = group.axes[0]
     others = [f"axis {at} of '{own.name_of(path)}'" for path, at in group.axes[1:]]
     together = f" (with {' and '.join(others)})" if others else ""

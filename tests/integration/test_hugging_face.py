@@ -398,6 +398,21 @@ def bert_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+def test_a_run_on_a_run_is_narrowed_from_the_first_dense_model(
+    bert_heads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = recipe("again", *CASES["bert"][:3], [half("*intermediate.dense", uniform=False)])
+    run = apply(body, bert_heads, timing=0.01)
+    made = sparsify.export(run, "huggingface", "out")
+    assert made.difference is not None and made.difference <= 1e-6
+    assert json.loads(Path("out/config.json").read_text())["cut"]["dense"] == {
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+    }
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(Path("modules").resolve()))
+    assert_equal_outputs(load_run(run), load_with_code("AutoModelForSequenceClassification", "out"))
+
+
 def test_what_the_modelling_file_cannot_hold_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     from sparsify_schemas.cuts import Gather
 

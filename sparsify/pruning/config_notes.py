@@ -8,6 +8,7 @@ from torch import nn
 
 from sparsify.errors import ModelError
 from sparsify.graph.surgery import operations, transformers_config
+from sparsify.pruning.planning.equal_layers import find_equal_layers
 from sparsify.pruning.planning.plan import Assignment, Plan
 from sparsify_schemas.group import removes_branches
 
@@ -28,7 +29,7 @@ def note_config_limits(plan: Plan, model: nn.Module) -> Iterator[str]:
         if removes_branches(rule.group):
             yield f"rules.{assignment.rule}: {kind} cannot say which blocks are left: {_FILE}"
             continue
-        pair = None if rule.keep.uniform else _find_alike(plan, assignment, model)
+        pair = _find_unequal_pair(plan, assignment, model)
         if pair is None:
             uniform.append(assignment)
             continue
@@ -41,16 +42,18 @@ def note_config_limits(plan: Plan, model: nn.Module) -> Iterator[str]:
         yield f"{reason}: {_FILE}"
 
 
-def _find_alike(plan: Plan, assignment: Assignment, model: Any) -> tuple[str, str] | None:
-    """Two groups of one rule whose width is one number of the configuration."""
+def _find_unequal_pair(plan: Plan, assignment: Assignment, model: Any) -> tuple[str, str] | None:
+    """Two groups of one rule whose width is one number of the configuration, and may come to differ."""
     if transformers_config.has_lists(model.config):
         return None
+    equal = find_equal_layers(plan, assignment)
     seen: dict[tuple[str, int], str] = {}
     for name in assignment.coupled:
         like = re.sub(r"\d+", "#", name), plan.map.by_name[name].width
-        if like in seen:
-            return seen[like], name
-        seen[like] = name
+        first = seen.setdefault(like, name)
+        together = name in equal and equal[name] == equal.get(first)
+        if first != name and not together:
+            return first, name
     return None
 
 

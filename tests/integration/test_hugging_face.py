@@ -267,6 +267,7 @@ NOTES: list[tuple[list[dict[str, Any]], list[str]]] = [
         [f"rules.0: BertConfig cannot say which blocks are left: {FILE}"],
     ),
     ([half("*intermediate.dense")], []),
+    ([{"layers": "*intermediate.dense", "group": "neuron", "sparsity": "50%"}], []),  # equal by default
 ]
 
 

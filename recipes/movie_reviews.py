@@ -1,0 +1,81 @@
+"""Movie reviews: sentences with their sentiment for MiniLM, and running text for SmolLM2.
+
+The recipes beside this file name its functions; run them from this folder. Under $SPARSIFY_DATA, by default
+~/.cache/sparsify, they read
+
+    movie_reviews.csv     columns text, label (1 is positive), source (rotten_tomatoes or imdb): the sentences of
+                          https://huggingface.co/datasets/cornell-movie-review-data/rotten_tomatoes and the reviews of
+                          https://huggingface.co/datasets/stanfordnlp/imdb
+    minilm/, smollm2/     tokenizers as transformers saves them, of sentence-transformers/all-MiniLM-L6-v2 and of
+                          HuggingFaceTB/SmolLM2-135M-Instruct
+"""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Part = dict[str, Any]
+"""columns by name: input_ids, and labels where there are some"""
+SENTENCES = (2400, 800)
+"""for training and for testing"""
+PASSAGES = (160, 48)
+LONGEST = 64
+"""tokens of a sentence"""
+TOKENS = 128
+"""in each passage of running text"""
+
+
+def sentences() -> tuple[Part, Part]:
+    """(train, test): tokens of a sentence in `input_ids`, 1 in `labels` where it is positive."""
+    tokenizer = _tokenizer("minilm")
+    rows = _rows("rotten_tomatoes")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+    chosen = [rows[place] for place in order[: sum(SENTENCES)]]
+    texts = [row["text"] for row in chosen]
+    found = tokenizer(texts, truncation=True, max_length=LONGEST)["input_ids"]
+    ids = [torch.tensor(one) for one in found]
+    labels = torch.tensor([int(row["label"]) for row in chosen])
+    count = len(chosen) * SENTENCES[0] // sum(SENTENCES)
+    train = {"input_ids": ids[:count], "labels": labels[:count]}
+    return train, {"input_ids": ids[count:], "labels": labels[count:]}
+
+
+def passages() -> tuple[Part, Part]:
+    """(train, test): passages of 128 tokens in `input_ids`. Each review is in one of the two."""
+    tokenizer = _tokenizer("smollm2")
+    rows = _rows("imdb")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+    reviews = [rows[place]["text"].replace("<br />", " ") for place in order]
+    half = len(reviews) // 2
+    parts = zip((reviews[:half], reviews[half:]), PASSAGES, strict=True)
+    train, test = (_cut_text(tokenizer, texts, count) for texts, count in parts)
+    return {"input_ids": train}, {"input_ids": test}
+
+
+def _cut_text(tokenizer: Any, texts: list[str], count: int) -> torch.Tensor:
+    """[count, 128], or as many as the texts hold: their tokens one after another."""
+    tokens: list[int] = []
+    for text in texts:
+        tokens += tokenizer(text)["input_ids"]
+        if len(tokens) >= count * TOKENS:
+            break
+    whole = min(count, len(tokens) // TOKENS)
+    return torch.tensor(tokens[: whole * TOKENS]).view(whole, TOKENS)
+
+
+def _rows(source: str) -> list[dict[str, str]]:
+    with (_root() / "movie_reviews.csv").open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["source"] == source]
+
+
+def _tokenizer(folder: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(_root() / folder)
+
+
+def _root() -> Path:
+    return Path(os.environ.get("SPARSIFY_DATA") or "~/.cache/sparsify").expanduser()

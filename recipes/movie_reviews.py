@@ -21,7 +21,7 @@ Part = dict[str, Any]
 """columns by name: input_ids, and labels where there are some"""
 SENTENCES = (2400, 800)
 """for training and for testing"""
-PASSAGES = (160, 48)
+PASSAGES = (120, 32)
 LONGEST = 64
 """tokens of a sentence"""
 TOKENS = 128

@@ -3,11 +3,11 @@
 The recipes beside this file name its functions; run them from this folder. Under $SPARSIFY_DATA, by default
 ~/.cache/sparsify, they read
 
-    movie_reviews.csv     columns text, label (1 is positive), source (rotten_tomatoes or imdb): the sentences of
-                          https://huggingface.co/datasets/cornell-movie-review-data/rotten_tomatoes and the reviews of
-                          https://huggingface.co/datasets/stanfordnlp/imdb
-    minilm/, smollm2/     tokenizers as transformers saves them, of sentence-transformers/all-MiniLM-L6-v2 and of
-                          HuggingFaceTB/SmolLM2-135M-Instruct
+    movie_reviews.csv     columns text, label (1 is positive), source (rotten_tomatoes or imdb)
+    minilm/, smollm2/     tokenizers as transformers saves them, of sentence-transformers' all-MiniLM-L6-v2
+                          and of HuggingFaceTB's SmolLM2-135M-Instruct
+
+Sources: Pang and Lee, 2005 (rotten_tomatoes, sentences); Maas et al., 2011 (imdb, reviews).
 """
 
 import csv
@@ -19,9 +19,9 @@ import torch
 
 Part = dict[str, Any]
 """columns by name: input_ids, and labels where there are some"""
-SENTENCES = (2400, 800)
+SENTENCES = (1600, 600)
 """for training and for testing"""
-PASSAGES = (120, 32)
+PASSAGES = (60, 24)
 LONGEST = 64
 """tokens of a sentence"""
 TOKENS = 128

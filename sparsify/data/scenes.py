@@ -51,9 +51,9 @@ def digit_boxes() -> tuple[tuple[Tensor, Boxes], tuple[Tensor, Boxes]]:
 
 
 def digit_masks() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """3,000 and 1,000 scenes of 64x64 pixels with one to four digits, and a class for each pixel: 0 is
+    """2,000 and 500 scenes of 64x64 pixels with one to four digits, and a class for each pixel: 0 is
     background, 1 + digit a digit."""
-    train, test = _draw(_mnist, (3000, 1000), 64, (1, 4), (14, 28))
+    train, test = _draw(_mnist, (2000, 500), 64, (1, 4), (14, 28))
     return (train.images, train.masks), (test.images, test.masks)
 
 

@@ -90,7 +90,7 @@ def test_the_unet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_several_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sklearn")
     report, _ = run_small(
-        "convnet-digits-multilabel",
+        "resnet8-digits-multilabel",
         tmp_path,
         capsys,
         "data.source=sparsify.data.scenes:few_digit_labels",

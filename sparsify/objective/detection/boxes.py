@@ -50,7 +50,7 @@ def read_maps(maps: Sequence[Tensor]) -> Predictions:
             f"this one returns a {type(maps).__name__}"
         )
     cells = torch.cat([one.flatten(2) for one in maps], dim=2).transpose(1, 2)
-    distances = cells[..., : 4 * BINS].unflatten(-1, (4, BINS))
+    distances = cells[..., : 4 * BINS].reshape(*cells.shape[:2], 4, BINS)
     places = [_place_cells(one, stride) for one, stride in zip(maps, STRIDES, strict=True)]
     centres = torch.cat([centre for centre, _ in places])
     strides = torch.cat([stride for _, stride in places])

@@ -1,11 +1,10 @@
-"""Movie reviews: sentences with their sentiment for MiniLM, and running text for SmolLM2.
+"""Movie reviews: sentences with their sentiment for MiniLM, and running text for a small Llama.
 
 The recipes beside this file name its functions; run them from this folder. Under $SPARSIFY_DATA, by default
 ~/.cache/sparsify, they read
 
     movie_reviews.csv     columns text, label (1 is positive), source (rotten_tomatoes or imdb)
-    minilm/, smollm2/     tokenizers as transformers saves them, of sentence-transformers' all-MiniLM-L6-v2
-                          and of HuggingFaceTB's SmolLM2-135M-Instruct
+    minilm/               the tokenizer of sentence-transformers' all-MiniLM-L6-v2, as transformers saves it
 
 Sources: Pang and Lee, 2005 (rotten_tomatoes, sentences); Maas et al., 2011 (imdb, reviews).
 """
@@ -19,12 +18,12 @@ import torch
 
 Part = dict[str, Any]
 """columns by name: input_ids, and labels where there are some"""
-SENTENCES = (1600, 600)
+SENTENCES = (1000, 500)
 """for training and for testing"""
-PASSAGES = (60, 24)
+PASSAGES = (1200, 200)
 LONGEST = 64
 """tokens of a sentence"""
-TOKENS = 128
+BYTES = 128
 """in each passage of running text"""
 
 
@@ -44,26 +43,21 @@ def sentences() -> tuple[Part, Part]:
 
 
 def passages() -> tuple[Part, Part]:
-    """(train, test): passages of 128 tokens in `input_ids`. Each review is in one of the two."""
-    tokenizer = _tokenizer("smollm2")
+    """(train, test): passages of 128 bytes in `input_ids`. Each review is in one of the two."""
     rows = _rows("imdb")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     reviews = [rows[place]["text"].replace("<br />", " ") for place in order]
     half = len(reviews) // 2
     parts = zip((reviews[:half], reviews[half:]), PASSAGES, strict=True)
-    train, test = (_cut_text(tokenizer, texts, count) for texts, count in parts)
+    train, test = (_cut_text(texts, count) for texts, count in parts)
     return {"input_ids": train}, {"input_ids": test}
 
 
-def _cut_text(tokenizer: Any, texts: list[str], count: int) -> torch.Tensor:
-    """[count, 128], or as many as the texts hold: their tokens one after another."""
-    tokens: list[int] = []
-    for text in texts:
-        tokens += tokenizer(text)["input_ids"]
-        if len(tokens) >= count * TOKENS:
-            break
-    whole = min(count, len(tokens) // TOKENS)
-    return torch.tensor(tokens[: whole * TOKENS]).view(whole, TOKENS)
+def _cut_text(texts: list[str], count: int) -> torch.Tensor:
+    """[count, 128], or as many as the texts hold: their bytes one after another."""
+    read = "\n".join(texts).encode()[: count * BYTES]
+    whole = len(read) // BYTES
+    return torch.tensor(list(read[: whole * BYTES])).view(whole, BYTES)
 
 
 def _rows(source: str) -> list[dict[str, str]]:

@@ -186,15 +186,14 @@ def test_minilm(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
 def test_the_language_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("transformers")
     monkeypatch.setenv("SPARSIFY_DATA", str(tmp_path))
     write_reviews(tmp_path)
-    count = write_tokenizer(tmp_path / "smollm2")
-    small = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1}
-    changes = {**small, "head_dim": 8, "intermediate_size": 48, "vocab_size": count}
-    settings = [f"model.args.config.{key}={value}" for key, value in changes.items()]
-    report, run = run_small("smollm2-movie-reviews", tmp_path, capsys, *settings, "data.validation=20%")
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
+    settings = [f"model.args.config.{key}={value}" for key, value in small.items()]
+    report, run = run_small("llama-movie-reviews", tmp_path, capsys, *settings, "data.validation=20%")
     assert_judged(report, "perplexity")
     assert report["metric"] == {"name": "perplexity", "better": "lower", "percent": False}
-    assert report["dense"]["test_metric"] == pytest.approx(count, rel=0.1)  # random weights know nothing
+    assert report["dense"]["test_metric"] < 200  # 256 where nothing is known
     model = sparsify.load_run(run)
-    assert model.get_submodule("model.layers.0.mlp.up_proj").weight.shape == (36, 24)  # type: ignore[union-attr]
+    assert model.get_submodule("model.layers.0.mlp.up_proj").weight.shape == (24, 32)

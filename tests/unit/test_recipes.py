@@ -33,7 +33,7 @@ SHAPES = {
     "sparsify.data.tables:diabetes": (10,),
 }
 """What one example of a recipe's data looks like."""
-OF_TRANSFORMERS = {"minilm-movie-reviews", "smollm2-movie-reviews"}
+OF_TRANSFORMERS = {"minilm-movie-reviews", "llama-movie-reviews"}
 """recipes of large networks: tests/integration/test_hugging_face.py compares such cuts with the reference"""
 DEAR = {"resnet56-cifar10-latency", "resnet56-cifar10-oneshot"}
 """recipes whose cut takes long: the one times layers, both have 110 of them"""

@@ -17,7 +17,8 @@ _NOTES = (
     "digits comes with scikit-learn. mnist and cifar10 are files; when they "
     "are missing, a run names the command "
     "that brings them.",
-    "package:function is a Python file that is copied along; its first lines name the data that it reads.",
+    "package:function is a Python file that is copied along (but for sparsify's own); "
+    "its first lines name the data that it reads.",
     "Copy one: sparsify init --from NAME",
 )
 

@@ -30,7 +30,12 @@ BASE: dict[str, Any] = {
 """what a part of a recipe is completed by"""
 TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
 RUN = [page for page in PAGES if any(block.mark in ("run", "prints") for block in blocks(page))]
-NEEDS = {"hugging-face-trainer.md": "transformers", "language-model.md": "transformers"}
+NEEDS = {
+    "detector.md": "pycocotools",
+    "hugging-face-trainer.md": "transformers",
+    "language-model.md": "transformers",
+    "transformer.md": "transformers",
+}
 WIDE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 

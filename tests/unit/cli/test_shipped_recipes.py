@@ -73,9 +73,10 @@ class TestList:
             ),
             "command that brings them.",
             (
-                "package:function is a Python file that is copied along; "
-                "its first lines name the data that it reads."
+                "package:function is a Python file that is copied along (but for sparsify's own); "
+                "its first lines"
             ),
+            "name the data that it reads.",
             "Copy one: sparsify init --from NAME",
         ]
         assert error == ""
@@ -173,7 +174,9 @@ def test_the_copy_of_a_recipe_means_the_same(name: str) -> None:
     assert exit_code(["init", "copy.yaml", "--from", name]) == 0
     assert load("copy.yaml").recipe == load(ROOT / "recipes" / f"{name}.yaml").recipe
     header = Path("copy.yaml").read_text(encoding="utf-8").split("\nversion:")[0]
-    assert re.search(r"^#   sparsify apply copy\.yaml (--from-scratch|\w+\.pt)", header, re.MULTILINE)
+    assert re.search(
+        r"^#   sparsify apply copy\.yaml (--from-scratch|[\w/-]+\.(pt|safetensors))", header, re.MULTILINE
+    )
     assert "recipes/" not in header and "../" not in header
     module = Path("ecg5000.py")
     assert module.exists() == ("ecg5000" in name)

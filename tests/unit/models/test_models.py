@@ -29,7 +29,18 @@ FACTS: list[tuple[Callable[[], nn.Module], tuple[int, ...], int]] = [
     (lambda: models.cifar_resnet56("B"), (3, 32, 32), 855_770),
     (models.cifar_vgg16, (3, 32, 32), 14_991_946),
     (models.alexnet, (3, 224, 224), 61_100_840),
+    (models.mlp, (784,), 79_510),
+    (models.unet, (3, 64, 64), 117_378),
+    (models.autoencoder, (1, 28, 28), 176_945),
 ]
+SHAPES = {
+    models.alexnet: (2, 1000),
+    models.unet: (2, 2, 64, 64),
+    models.autoencoder: (2, 1, 28, 28),
+}
+"""what comes out of two examples; ten logits each where nothing is said"""
+OTHER_ARGUMENTS = ("autoencoder", "cifar_resnet", "detector", "hugging_face", "mlp")
+"""builders whose last parameter has no length of the number of classes"""
 
 
 @pytest.mark.parametrize(("build", "shape", "parameters"), FACTS, ids=lambda v: getattr(v, "__name__", None))
@@ -41,7 +52,26 @@ def test_every_builder_has_the_parameters_its_docstring_states(
     if build.__doc__:
         assert f"{parameters:,} parameters" in build.__doc__
     with torch.no_grad():
-        assert model(torch.randn(2, *shape)).shape == (2, 1000 if build is models.alexnet else 10)
+        assert model(torch.randn(2, *shape)).shape == SHAPES.get(build, (2, 10))
+
+
+def test_a_detector_returns_a_map_for_each_stride() -> None:
+    model = models.detector(classes=7).eval()
+    assert sum(p.numel() for p in models.detector().parameters()) == 205_074
+    assert "205,074 parameters" in " ".join((models.detector.__doc__ or "").split())
+    with torch.no_grad():
+        maps = model(torch.randn(2, 3, 64, 96))
+    assert [one.shape for one in maps] == [(2, 39, 16, 24), (2, 39, 8, 12), (2, 39, 4, 6)]
+    chances = maps[0][:, 32:].sigmoid()
+    assert float(chances.max()) < 0.1  # before training, no cell claims a class
+
+
+def test_an_mlp_has_the_widths_that_are_asked() -> None:
+    model = models.mlp((10, 6, 3, 1))
+    assert model(torch.randn(4, 10)).shape == (4, 1)
+    assert [tuple(p.shape) for p in model.parameters() if p.dim() == 2] == [(6, 10), (3, 6), (1, 3)]
+    with pytest.raises(ValueError, match="an mlp needs the widths of its inputs and outputs at least"):
+        models.mlp((10,))
 
 
 def test_lenet5_in_either_order_of_memory_computes_the_same() -> None:
@@ -58,7 +88,7 @@ def test_multiply_accumulates_are_the_published_ones() -> None:
     assert count_macs(models.alexnet(), (torch.zeros(1, 3, 224, 224),))[0] == 714_188_480
 
 
-@pytest.mark.parametrize("name", [n for n in models.__all__ if n not in ("cifar_resnet", "hugging_face")])
+@pytest.mark.parametrize("name", [n for n in models.__all__ if n not in OTHER_ARGUMENTS])
 def test_classes_is_an_argument_of_every_builder(name: str) -> None:
     assert list(getattr(models, name)(classes=7).parameters())[-1].shape == (7,)
 

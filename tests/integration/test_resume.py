@@ -172,9 +172,9 @@ def test_death_at_any_write_never_looks_complete_and_can_be_resumed(whole: Path)
     output, _ = script(AT_EACH_WRITE, json.dumps(SHORT)).communicate()
     *deaths, unhurt = [json.loads(line) for line in output.splitlines()]
     assert unhurt[:2] == [0, ["complete"]]
-    # state, recipe, plan, checkpoint 1, dense, checkpoint 2, checkpoint 3, cuts, weights, page in Markdown,
+    # state, recipe, plan, checkpoint 1, dense, checkpoints 2, 3 and 4, cuts, weights, page in Markdown,
     # page in HTML, report
-    assert len(deaths) == 12
+    assert len(deaths) == 13
     assert deaths[0][:2] == [9, []]  # not even state.json: nothing was begun, an empty folder is left
     for death, before, left, resumed, after in deaths[1:]:
         assert (death, before, resumed, after) == (9, ["interrupted"], 0, ["complete"]), left

@@ -12,6 +12,7 @@ from sparsify.models import digits_cnn
 from sparsify.runs.save_load import load_dense
 from sparsify_schemas.data import Data
 
+CUT = {"kind": "cut", "repair": False}
 TRAIN = {"kind": "train", "epochs": 1, "optimizer": {"kind": "adam", "lr": 0.003}}
 RECIPE: dict[str, Any] = {
     "version": 1,
@@ -63,7 +64,7 @@ def test_a_stage_that_only_follows_the_dense_model_comes_nearer_to_it(tmp_path, 
         {**TRAIN, "epochs": 1, "name": "tune", "distill": distill} for distill in (None, {"weight": 1.0})
     ]
     apart = []
-    for stages in ([{"kind": "cut"}], *([{"kind": "cut"}, tune] for tune in tunes)):
+    for stages in ([CUT], *([CUT, tune] for tune in tunes)):
         run = sparsify.apply({**RECIPE, "stages": stages}, "dense.pt", timing=0.05)
         with torch.no_grad():
             own, wanted = (model(x).log_softmax(1) for model in (sparsify.load_run(run), dense))

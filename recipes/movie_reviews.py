@@ -18,9 +18,9 @@ import torch
 
 Part = dict[str, Any]
 """columns by name: input_ids, and labels where there are some"""
-SENTENCES = (1000, 500)
+SENTENCES = (800, 400)
 """for training and for testing"""
-PASSAGES = (1200, 200)
+PASSAGES = (1000, 200)
 LONGEST = 64
 """tokens of a sentence"""
 BYTES = 128

@@ -224,10 +224,10 @@ def test_a_baseline_that_cannot_be_made_is_named_and_the_others_stand(
     }
     from sparsify.runs import baselines
 
-    real = baselines.baseline_recipe
+    real = baselines.make_baseline_recipe
     monkeypatch.setattr(
         baselines,
-        "baseline_recipe",
+        "make_baseline_recipe",
         lambda plan, kind, cost: real(plan, kind, Cost("params", 10.0) if kind == "random" else cost),
     )
     report = verify_run(apply({**deep, "data": RECIPE["data"]}, weights(), timing=0.05))

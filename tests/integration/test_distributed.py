@@ -93,7 +93,7 @@ import os, sys
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 import sparsify
-from sparsify.training.fsdp import gathered
+from sparsify.training.fsdp import gather_state
 
 plans, out, *ways = sys.argv[1:]
 torch.set_num_threads(1)
@@ -123,7 +123,7 @@ def trained(how, plan, number):
             nn.functional.cross_entropy(outer(x[mine]), y[mine]).backward()
             optimizer.step()
             if step == 2:
-                hooks.load_state_dict(gathered(hooks.state_dict()) if number % 2 else hooks.state_dict())
+                hooks.load_state_dict(gather_state(hooks.state_dict()) if number % 2 else hooks.state_dict())
         hooks.flush()
         told = [hooks.sparsity(), *hooks.remaining().values(), *(hooks.goal() or ())]
         told += [hooks.strength or 0.0, hooks.reactivated() or 0.0]

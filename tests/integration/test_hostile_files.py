@@ -425,11 +425,11 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another recipe": (lambda run: saved(run, put("recipe", "x")), "belongs to another run; start a new one"),
     "a stage that is none": (
         lambda run: saved(run, put("stage", -1)),
-        "is damaged (its stage is -1 of 3)",
+        "is damaged (its stage is -1 of 4)",
     ),
     "a stage beyond the last": (
         lambda run: saved(run, put("stage", 99)),
-        "is damaged (its stage is 99 of 3)",
+        "is damaged (its stage is 99 of 4)",
     ),
     "weights of another model": (
         lambda run: saved(run, put("weights", torch.nn.Linear(2, 2).state_dict())),

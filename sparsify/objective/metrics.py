@@ -63,6 +63,15 @@ Build = Callable[[Tensor, Tensor], Any]
 """(predictions, targets) of the first batch -> the metric, since numbers of classes are seen there"""
 
 
+def _keep_in_process(metric: Any) -> Any:
+    """A metric of torchmetrics that does not add up over processes: each has seen every example, and some are
+    computed by the main process alone."""
+    if hasattr(metric, "sync_on_compute"):
+        metric.sync_on_compute = False
+        metric._to_sync = False  # what was copied from it when the metric was made
+    return metric
+
+
 class TorchMeter:
     """A metric of torchmetrics, made when the first batch shows how many classes there are."""
 
@@ -74,7 +83,7 @@ class TorchMeter:
         """Take in a batch."""
         predictions, wanted = self._prepare(outputs, targets)
         if self._metric is None:
-            self._metric = self._build(predictions, wanted).to(predictions.device)
+            self._metric = _keep_in_process(self._build(predictions, wanted)).to(predictions.device)
         self._metric.update(predictions, wanted)
 
     def compute(self) -> Any:
@@ -142,7 +151,8 @@ def _make_own(found: Any, use: str, args: Mapping[str, Any]) -> Meter:
         raise DataError(f"task.metrics '{use}' failed: {type(error).__name__}: {error}") from error
     if not (hasattr(meter, "update") and hasattr(meter, "compute")):
         raise DataError(f"task.metrics '{use}' has no methods update(outputs, targets) and compute()")
-    return meter
+    own: Meter = _keep_in_process(meter)
+    return own
 
 
 def _make_built_in(use: str, kind: Kind, args: Mapping[str, Any]) -> Meter:

@@ -3,8 +3,11 @@
 The figures of a report are compared with the metric written out from its definition.
 """
 
+import json
 import math
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -668,3 +671,32 @@ def test_a_found_strength_shows_how_near_its_goal_is() -> None:
     assert shown[0].keys() == {"sparsity", "goal_due", "goal_reached"}
     assert [row["goal_due"] for row in shown] == sorted(row["goal_due"] for row in shown)
     assert shown[-1]["goal_reached"] > 0.9 > shown[0]["goal_reached"]
+
+
+def test_two_processes_equal_one_with_masks_and_metrics(tmp_path: Path) -> None:
+    """Tokens count alike on one process and on two, and a metric of torchmetrics stays in its process."""
+    given, _, _ = KINDS["masked"]
+    lasso = {"kind": "group_lasso", "strength": 0.01}
+    stages = [{**stage, "batch": 36} for stage in given["stages"] if stage["kind"] == "train"]
+    asked = {**given, "rules": [{**given["rules"][0], "penalty": lasso}]}
+    asked["stages"] = [stages[0], {"kind": "cut", "repair": False}, stages[1]]
+    Path("two.json").write_text(json.dumps(asked))
+    found = []
+    for processes in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        command += ["-m", "sparsify_cli", "apply", "two.json", "--from-scratch", "--quiet"]
+        command += ["--out", f"runs-{processes}"]
+        here = os.pathsep.join((".", *sys.path))
+        surroundings = {
+            **os.environ,
+            "PYTHONPATH": here,
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": "1",
+        }
+        done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        (folder,) = Path(f"runs-{processes}").iterdir()
+        found.append(verify_run(folder))
+    one, two = found
+    assert [row.loss for row in two.history] == pytest.approx([row.loss for row in one.history], rel=1e-5)
+    assert two.cut.test_metric == pytest.approx(one.cut.test_metric, rel=1e-4)

@@ -37,10 +37,10 @@ docs-serve: .venv/ready
 	$(BIN)/mkdocs serve
 
 unit: .venv/ready
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2
 
 nightly: .venv/ready
-	NIGHTLY=1 $(BIN)/pytest -n 2 --dist worksteal
+	NIGHTLY=1 $(BIN)/pytest -n 2
 
 package: .venv/ready
 	rm -rf dist

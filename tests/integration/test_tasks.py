@@ -700,3 +700,18 @@ def test_two_processes_equal_one_with_masks_and_metrics(tmp_path: Path) -> None:
     one, two = found
     assert [row.loss for row in two.history] == pytest.approx([row.loss for row in one.history], rel=1e-5)
     assert two.cut.test_metric == pytest.approx(one.cut.test_metric, rel=1e-4)
+
+
+def test_reconstruction_looks_at_inputs_by_name() -> None:
+    """A neuron that no later layer reads goes first."""
+    torch.manual_seed(0)
+    model = task_parts.TextModel().eval()
+    with torch.no_grad():
+        model.down.weight[:, :16] = 0
+    ids = torch.randint(1, task_parts.WORDS, (40, 7))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    rule = {"layers": "up", "group": "neuron", "sparsity": "50%", "criterion": {"kind": "reconstruction"}}
+    given = {"version": 1, "title": "t", "task": "language_model", "rules": [rule]}
+    result = sparsify.cut(sparsify.make_plan(given, model, inputs), model, batches=[(inputs, ids)])
+    (width,) = result.cuts.widths
+    assert width.keep == ((16, 32),)

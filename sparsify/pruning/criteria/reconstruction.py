@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from sparsify.errors import ModelError
 from sparsify.forward.call_model import every_tensor
 from sparsify.graph.model_map import Coupled, ModelMap
+from sparsify.objective.objective import move
+from sparsify.objective.predictions import call_on_batch
 from sparsify.pruning.layer_matrix import (
     groups_of,
     input_rows,
@@ -165,7 +167,7 @@ def _gather_moments(
     try:
         for x in inputs:
             outputs.clear()
-            loss = _random_projection(model(x.to(device)), generator)
+            loss = _random_projection(call_on_batch(model, move(x, device)), generator)
             seen = [name for name in layers if name in outputs]
             gradients = torch.autograd.grad(loss, [outputs[name] for name in seen], allow_unused=True)
             for name, gradient in zip(seen, gradients, strict=True):

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator, field_validator
 
 from sparsify_schemas.base import Positive, Spec, Text
+from sparsify_schemas.task import Facts
 from sparsify_schemas.units import Amount, Points, Quantity, Share, Size, Time, first_of
 
 
@@ -33,7 +34,8 @@ TimeLimit = Annotated[
 ]
 
 
-def _parse_drop(value: Any) -> Points | Share | float:
+def parse_drop(value: Any) -> Points | Share | float:
+    """Read `0.5pp`, `5%` or a number; raises ValueError."""
     if isinstance(value, str) and value.endswith("%"):
         return Share.parse(value)
     if isinstance(value, Share):
@@ -45,9 +47,23 @@ def _parse_drop(value: Any) -> Points | Share | float:
 
 Drop = Annotated[
     Points | Share | float,
-    PlainValidator(_parse_drop, json_schema_input_type=Points | Share | float),
+    PlainValidator(parse_drop, json_schema_input_type=Points | Share | float),
     PlainSerializer(lambda value: value if isinstance(value, float) else str(value)),
 ]
+
+
+def fit_drop(drop: Points | Share | float, judged_by: Facts) -> Points | Share | float:
+    """A drop in the metric's own unit: percentage points of a share, which `1%` says as well; of any other
+    metric a number, or a share of the dense model's figure. Raises ValueError."""
+    if not judged_by.percent and isinstance(drop, Points):
+        raise ValueError(
+            f"'{drop}' is of a share, and '{judged_by.name}', which decides, is none; write a number in its "
+            f"own "
+            "unit, or a share of the dense model's figure such as 5%"
+        )
+    if judged_by.percent and isinstance(drop, float):
+        raise ValueError(f"expected percentage points such as 0.5pp, not the bare number {drop:g}")
+    return Points(drop.value, "pp") if judged_by.percent and isinstance(drop, Share) else drop
 
 
 def allowed_drop(drop: Points | Share | float, dense: float) -> float:
@@ -88,7 +104,7 @@ class AccuracyDrop(Spec):
 
 
 def _from_points(value: Any) -> Any:
-    return value if isinstance(value, dict | AccuracyDrop) else AccuracyDrop(at_most=_parse_drop(value))
+    return value if isinstance(value, dict | AccuracyDrop) else AccuracyDrop(at_most=parse_drop(value))
 
 
 DropLimit = Annotated[

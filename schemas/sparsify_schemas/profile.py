@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal, assert_never
 from pydantic import Field, model_validator
 
 from sparsify_schemas.base import Positive, Spec, Text, Whole
+from sparsify_schemas.budget import parse_drop
 from sparsify_schemas.task import Facts
 from sparsify_schemas.units import Points, Share
 
 By = Literal["ablation", "taylor", "gsm"]
-Tolerance = Points | Share
+Tolerance = Points | Share | float
 Part = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -75,8 +76,8 @@ class Profile(Spec):
     curves: tuple[Curve, ...] = ()
     """in the order of the model's layers"""
     tolerance: str | None = None
-    """what the limits allow: `1pp` of validated accuracy; by taylor `1%` of the loss; by gsm the share of all
-    units that goes"""
+    """what the limits allow: `1pp` of the deciding metric, or `5%` where that is no share; by taylor `1%` of
+    the loss; by gsm the share of all units that goes"""
     limits: dict[Text, Share] = {}
     """coupled group -> largest share of its units that is within the tolerance"""
 
@@ -87,11 +88,12 @@ class Profile(Spec):
 
 
 def read_tolerance(by: By, text: str) -> Tolerance:
-    """What limits allow: by ablation points of accuracy, `1pp` or `1%`; by taylor a share of the loss, by gsm
-    one of all units. Raises ValueError."""
+    """What limits allow: by ablation a drop of the deciding metric, `1pp`, or `5%` of the whole model's
+    figure where that is no share; by taylor a share of the loss, by gsm one of all units. Raises
+    ValueError."""
     match by:
         case "ablation":
-            return Points.parse(text)
+            return parse_drop(text)
         case "taylor":
             return _read_share("by taylor a tolerance is a share of the loss", text)
         case "gsm":

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sparsify_schemas.base import AtKey, Seed, Spec, Text
-from sparsify_schemas.budget import Budget
+from sparsify_schemas.budget import Budget, fit_drop
 from sparsify_schemas.data import Data
 from sparsify_schemas.group import in_one_tensor, removes_branches
 from sparsify_schemas.model import Call, Inputs, Model
@@ -18,7 +18,6 @@ from sparsify_schemas.schedule import Auto
 from sparsify_schemas.stage import Cut, Repair, Stage, Train, goal
 from sparsify_schemas.target import Named
 from sparsify_schemas.task import NamedTask, Task, deciding_metric
-from sparsify_schemas.units import Points, Share
 
 
 def _has_auto_strength(rule: Rule) -> bool:
@@ -158,27 +157,16 @@ class Recipe(Spec):
     @field_validator("budget")
     @classmethod
     def _drop_is_of_the_metric(cls, budget: Budget, info: ValidationInfo) -> Budget:
-        """A drop is in the deciding metric's own unit: percentage points of a share, which `1%` says as
-        well."""
+        """A drop is in the deciding metric's own unit."""
         limit, task = budget.accuracy_drop, info.data.get("task")
         if limit is None or not isinstance(task, Task):
             return budget
-        judged_by, drop = deciding_metric(task), limit.at_most
-        if judged_by.percent and isinstance(drop, Share):
-            points = limit.model_copy(update={"at_most": Points(drop.value, "pp")})
-            return budget.model_copy(update={"accuracy_drop": points})
-        if judged_by.percent and isinstance(drop, float):
-            raise AtKey(
-                "accuracy_drop", f"expected percentage points such as 0.5pp, not the bare number {drop:g}"
-            )
-        if not judged_by.percent and isinstance(drop, Points):
-            raise AtKey(
-                "accuracy_drop",
-                f"'{drop}' is of a share, and '{judged_by.name}', which decides, is none; write a number in "
-                f"its own "
-                "unit, or a share of the dense model's figure such as 5%",
-            )
-        return budget
+        try:
+            drop = fit_drop(limit.at_most, deciding_metric(task))
+        except ValueError as error:
+            raise AtKey("accuracy_drop", str(error)) from None
+        limit = limit.model_copy(update={"at_most": drop})
+        return budget.model_copy(update={"accuracy_drop": limit})
 
     @field_validator("trackers")
     @classmethod

@@ -14,13 +14,12 @@ from sparsify.data.examples import Datasets, Examples
 def hash_datasets(datasets: Datasets) -> dict[str, str]:
     """Part of the data -> SHA-256 of it, of examples that are read later by their number and the first
     two."""
-    training, test = (datasets.train, datasets.validation), (datasets.test,)
-    return {
-        "training inputs": _hash_columns([_take_known(part).inputs for part in training], training),
-        "training targets": _hash_columns([_take_known(part).targets for part in training], training),
-        "test inputs": _hash_columns([_take_known(part).inputs for part in test], test),
-        "test targets": _hash_columns([_take_known(part).targets for part in test], test),
-    }
+    found = {}
+    for which, parts in (("training", (datasets.train, datasets.validation)), ("test", (datasets.test,))):
+        known = [_take_known(part) for part in parts]
+        found[f"{which} inputs"] = _hash_columns([part.inputs for part in known], parts)
+        found[f"{which} targets"] = _hash_columns([part.targets for part in known], parts)
+    return found
 
 
 def _take_known(examples: Examples) -> Examples:

@@ -1,10 +1,13 @@
 """Distillation: a loss that follows a teacher besides the targets."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from sparsify.data.columns import IGNORED
+from sparsify.errors import TrainingError
 from sparsify.objective.losses import Losses, classification_losses, match_numbers, match_pixels
 from sparsify_schemas.task import Task
 
@@ -48,15 +51,20 @@ def mix_losses(own: Losses, divergence: Tensor, weight: float) -> Losses:
     return Losses((1 - weight) * own.sums + weight * divergence * own.weights, own.weights)
 
 
-def teacher_divergence(
-    task: Task, outputs: Tensor, targets: Tensor, teacher: Tensor, temperature: float
-) -> Tensor:
-    """How far the outputs are from the teacher's: [N], the mean over what counts in each example.
+def teacher_divergence(task: Task, outputs: Any, targets: Any, teacher: Any, temperature: float) -> Tensor:
+    """How far the outputs are from the teacher's: [N], the mean over what counts in each example. Raises
+    TrainingError where the prediction is no tensor.
 
     classes, pixels, tokens     T^2 * KL(softmax(teacher / T) || softmax(outputs / T))
     labels                      the same of the two values of each label, mean over the labels
     numbers                     (outputs - teacher)^2, mean over the numbers
     """
+    if not (isinstance(outputs, Tensor) and isinstance(teacher, Tensor)):
+        raise TrainingError(
+            f"distillation compares tensors, and the model returns a {type(outputs).__name__}; say in "
+            f"task.outputs "
+            "which part is the prediction, or leave 'distill' out"
+        )
     match task.kind:
         case "classification":
             return _class_divergence(outputs, teacher, temperature)

@@ -160,6 +160,12 @@ def predict(objective: Objective, model: nn.Module, inputs: Any, targets: Any = 
     return found
 
 
+def find_judged(objective: Objective, outputs: Any, where: str = "") -> Any:
+    """What metrics and a teacher look at in what `predict` returned: of a model that returns its own loss,
+    the prediction beside it."""
+    return find_prediction(outputs, objective.task, where) if objective.task.loss == "model" else outputs
+
+
 def _check_logits(logits: Any, classes: int, where: str) -> None:
     if logits.dim() != 2:
         raise TrainingError(
@@ -250,9 +256,7 @@ def _take_in(
     """Hand a batch to every meter; (sum of the losses, how much counts)."""
     outputs = predict(objective, model, inputs, targets)
     found: Losses = objective.measure_losses(outputs, targets)
-    judged = outputs
-    if objective.task.loss == "model":
-        judged = find_prediction(outputs, objective.task.model_copy(update={"loss": None}))
+    judged = find_judged(objective, outputs)
     for metric, meter in zip(objective.metrics, meters, strict=True):
         update_meter(metric, meter, judged, targets)
     return torch.stack([found.sums.sum(dtype=torch.float64), found.weights.sum(dtype=torch.float64)])

@@ -54,7 +54,7 @@ def find_prediction(returned: Any, task: Task, where: str = "") -> Any:
     """
     if task.outputs is not None:
         return _part(returned, task.outputs, where)
-    if isinstance(returned, Tensor) or task.loss is not None:
+    if isinstance(returned, Tensor) or task.loss not in (None, "model"):
         return returned
     logits = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", None)
     if isinstance(logits, Tensor):

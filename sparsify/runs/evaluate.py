@@ -121,8 +121,7 @@ def _measure_side(
     side = measure.measure_side(model, models.inputs, models.folder / weights)
     side = side.model_copy(update={"epochs": epochs})
     validation, test = _judge(models, model)
-    own = (models.own.metrics or {}).get("cut" if model is models.cut else "dense", {})
-    own = own if model in (models.cut, models.dense) else {}
+    own = _find_given(models, model)
     side = side.model_copy(
         update={
             "validation_metric": _find_deciding("validation", validation, models, own),
@@ -142,6 +141,14 @@ def _measure_side(
             }
         )
     return side
+
+
+def _find_given(models: ReloadedModels, model: nn.Module) -> Mapping[str, float]:
+    """The figures of a model that were handed over; none of a baseline."""
+    given = models.own.metrics or {}
+    if model is models.cut:
+        return given.get("cut", {})
+    return given.get("dense", {}) if model is models.dense else {}
 
 
 def _judge(models: ReloadedModels, model: nn.Module) -> tuple[Evaluation, Evaluation]:

@@ -1,4 +1,4 @@
-"""How much each layer can lose: validation loss and accuracy by the fraction of its units removed.
+"""How much each layer can lose: validation loss and deciding metric by the fraction of its units removed.
 
 ablation: remove units from one layer at a time, lowest scores of the rule's criterion first, and validate.
 taylor: predict the rise of the loss, without removing anything, as the sum over the removed units of
@@ -9,8 +9,7 @@ gsm: rank the units of all layers together by that number, as global sparse mome
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -23,12 +22,9 @@ from sparsify.data import Datasets, Examples, batches, load_data
 from sparsify.data.columns import batch_size
 from sparsify.data.targets import split_batch
 from sparsify.errors import DataError, RunError, first_line
-from sparsify.events import Listener, Measuring, silence
+from sparsify.events import Listener, silence
 from sparsify.files import read_bytes
-from sparsify.forward.copies import copy_model
-from sparsify.graph.group_layouts import coupled_layout
 from sparsify.graph.model_shapes import check_shapes
-from sparsify.graph.surgery import operations
 from sparsify.objective.objective import (
     Evaluation,
     Objective,
@@ -38,32 +34,27 @@ from sparsify.objective.objective import (
     make_objective,
 )
 from sparsify.pruning import scoring
-from sparsify.pruning.criteria.scores import group_scores
-from sparsify.pruning.criteria.statistics import gather_statistics
 from sparsify.pruning.fitting_inputs import find_inputs
 from sparsify.pruning.make_plan import plan_recipe
-from sparsify.pruning.planning.candidates import list_candidates
 from sparsify.pruning.planning.compile import compile_plan
 from sparsify.pruning.planning.plan import Plan
 from sparsify.recipe import Loaded
 from sparsify.runs import run_folder
+from sparsify.runs.profile_points import Setting, empty_curves, measure_points
 from sparsify.runs.setup import RunRequest, Source, make_request, read_dense_model
 from sparsify.training.seeds import derive_seed
-from sparsify_schemas.budget import Budget
-from sparsify_schemas.criterion import Taylor
+from sparsify_schemas.budget import Budget, allowed_drop, fit_drop
 from sparsify_schemas.group import in_one_tensor
 from sparsify_schemas.profile import By, Curve, Point, Profile, Tolerance, read_tolerance
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.rule import Rule
+from sparsify_schemas.task import Facts, deciding_metric
 from sparsify_schemas.units import Share
 
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Fractions of a layer's units to remove."""
 EXAMPLES = 1000
 """Validation examples that a layer is judged on, where there are as many."""
 _BATCH = 100
 """Examples in a batch of the loss's gradients."""
-Batches = Sequence[tuple[Any, Any]]
 
 
 def profile_layers(
@@ -101,6 +92,7 @@ def profile_layers(
             "the recipe has no 'data', and layers are judged on validation examples; "
             "write 'data: {source: ...}'"
         )
+    _fit_tolerance(by, tolerance, deciding_metric(loaded.task))  # before anything is measured
     datasets = load_data(loaded.data, loaded.seed, loaded.task)
     if not len(datasets.validation):
         raise DataError("there is no validation data to judge layers on; set data.validation above 0%")
@@ -119,7 +111,7 @@ def profile_layers(
             loss=found.loss,
             metric=found.deciding,
             judged_by=objective.deciding,
-            curves=tuple(_empty_curves(plan)),
+            curves=tuple(empty_curves(plan)),
         )
         profile = _resume_profile(out, empty)
         training = batches(datasets.train, 64, seed=derive_seed(loaded.seed, 0, 0))
@@ -128,8 +120,8 @@ def profile_layers(
         def judge(thinner: nn.Module) -> Evaluation:
             return evaluate(thinner, validation, objective)
 
-        setting = _Setting(plan, model, objective, judge, list(batches(validation, _BATCH)), taken)
-        for longer in _measure_points(profile, setting, listener):
+        setting = Setting(plan, model, objective, judge, list(batches(validation, _BATCH)), taken)
+        for longer in measure_points(profile, setting, listener):
             profile = longer
             write_profile(profile, out)
     profile = set_limits(profile, tolerance)
@@ -192,10 +184,10 @@ def sensitivity(
         loss=found.loss,
         metric=found.deciding,
         judged_by=objective.deciding,
-        curves=tuple(_empty_curves(plain)),
+        curves=tuple(empty_curves(plain)),
     )
-    setting = _Setting(plain, model, objective, judge, given, given)
-    for longer in _measure_points(profile, setting, listener):
+    setting = Setting(plain, model, objective, judge, given, given)
+    for longer in measure_points(profile, setting, listener):
         profile = longer
     limit = read_tolerance(by, tolerance) if isinstance(tolerance, str) else tolerance
     return set_limits(profile, limit)
@@ -220,38 +212,59 @@ def write_profile(profile: Profile, path: Path) -> None:
 def set_limits(profile: Profile, tolerance: Tolerance | None) -> Profile:
     """Set the limits that follow from a tolerance; keep the profile as it is without one.
 
-    Residual branches get no limit, as a branch is removed as a whole or not at all.
+    Residual branches get no limit, as a branch is removed as a whole or not at all. Raises DataError where
+    the tolerance is in another unit than the deciding metric.
     """
+    tolerance = _fit_tolerance(profile.by, tolerance, profile.judged_by)
     if tolerance is None:
         return profile
+    allowed = _find_allowed(profile, tolerance)
     limits = {}
     for curve in profile.curves:
         if curve.width > 1:
-            fraction = _largest_within(profile, curve, tolerance.fraction)
+            fraction = _largest_within(profile, curve, allowed)
             limits[curve.group] = Share(round(100 * fraction, 4), "%")
     return profile.model_copy(update={"tolerance": str(tolerance), "limits": limits})
 
 
-def _largest_within(profile: Profile, curve: Curve, tolerance: float) -> float:
-    """The largest fraction of a layer's units for which it and all smaller ones are within the tolerance."""
+def _fit_tolerance(by: By, tolerance: Tolerance | None, judged_by: Facts) -> Tolerance | None:
+    """A tolerance in the deciding metric's own unit. Raises DataError."""
+    if tolerance is None or by != "ablation":
+        return tolerance
+    try:
+        return fit_drop(tolerance, judged_by)
+    except ValueError as error:
+        raise DataError(f"the tolerance of the limits: {error}") from None
+
+
+def _find_allowed(profile: Profile, tolerance: Tolerance) -> float:
+    """How much worse the metric may be in its own unit; by taylor and gsm a fraction."""
+    if profile.by == "ablation" or isinstance(tolerance, float):
+        return allowed_drop(tolerance, profile.metric)
+    return tolerance.fraction
+
+
+def _largest_within(profile: Profile, curve: Curve, allowed: float) -> float:
+    """The largest fraction of a layer's units for which it and all smaller ones are within what is
+    allowed."""
     removed = 0
     for point in curve.points:
-        if not _is_within(profile, point, tolerance):
+        if not _is_within(profile, point, allowed):
             break
         removed = max(removed, point.removed)
     return removed / curve.width
 
 
-def _is_within(profile: Profile, point: Point, tolerance: float) -> bool:
+def _is_within(profile: Profile, point: Point, allowed: float) -> bool:
     match profile.by:
         case "ablation":
             if point.metric is None:
                 return False
-            return profile.judged_by.worse_by(profile.metric, point.metric) <= tolerance + 1e-9
+            return profile.judged_by.worse_by(profile.metric, point.metric) <= allowed + 1e-9
         case "taylor":
-            return point.loss is not None and point.loss - profile.loss <= tolerance * profile.loss
+            return point.loss is not None and point.loss - profile.loss <= allowed * profile.loss
         case "gsm":
-            return point.share <= tolerance + 1e-9
+            return point.share <= allowed + 1e-9
         case _:
             assert_never(profile.by)
 
@@ -288,22 +301,13 @@ def _compute_digest(request: RunRequest, by: By, examples: int) -> str:
     """Digest of all that a profile depends on. It does not depend on budget, penalties, stages and limits."""
     body = run_folder.recipe_json(request.loaded.recipe)
     recipe = {key: body.get(key) for key in ("model", "data", "inputs", "seed")}
+    if "task" in body:  # left out of digests of before there were tasks
+        recipe["task"] = body["task"]
     rules = []
     for rule in body["rules"]:
         rules.append({key: rule.get(key) for key in ("layers", "group", "criterion", "protect", "override")})
     text = json.dumps([recipe, rules, request.state.model_digest, by, examples], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _empty_curves(plan: Plan) -> Iterator[Curve]:
-    matrices = {layer.name for layer in plan.map.layers if len(layer.weight) > 1}
-    for assignment in plan.assignments:
-        for name in assignment.coupled:
-            group = plan.map.by_name[name]
-            tensors = [part.tensor for part in group.slices if part.role == "out"]
-            layers = dict.fromkeys(tensor.rpartition(".")[0] for tensor in tensors)
-            named = tuple(layer for layer in layers if layer in matrices)
-            yield Curve(group=name, layers=named or (name,), width=group.width)
 
 
 def _resume_profile(out: Path, empty: Profile) -> Profile:
@@ -320,105 +324,3 @@ def _resume_profile(out: Path, empty: Profile) -> Profile:
             "name another file with --out, or delete it"
         )
     return found.model_copy(update={"network": empty.network})
-
-
-@dataclass(frozen=True)
-class _Setting:
-    """What layers are measured with."""
-
-    plan: Plan
-    model: nn.Module
-    objective: Objective
-    judge: Callable[[nn.Module], Evaluation]
-    """loss and metrics of a thinner model on the validation examples"""
-    validation: Batches
-    training: Batches
-    """for criteria that look at data"""
-
-
-def _measure_points(profile: Profile, setting: _Setting, listener: Listener) -> Iterator[Profile]:
-    """Yield the profile after each point that is added."""
-    match profile.by:
-        case "ablation":
-            yield from _ablate_units(profile, setting, listener)
-        case "taylor" | "gsm":
-            if not all(curve.points for curve in profile.curves):
-                scores = _score_units(setting)
-                fill = _predict_losses if profile.by == "taylor" else _rank_globally
-                yield profile.model_copy(update={"curves": tuple(fill(profile, scores))})
-        case _:
-            assert_never(profile.by)
-
-
-def _ablate_units(profile: Profile, setting: _Setting, listener: Listener) -> Iterator[Profile]:
-    plan, model = setting.plan, setting.model
-    scored = scoring.score_units(plan, model, setting.training, setting.objective)
-    order = {found.name: found.order for found in list_candidates(plan, *scored)}
-    counts = [_removal_counts(curve, plan) for curve in profile.curves]
-    total, done = sum(map(len, counts)), 0
-    for index, curve in enumerate(profile.curves):
-        for share, count in counts[index]:
-            done += 1
-            if any(point.share == share for point in profile.curves[index].points):
-                continue
-            listener(Measuring(f"removing units of {curve.group}", done - 1, total))
-            kept = sorted(order[curve.group][count:])
-            thinner = operations.cut(model, plan.map, {curve.group: kept}, "profile")[0]
-            found = setting.judge(thinner)
-            point = Point(share=share, removed=count, loss=found.loss, metric=found.deciding)
-            profile = _add_point(profile, index, point)
-            yield profile
-    listener(Measuring("removing units", total, total))
-
-
-def _removal_counts(curve: Curve, plan: Plan) -> list[tuple[float, int]]:
-    """(fraction, units to remove). A layer keeps one unit; a residual branch is removed as a whole."""
-    if curve.group in {branch.name for branch in plan.map.branches}:
-        return [(1.0, 1)]
-    found = [(share, min(curve.width - 1, round(share * curve.width))) for share in SHARES]
-    return [(share, count) for share, count in found if count]
-
-
-def _add_point(profile: Profile, index: int, point: Point) -> Profile:
-    curve = profile.curves[index]
-    points = sorted((*curve.points, point), key=lambda p: p.share)
-    longer = curve.model_copy(update={"points": tuple(points)})
-    curves = (*profile.curves[:index], longer, *profile.curves[index + 1 :])
-    return profile.model_copy(update={"curves": curves})
-
-
-def _score_units(setting: _Setting) -> dict[str, list[float]]:
-    """Coupled group -> the first-order change of the validation loss when each of its units is removed."""
-    plan, copy = setting.plan, copy_model(setting.model)
-    parameters = dict(copy.named_parameters())
-    names = [name for assignment in plan.assignments for name in assignment.coupled]
-    layout = coupled_layout(plan.map, names, parameters)
-    taylor = Taylor(kind="taylor", batches=len(setting.validation))
-    seen = gather_statistics(copy, taylor, setting.validation, setting.objective)
-    scores = group_scores(taylor, layout, parameters, seen, plan.recipe.seed)
-    return {name: part.tolist() for name, part in layout.split(scores).items()}
-
-
-def _predict_losses(profile: Profile, scores: Mapping[str, Sequence[float]]) -> Iterator[Curve]:
-    for curve in profile.curves:
-        ascending = sorted(scores[curve.group])
-        shares = SHARES if curve.width > 1 else (1.0,)
-        points = []
-        for share in shares:
-            count = round(share * curve.width)
-            if count:
-                loss = profile.loss + sum(ascending[:count])
-                points.append(Point(share=share, removed=count, loss=loss))
-        yield curve.model_copy(update={"points": tuple(points)})
-
-
-def _rank_globally(profile: Profile, scores: Mapping[str, Sequence[float]]) -> Iterator[Curve]:
-    ascending = sorted(value for curve in profile.curves for value in scores[curve.group])
-    last = len(ascending) - 1
-    thresholds = [(share, ascending[min(last, round(share * len(ascending)))]) for share in SHARES]
-    for curve in profile.curves:
-        points = []
-        for share, threshold in thresholds:
-            removed = sum(value < threshold for value in scores[curve.group])
-            points.append(Point(share=share, removed=removed))
-        yield curve.model_copy(update={"points": tuple(points)})

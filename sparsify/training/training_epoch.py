@@ -14,7 +14,7 @@ from sparsify.events import StepDone
 from sparsify.objective.distillation import mix_losses, teacher_divergence
 from sparsify.objective.losses import Losses, count_targets
 from sparsify.objective.metrics import are_right
-from sparsify.objective.objective import Objective, in_mode, predict
+from sparsify.objective.objective import Objective, find_judged, in_mode, predict
 from sparsify.recipe import schedules
 from sparsify.training.accelerator import share_batches
 from sparsify.training.divergence import make_divergence_error, refuse_overflow
@@ -128,6 +128,7 @@ def _measure_losses(run: StageRun, x: Any, y: Any, outputs: Any, where: str) -> 
     if distill is None or run.teacher is None:
         return losses
     with torch.no_grad():
-        taught = predict(run.objective, run.teacher, x, y, where)
-    divergence = teacher_divergence(run.objective.task, outputs, y, taught, distill.temperature)
+        taught = find_judged(run.objective, predict(run.objective, run.teacher, x, y, where), where)
+    own = find_judged(run.objective, outputs, where)
+    divergence = teacher_divergence(run.objective.task, own, y, taught, distill.temperature)
     return mix_losses(losses, divergence, distill.weight)

@@ -221,6 +221,12 @@ class TupleModel(nn.Module):
         return x, self.net(x)
 
 
+def token_loss(outputs: dict[str, Tensor], targets: list[Tensor]) -> Tensor:
+    """Cross-entropy of the tokens, out of the mapping that the model returns."""
+    padded = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=-100)
+    return nn.functional.cross_entropy(outputs["logits"].flatten(0, 1), padded.flatten(), ignore_index=-100)
+
+
 def constant_loss(outputs: Tensor, _targets: Any) -> Tensor:
     """Does not depend on the model."""
     return torch.ones(len(outputs))

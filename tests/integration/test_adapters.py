@@ -105,7 +105,8 @@ def test_accelerate_trains_as_a_plain_loop(penalty: str) -> None:
     close(net, by_hand(penalty, 0.5))
 
 
-def fit(penalty: str, net: nn.Module, precision: str, callback: Any) -> None:
+def fit(net: nn.Module, callback: Any, batch: int = 8, **options: Any) -> None:
+    """Two epochs of Lightning's Trainer, without what it shows and saves."""
     lightning = import_module("lightning.pytorch")
 
     class Module(lightning.LightningModule):  # type: ignore[misc,name-defined]
@@ -119,23 +120,22 @@ def fit(penalty: str, net: nn.Module, precision: str, callback: Any) -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.9)
 
-    quiet = {
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "logger": False,
-        "enable_checkpointing": False,
-    }
     trainer = lightning.Trainer(
         max_epochs=2,
         callbacks=[callback],
         accelerator="cpu",
         devices=1,
-        accumulate_grad_batches=2,
-        gradient_clip_val=0.5,
-        precision=precision,
-        **quiet,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        enable_checkpointing=False,
+        **options,
     )
-    trainer.fit(Module(), DataLoader(TensorDataset(X, Y), 8))
+    trainer.fit(Module(), DataLoader(TensorDataset(X, Y), batch))
+
+
+IN_PARTS = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5}
+"""as `by_hand` does"""
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
@@ -147,7 +147,7 @@ def test_lightning_trains_as_a_plain_loop(penalty: str, precision: str) -> None:
     adapter = import_module("sparsify.adapters.lightning")
     net = model()
     callback = adapter.SparsifyCallback(plan(net, penalty), net)
-    fit(penalty, net, precision, callback)
+    fit(net, callback, precision=precision, **IN_PARTS)
     assert callback.state_dict()["step"] == 8
     wanted = by_hand(penalty, 0.5)
     if precision == "32-true":
@@ -168,7 +168,7 @@ def test_lightning_without_the_parameters_is_refused() -> None:
             "give SparsifyCallback the module that is trained"
         ),
     ):
-        fit("proximal", model(), "32-true", adapter.SparsifyCallback(plan(other, "proximal"), other))
+        fit(model(), adapter.SparsifyCallback(plan(other, "proximal"), other), **IN_PARTS)
 
 
 def test_a_checkpoint_without_hooks_is_refused(tmp_path: Path) -> None:
@@ -216,26 +216,10 @@ def cut_by_hand() -> nn.Module:
 
 def test_lightning_goes_on_with_the_cut_model() -> None:
     pytest.importorskip("lightning")
-    lightning, adapter = import_module("lightning.pytorch"), import_module("sparsify.adapters.lightning")
+    adapter = import_module("sparsify.adapters.lightning")
     net = model()
-
-    class Module(lightning.LightningModule):  # type: ignore[misc,name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-
-        def training_step(self, batch: Any, index: int) -> torch.Tensor:
-            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.9)
-
     callback = adapter.SparsifyCallback(halving_plan(net), net, cut_after=1)
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    trainer = lightning.Trainer(
-        max_epochs=2, callbacks=[callback], accelerator="cpu", devices=1, enable_checkpointing=False, **quiet
-    )
-    trainer.fit(Module(), DataLoader(TensorDataset(X, Y), 16))
+    fit(net, callback, batch=16)
     assert callback.result.model is net and net[0].out_features == 4
     assert callback.result.dense[0].out_features == 8
     close(net, cut_by_hand())

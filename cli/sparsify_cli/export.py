@@ -147,13 +147,16 @@ def _describe_export(made: "Exported") -> str:
     own = made.quantised
     if own is None:
         return compared
-    if own.agreement is None:
+    if not own.examples:
         return (
             "Calibrated on random inputs, as the recipe has no data: use the file for timing only. "
             + compared
         )
+    calibrated = f"Calibrated on {count_noun(own.examples, 'training example')}."
+    if own.agreement is None:
+        return f"{calibrated} {compared}"
     examples = count_noun(own.judged, f"{own.judged_on} example")
     return (
-        f"Calibrated on {count_noun(own.examples, 'training example')}. Reloaded ({made.checked_by}): "
+        f"{calibrated} Reloaded ({made.checked_by}): "
         f"it predicts the same class as the float32 model on {format_accuracy(own.agreement)} of {examples}."
     )

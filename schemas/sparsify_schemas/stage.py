@@ -288,6 +288,16 @@ class Repair(Spec):
     """whether the run ends where the repair is impossible, such as for want of examples; false: it is left
     out, and the report says why"""
 
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> "Repair":
+        for key in _NOT_OF.get(self.method, ()):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise AtKey(key, f"method '{self.method}' has no '{key}'; leave it out")
+        return self
+
+
+_NOT_OF = {"mean": ("ridge",), "batch_norm": ("ridge", "shortcuts"), "merge": ("ridge", "shortcuts")}
+"""method of a repair -> keys that it does not read"""
 
 Stage = Annotated[Train | Cut | Repair, Field(discriminator="kind")]
 

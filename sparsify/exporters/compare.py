@@ -12,9 +12,9 @@ from sparsify.data import Examples, batches
 from sparsify.errors import ModelError, VerificationError
 from sparsify.formatting.numbers import format_plain, format_tiny
 from sparsify.forward import call_model
-from sparsify.forward.calls import Inputs, count_examples, flatten_value, list_calls
+from sparsify.forward.calls import Inputs, as_arguments, count_examples, flatten_value, list_calls
 from sparsify.forward.copies import copy_model
-from sparsify.pruning.repair.agreement import count_same_predictions
+from sparsify.pruning.repair.agreement import share_of_same_classes
 
 _BATCH = 64
 Read = Callable[[], Callable[[Inputs], list[Tensor]]]
@@ -83,15 +83,18 @@ def compare_outputs(
     return largest
 
 
-def measure_agreement(model: nn.Module, run: Callable[[Inputs], list[Tensor]], examples: Examples) -> float:
-    """The fraction of the examples on which the first outputs of file and model predict the same class."""
-    copy, same = copy_model(model), 0
+def measure_same_classes(
+    model: nn.Module, run: Callable[[Inputs], list[Tensor]], examples: Examples
+) -> float | None:
+    """The fraction of the examples on which the first outputs of file and model predict the same class; None
+    where they are no scores of classes."""
+    copy, pairs = copy_model(model), []
     with torch.no_grad():
         for x, _ in batches(examples, _BATCH):
-            expected = _list_tensors(call_model.call_model(copy, (x,)))[0]
-            found = run((x,))[0]
-            same += count_same_predictions(expected, found)
-    return same / len(examples)
+            given = as_arguments(x)
+            expected = _list_tensors(call_model.call_model(copy, given))[0]
+            pairs.append((expected, run(given)[0]))
+    return share_of_same_classes(pairs)
 
 
 def _describe_shapes(tensors: Sequence[Tensor]) -> str:

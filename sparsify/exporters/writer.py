@@ -14,7 +14,7 @@ from sparsify.cost.measure.tensor_program import program_inputs
 from sparsify.data import Datasets, load_data
 from sparsify.errors import ModelError, RunError
 from sparsify.exporters import hugging_face
-from sparsify.exporters.compare import Read, compare_outputs, measure_agreement, run_in_memory
+from sparsify.exporters.compare import Read, compare_outputs, measure_same_classes, run_in_memory
 from sparsify.exporters.dynamic_axes import DynamicAxis, Requested
 from sparsify.exporters.formats import Calibration, CheckedBy, Format, Trace, make_reader, write
 from sparsify.exporters.probe_inputs import (
@@ -38,12 +38,13 @@ class Quantised:
     """How well an int8 file represents its model."""
 
     examples: int
-    """training examples that the calibration_batches of activations were found on.
+    """Training examples that the ranges of activations were found on.
 
     0: random inputs, as the recipe has no data
     """
     agreement: float | None = None
-    """Fraction of examples on which it predicts the same class as the model; None without data."""
+    """Fraction of examples on which it predicts the same class as the model; None without data, and where it
+    names no class of an example."""
     judged: int = 0
     """Number of those examples."""
     judged_on: Literal["validation", "training"] | None = None
@@ -200,7 +201,7 @@ def _write_checked(request: _Request, probes: Probes, notes: tuple[str, ...]) ->
         difference, agreement = None, None
         if read is not None:
             difference = compare_outputs(target, checked_by, read, given, expected, tolerance)
-            agreement = _judge_int8(model, read, request.datasets) if format == "onnx-int8" else None
+            agreement = _judge_int8(model, read, request) if format == "onnx-int8" else None
         parts = temporary.iterdir() if temporary.is_dir() else [temporary]
         size = sum(part.stat().st_size for part in parts)
     return Exported(
@@ -222,14 +223,17 @@ def _load_data(folder: Path) -> Datasets | None:
     return None if recipe.data is None else load_data(recipe.data, recipe.seed, recipe.task)
 
 
-def _judge_int8(model: nn.Module, read: Read, datasets: Datasets | None) -> Quantised:
+def _judge_int8(model: nn.Module, read: Read, request: _Request) -> Quantised:
+    datasets = request.datasets
     if datasets is None:
         return Quantised(0)
+    if run_folder.read_recipe(request.folder).task.kind != "classification":
+        return Quantised(min(EXAMPLES, len(datasets.train)))
     has_validation = len(datasets.validation) > 0
     examples = datasets.validation if has_validation else datasets.train[:EXAMPLES]
     return Quantised(
         examples=min(EXAMPLES, len(datasets.train)),
-        agreement=measure_agreement(model, read(), examples),
+        agreement=measure_same_classes(model, read(), examples),
         judged=len(examples),
         judged_on="validation" if has_validation else "training",
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -139,6 +139,16 @@ def _make_container(value: Any, inner: dict[Any, Any]) -> Any:
 
 def _is_dataclass(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def as_arguments(batch: Any) -> Inputs:
+    """What a model is called with for a batch of inputs: a tensor alone is the first argument."""
+    return batch if isinstance(batch, tuple | Mapping) else (batch,)
+
+
+def first_tensor(args: Sequence[object], kwargs: Mapping[str, object]) -> Tensor | None:
+    """The first tensor that a module was called with, by position or by name."""
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
 
 
 def flatten_value(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

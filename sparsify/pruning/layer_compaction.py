@@ -9,6 +9,7 @@ target of the recipe.
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from sparsify.cost import measure
 from sparsify.formatting.numbers import format_times
 from sparsify.forward import call_model
-from sparsify.forward.calls import Inputs
+from sparsify.forward.calls import Inputs, first_tensor
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.forward.opaque import is_scripted
 from sparsify.graph.surgery import compact_layers, operations
@@ -198,16 +199,20 @@ def _record_inputs(
     for target, spec in _list_targets(plan).items() if names else ():
         copy = measure.copy_model(model).cpu().eval()
         for name in names:
-            copy.get_submodule(name).register_forward_pre_hook(partial(_record_input, found[name], target))
+            note = partial(_record_input, found[name], target)
+            copy.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             seed_generators(0)
             call_model.call_model(copy, measure.resize_batch(inputs, spec.batch))
     return found
 
 
-def _record_input(into: dict[str, Tensor], target: str, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
-    if args:
-        into.setdefault(target, args[0].clone())
+def _record_input(
+    into: dict[str, Tensor], target: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    given = first_tensor(args, kwargs)
+    if given is not None:
+        into.setdefault(target, given.clone())
 
 
 def _describe_crop(op: Crop) -> str:

@@ -15,7 +15,7 @@ from sparsify.cost.measure.onnx_quantize import quantise
 from sparsify.cost.measure.runtimes import prepare_onnx, to_arrays, use_threads
 from sparsify.cost.measure.timing import choose_clock, time_interleaved
 from sparsify.data import Datasets, Examples, batches
-from sparsify.forward.calls import Inputs, list_calls, resize_batch, simplify_inputs
+from sparsify.forward.calls import Inputs, as_arguments, list_calls, resize_batch, simplify_inputs
 from sparsify.objective.objective import Objective, evaluate
 from sparsify.runs.measurement_cache import Figures, MeasurementCache, hash_text
 from sparsify_schemas.report import Form, Integers
@@ -109,7 +109,7 @@ def calibration_batches(inputs: Inputs, datasets: Datasets | None, seed: int) ->
         return [to_arrays(inputs)]
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(datasets.train), generator=generator)[:EXAMPLES].sort().values
-    return [to_arrays(_as_call(x)) for x, _ in batches(datasets.train[chosen], _BATCH)]
+    return [to_arrays(as_arguments(x)) for x, _ in batches(datasets.train[chosen], _BATCH)]
 
 
 def export_onnx_bytes(model: nn.Module, inputs: Inputs) -> bytes:
@@ -146,10 +146,6 @@ def _time_interleaved(
         calls = [prepare_onnx(file.content, given, as_is) for file in files]
         rounds = time_interleaved(calls, seconds, np.random.default_rng(seed), choose_clock(target))
     return tuple(float(s) * 1e3 for s in np.median(rounds, axis=0))
-
-
-def _as_call(inputs: Any) -> Inputs:
-    return inputs if isinstance(inputs, tuple | Mapping) else (inputs,)
 
 
 def _judge(file: _File, datasets: Datasets | None, objective: Objective, cache: MeasurementCache) -> Figures:

@@ -1,7 +1,6 @@
 """The repair stage of a run, and the agreement with the dense model that is noted after a cut."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from sparsify.errors import ModelError
 from sparsify.events import Note, StageStarted
-from sparsify.forward.calls import Inputs, map_tensors
+from sparsify.forward.calls import Inputs, as_arguments, map_tensors
 from sparsify.forward.copies import copy_model
 from sparsify.modelfile.weights import load_weights
 from sparsify.objective.objective import evaluate
@@ -28,6 +27,7 @@ from sparsify.runs.run_folder import UNCUT
 from sparsify.runs.save_load import rebuild_dense
 from sparsify.runs.setup import Run
 from sparsify.training.seeds import derive_seed
+from sparsify_schemas.cuts import Operation, Zero
 from sparsify_schemas.report import Agreement, RepairRow, StageRow
 from sparsify_schemas.stage import Repair
 
@@ -72,12 +72,22 @@ def _repair_or_reason(
     run: Run, stage: Repair, model: nn.Module, checkpoint: Checkpoint, processes: Any
 ) -> RepairRow:
     """The figures of the repair, or why there was none. Raises ModelError where it was required."""
+    if not any(_removes(operation) for cuts in checkpoint.cuts for operation in cuts.operations):
+        return _left_out(stage, "no cut removed anything")
     try:
         return repair_row(_repair(run, stage, model, checkpoint, processes))
     except ModelError as error:
         if stage.required:
             raise
-        return RepairRow(method=stage.method, examples=0, before=None, after=None, left_out=str(error))
+        return _left_out(stage, str(error))
+
+
+def _removes(operation: Operation) -> bool:
+    return not isinstance(operation, Zero) or bool(operation.count)
+
+
+def _left_out(stage: Repair, reason: str) -> RepairRow:
+    return RepairRow(method=stage.method, examples=0, before=None, after=None, left_out=reason)
 
 
 def _repair(run: Run, stage: Repair, model: nn.Module, checkpoint: Checkpoint, processes: Any) -> Repaired:
@@ -94,7 +104,19 @@ def _repair(run: Run, stage: Repair, model: nn.Module, checkpoint: Checkpoint, p
     if processes is not None:
         inputs, count = _part_of(inputs, count, run.accelerator.process_index, run.accelerator.num_processes)
     seed = derive_seed(run.recipe.seed, checkpoint.stage, 0)
-    return repair_model(dense, model, cuts, inputs, count, stage, seed, model_map, processes, run.listener)
+    return repair_model(
+        dense,
+        model,
+        cuts,
+        inputs,
+        count,
+        stage,
+        seed,
+        model_map,
+        processes,
+        run.listener,
+        classes=_names_classes(run),
+    )
 
 
 def _part_of(inputs: Inputs, examples: int, process: int, processes: int) -> tuple[Inputs, int]:
@@ -115,7 +137,11 @@ def agreement_after_cut(
     None without data, or where a batch of inputs is a list, such as one of images of different sizes.
     """
     found = None if run.datasets is None else _training_examples(run, checkpoint, COMPARED)
-    return None if found is None else measure_agreement(dense, model, *found)
+    return None if found is None else measure_agreement(dense, model, *found, classes=_names_classes(run))
+
+
+def _names_classes(run: Run) -> bool:
+    return run.recipe.task.kind == "classification"
 
 
 def dense_of_run(run: Run, model: nn.Module) -> nn.Module:
@@ -140,7 +166,7 @@ def _training_examples(run: Run, checkpoint: Checkpoint, count: int) -> tuple[In
     drawn = run.datasets.train[order].ready()
     if isinstance(drawn, list):
         return None
-    return drawn if isinstance(drawn, tuple | Mapping) else (drawn,), len(order)
+    return as_arguments(drawn), len(order)
 
 
 def _broadcast_repair(run: Run, model: nn.Module, found: RepairRow | None) -> RepairRow:

@@ -208,6 +208,34 @@ def test_a_default_repair_that_is_impossible_is_left_out() -> None:
         sparsify.apply(required, from_scratch=True, timing=0.05)
 
 
+def test_a_repair_after_cuts_that_removed_nothing_is_left_out() -> None:
+    given = {**RECIPE, "budget": {}, "stages": [{"kind": "cut"}, {"kind": "repair"}]}
+    row = read_report(sparsify.apply(given, from_scratch=True, timing=0.05)).stages[1]
+    assert row.repair is not None and row.agreement is None
+    assert row.repair.left_out == "no cut removed anything"
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value"),
+    [("mean", "ridge", 0.1), ("batch_norm", "shortcuts", False), ("merge", "ridge", 1)],
+)
+def test_a_key_that_the_method_does_not_read_is_refused(method: str, key: str, value: Any) -> None:
+    Path("recipe.yaml").write_text(
+        "version: 1\n"
+        "title: t\n"
+        "rules: [{layers: Conv2d, group: filter}]\n"
+        "stages:\n"
+        "  - {kind: cut}\n"
+        f"  - {{kind: repair, method: {method}, {key}: {str(value).lower()}}}\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        sparsify.load_recipe("recipe.yaml")
+    column = 30 + len(method)
+    assert str(caught.value) == (
+        f"recipe.yaml:6:{column}: stages.1.{key}: method '{method}' has no '{key}'; leave it out"
+    )
+
+
 def test_the_model_is_repaired_towards_what_it_was_right_before_the_cut(tmp_path: Path) -> None:
     """Dead units leave a model that the run has trained: nothing is lost, so nothing may be refitted."""
     torch.manual_seed(0)

@@ -227,6 +227,21 @@ def test_a_task_is_repaired(kind: str, tmp_path: Path) -> None:
     assert repair.agreement.error < cut.agreement.error
 
 
+@pytest.mark.parametrize("kind", ["segmentation", "regression", "multilabel"])
+def test_int8_files_of_tasks_without_classes_tell_no_share_of_equal_classes(
+    kind: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    given = KINDS[kind][0]
+    run = apply({**given, "stages": [{"kind": "cut"}]}, from_scratch=True, out=tmp_path / "runs", timing=0.02)
+    stages = json.loads((run / "report.json").read_text())["stages"]
+    assert stages[0]["agreement"]["same_prediction"] is None
+    made = sparsify.export(run, "onnx-int8")
+    assert made.difference is not None and made.difference < 1
+    assert made.quantised is not None and (made.quantised.agreement, made.quantised.judged) == (None, 0)
+    assert made.quantised.examples > 0
+
+
 def test_lists_of_images_are_neither_compared_nor_repaired(tmp_path: Path) -> None:
     task = {"kind": "regression", "collate": "task_parts:as_lists"}
     given = recipe(task, "ListModel", "pictures", "conv", "filter")

@@ -60,7 +60,7 @@ def read_layers(model: nn.Module, inputs: Inputs, batch: int) -> tuple[tuple[Wor
     model = copy_model(model).eval()
     found: list[tuple[Work, Geometry | None]] = []
     handles = [
-        module.register_forward_hook(_make_hook(found, name, batch))
+        module.register_forward_hook(_make_hook(found, name, batch), with_kwargs=True)
         for name, module in model.named_modules()
         if not is_scripted(module)
     ]
@@ -85,8 +85,8 @@ def read_layers(model: nn.Module, inputs: Inputs, batch: int) -> tuple[tuple[Wor
 
 
 def _make_hook(found: list[tuple[Work, Geometry | None]], name: str, batch: int) -> Callable[..., None]:
-    def note(module: nn.Module, given: tuple[object, ...], made: object) -> None:
-        x = next((value for value in (*given, made) if isinstance(value, Tensor)), None)
+    def note(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], made: object) -> None:
+        x = next((value for value in (*args, *kwargs.values(), made) if isinstance(value, Tensor)), None)
         if x is not None and x.dim():
             works = _list_works(name, module, x, made, batch)
             found.extend(_drop_last(works, found) if _calls_its_projection(module) else works)

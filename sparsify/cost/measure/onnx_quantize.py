@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from sparsify.cost.measure.onnx_export import silence_torch
-from sparsify.cost.measure.onnx_inputs import is_quantised, list_entries
+from sparsify.cost.measure.onnx_inputs import Entry, is_quantised, list_entries
 from sparsify.errors import ModelError
 
 
@@ -25,11 +25,11 @@ def quantise(file: bytes, batches: Iterable[Sequence[NDArray[Any]]]) -> bytes:
 
     if is_quantised(onnx.ModelProto.FromString(file)):
         return file
-    names = [entry.name for entry in list_entries(file)]
+    entries = list_entries(file)
 
     class Batches(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.left = (dict(zip(names, batch, strict=True)) for batch in batches)
+            self.left = (_name_arrays(entries, batch) for batch in batches)
 
         def get_next(self) -> dict[str, NDArray[Any]] | None:
             return next(self.left, None)
@@ -46,8 +46,23 @@ def quantise(file: bytes, batches: Iterable[Sequence[NDArray[Any]]]) -> bytes:
                 "weight_type": quantization.QuantType.QInt8,
             }
             quantization.quantize_static(simple, target, Batches(), per_channel=True, **types)
+        except ModelError:
+            raise
         except Exception as error:
             raise ModelError(
                 f"ONNX Runtime cannot quantise the model: {type(error).__name__}: {error}"
             ) from error
         return Path(target).read_bytes()
+
+
+def _name_arrays(entries: Sequence[Entry], batch: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The arrays by the names of the inputs. Raises ModelError for a shape that the file does not take."""
+    for entry, array in zip(entries, batch, strict=True):
+        for axis, (size, given) in enumerate(zip(entry.sizes, array.shape, strict=True)):
+            if isinstance(size, int) and size != given:
+                raise ModelError(
+                    f"int8: axis {axis} of '{entry.name}' is {given} in the training examples, and the ONNX "
+                    f"file takes {size} alone; leave that axis open (--dynamic {entry.name}:{axis}=size), or "
+                    "give examples of one size"
+                )
+    return {entry.name: array for entry, array in zip(entries, batch, strict=True)}

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from sparsify.errors import ModelError
 from sparsify.forward.call_model import every_tensor
+from sparsify.forward.calls import first_tensor
 from sparsify.graph.model_map import Coupled, ModelMap
 from sparsify.objective.objective import move
 from sparsify.objective.predictions import call_on_batch
@@ -149,11 +150,13 @@ def _gather_moments(
     device = next(model.parameters()).device
     outputs: dict[str, Tensor] = {}
 
-    def after(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+    def after(name: str) -> Callable[[nn.Module, Any, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            given = first_tensor(args, kwargs)
+            assert given is not None
             outputs[name] = output
             places = sample_places(module, output.detach(), PLACES, generator)
-            rows = input_rows(module, args[0].detach(), places)[:, 0].double()
+            rows = input_rows(module, given.detach(), places)[:, 0].double()
             own = moments[name]
             own.rows += len(rows)
             own.total = rows.sum(0) if own.total is None else own.total + rows.sum(0)
@@ -162,7 +165,9 @@ def _gather_moments(
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_hook(after(name)) for name in layers]
+    handles = [
+        model.get_submodule(name).register_forward_hook(after(name), with_kwargs=True) for name in layers
+    ]
     model.requires_grad_(True)
     try:
         for x in inputs:

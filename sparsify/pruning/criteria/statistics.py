@@ -11,6 +11,7 @@ from torch import nn
 
 from sparsify.data.columns import batch_size, split_values
 from sparsify.errors import ModelError
+from sparsify.forward.calls import first_tensor
 from sparsify.objective.objective import Objective, measure_batch, move
 from sparsify.objective.predictions import call_on_batch
 from sparsify.pruning.criteria.scores import Statistics
@@ -88,14 +89,16 @@ def _visit_inputs(model: nn.Module, kind: str, batches: Sequence[Batch]) -> Iter
         model.zero_grad(set_to_none=True)
         with ExitStack() as stack, torch.no_grad():
             for module in seen:
-                handle = module.register_forward_hook(_note_input)
+                handle = module.register_forward_hook(_note_input, with_kwargs=True)
                 stack.callback(handle.remove)
             call_on_batch(model, move(x, device))
         yield
 
 
-def _note_input(module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
-    weight, x = module.get_parameter("weight"), args[0].detach().float()
+def _note_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
+    weight, given = module.get_parameter("weight"), first_tensor(args, kwargs)
+    assert given is not None
+    x = given.detach().float()
     if isinstance(module, nn.Linear):
         rms = x.flatten(0, -2).square().mean(0).sqrt()
         weight.grad = rms.expand_as(weight).to(weight.dtype).clone()

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from sparsify.distributed import add_over_processes, counts_of
 from sparsify.forward.call_model import call_model
 from sparsify.forward.calls import Inputs
+from sparsify.forward.trial_calls import eval_mode
 from sparsify.pruning.repair.agreement import CHUNK, take_examples
 from sparsify.pruning.repair.calibration_examples import collect_examples
 
@@ -17,14 +19,16 @@ from sparsify.pruning.repair.calibration_examples import collect_examples
 def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
     """Take the running mean and variance of each batch normalisation anew, from what the model computes.
 
-    Of use after a cut that is not repaired by least squares, and after changes of your own.
+    Of use after a cut that is not repaired by least squares, and after changes of your own. The model runs in
+    eval mode but for its batch normalisations; each module gets its own mode back. Where the model raises an
+    error, the statistics stay as they were.
 
     Args:
         model: The model, whose statistics change in place.
         batches: Training examples, unlabelled or not: tensors, mappings of tensors, or (x, y) pairs.
 
     Returns:
-        How many normalisations there are.
+        How many normalisations have new statistics: those that ran.
 
     Raises:
         ModelError: There are no batches.
@@ -36,16 +40,17 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
         >>> sparsify.calibrate(net, [torch.randn(32, 4) + 1])
         1
     """
-    inputs, count = collect_examples(batches, sys.maxsize)
-    return reestimate_statistics(model, inputs, count)
+    inputs, count = collect_examples(batches, sys.maxsize, "calibrate")
+    with eval_mode(model):
+        return reestimate_statistics(model, inputs, count)
 
 
 def reestimate_statistics(model: nn.Module, inputs: Inputs, examples: int, processes: Any = None) -> int:
     """Set the running mean and variance of each batch normalisation to their means over batches of `CHUNK`
     examples.
 
-    Everything else runs in eval mode. Of several processes, each of which has other examples, the means over
-    all their batches are taken. Returns how many normalisations there are.
+    The model is in eval mode. Of several processes, each of which has other examples, the means over all
+    their batches are taken. Returns how many normalisations ran; the others keep what they had.
 
     Source: re-calibration of batch normalisation after a cut (EagleEye, arXiv:2007.02491).
     """
@@ -55,20 +60,35 @@ def reestimate_statistics(model: nn.Module, inputs: Inputs, examples: int, proce
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
     ]
     momenta = [norm.momentum for norm in norms]
+    statistics = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
+    ends = _list_ends(examples)
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the cumulative mean over all batches
         norm.train()
+    ran: list[bool] = []
     try:
         with torch.no_grad():
-            for start in range(0, examples, CHUNK):
-                call_model(model, take_examples(inputs, examples, start, start + CHUNK))
+            for start, end in pairwise((0, *ends)):
+                call_model(model, take_examples(inputs, examples, start, end))
+        _average(norms, len(ends), processes)
+        ran = [bool(norm.num_batches_tracked) for norm in norms]
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()
-    _average(norms, -(-examples // CHUNK), processes)
-    return len(norms)
+        for norm, old, done in zip(norms, statistics, ran or [False] * len(norms), strict=True):
+            if not done:
+                norm.load_state_dict(old, strict=False)
+    return sum(ran)
+
+
+def _list_ends(examples: int) -> list[int]:
+    """Where each batch ends. A single example left over joins the batch before, as it has no variance."""
+    ends = [*range(CHUNK, examples, CHUNK), examples]
+    if len(ends) > 1 and ends[-1] - ends[-2] == 1:
+        del ends[-2]
+    return ends
 
 
 def _average(norms: list[nn.modules.batchnorm._BatchNorm], batches: int, processes: Any) -> None:

@@ -13,7 +13,9 @@ from sparsify.forward.calls import Inputs
 from sparsify.pruning.repair.agreement import take_examples
 
 
-def collect_examples(batches: Iterable[Any] | None, examples: int) -> tuple[Inputs, int]:
+def collect_examples(
+    batches: Iterable[Any] | None, examples: int, caller: str = "repair"
+) -> tuple[Inputs, int]:
     """Join batches into one call, and count its examples; shorter sequences are padded with zeros at their
     ends.
 
@@ -21,20 +23,21 @@ def collect_examples(batches: Iterable[Any] | None, examples: int) -> tuple[Inpu
     """
     if isinstance(batches, Tensor | str | Mapping) or not isinstance(batches, Iterable):
         raise ModelError(
-            f"repair takes an iterable of batches, found {type(batches).__name__}; put "
+            f"{caller} takes an iterable of batches, found {type(batches).__name__}; put "
             "a single batch in a list"
         )
     parts: list[Any] = []
     count = 0
     for batch in batches:
-        inputs = _find_inputs(batch)
+        inputs = _find_inputs(batch, caller)
         parts.append(inputs)
         count += _count(inputs)
         if count >= examples:
             break
     if not count:
         raise ModelError(
-            "repair needs calibration examples, and the batches held none; pass unlabelled training examples"
+            f"{caller} needs calibration examples, and the batches held none; "
+            "pass unlabelled training examples"
         )
     try:
         joined = _join(parts)
@@ -44,7 +47,7 @@ def collect_examples(batches: Iterable[Any] | None, examples: int) -> tuple[Inpu
     return take_examples(joined, count, 0, used), used
 
 
-def _find_inputs(batch: Any) -> Any:
+def _find_inputs(batch: Any, caller: str) -> Any:
     """The inputs of a batch: x of (x, y), what a mapping holds besides its targets, a tensor as the only
     input."""
     if isinstance(batch, Tensor):
@@ -56,9 +59,9 @@ def _find_inputs(batch: Any) -> Any:
         if isinstance(first, tuple) and first and all(isinstance(value, Tensor) for value in first):
             return first
         if isinstance(first, Tensor | Mapping):
-            return _find_inputs(first)
+            return _find_inputs(first, caller)
     raise ModelError(
-        "repair takes batches that are tensors, mappings of tensors or (x, y) "
+        f"{caller} takes batches that are tensors, mappings of tensors or (x, y) "
         f"pairs, found {type(batch).__name__}"
     )
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sparsify.forward.opaque import is_scripted
 from sparsify.graph.layer_types import is_transposed_linear
 from sparsify.graph.names import canonical_names
+from sparsify.graph.surgery.operations import to_indices
 from sparsify.pruning.layer_matrix import groups_of, is_product, weight_matrix
 from sparsify_schemas.cuts import Cuts, Narrow, Zero
 
@@ -24,7 +25,7 @@ def kept_rows(dense: nn.Module, rounds: Sequence[Cuts], names: Iterable[str]) ->
         if operations:
             numbers = torch.arange(len(dense.get_parameter(name)))
             for operation in operations:
-                numbers = numbers[_ranges(operation)]
+                numbers = numbers[to_indices(operation.keep)]
             found[name] = numbers
     return found
 
@@ -71,7 +72,7 @@ def kept_columns(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Tensor]:
         if operations:
             numbers = torch.arange(weight.shape[dim])
             for operation in operations:
-                numbers = numbers[_ranges(operation)]
+                numbers = numbers[to_indices(operation.keep)]
             taps = weight_matrix(module).shape[1] // weight.shape[dim]
             found[name] = (numbers[:, None] * taps + torch.arange(taps)).flatten()
     return found
@@ -86,15 +87,10 @@ def _narrowed(rounds: Sequence[Cuts]) -> dict[str, list[Narrow]]:
     return narrowed
 
 
-def _ranges(operation: Narrow) -> Tensor:
-    """What stays, as numbers."""
-    return torch.cat([torch.arange(start, end) for start, end in operation.keep])
-
-
 def _follow_narrowing(module: nn.Module, weight: Tensor, operations: Sequence[Narrow]) -> Tensor:
     numbers = _number_outputs(module, weight)
     for operation in operations:
-        numbers = numbers.index_select(operation.dim, _ranges(operation))
+        numbers = numbers.index_select(operation.dim, to_indices(operation.keep))
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         numbers = numbers.reshape(numbers.shape[0], numbers.shape[1], -1)[:, :, 0]
         unique: Tensor = torch.unique(numbers)

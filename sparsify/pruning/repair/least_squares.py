@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sparsify.distributed import counts_of
 from sparsify.forward.call_model import call_model, restore_buffers
-from sparsify.forward.calls import Inputs
+from sparsify.forward.calls import Inputs, first_tensor
 from sparsify.pruning.layer_matrix import (
     Places,
     groups_of,
@@ -119,6 +119,7 @@ def refit_layers(
             with watch.pause():
                 message = run_dense.outputs_of(name)
                 number = sites[name].addend
+                value = first_tensor(args, kwargs)
                 addend = watch.kept.pop(number, None) if name in partners and number is not None else None
                 match message:
                     case AttentionOutputs() if is_attention(module):
@@ -126,9 +127,9 @@ def refit_layers(
                         repairs.extend(rows)
                     case RecurrentOutputs() if is_recurrent(module):
                         repairs.extend(refit_recurrent(module, (args, kwargs), message, examples, settings))
-                    case _LayerOutputs() if args:
+                    case _LayerOutputs() if value is not None:
                         repairs.append(
-                            _refit_layer(model, sites[name], args[0], message, addend, examples, settings)
+                            _refit_layer(model, sites[name], value, message, addend, examples, settings)
                         )
                     case _:
                         reason = explain_not_run(module)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sparsify.graph.layer_types import is_depthwise
 from sparsify.graph.model_map import Coupled, ModelMap
+from sparsify.graph.surgery.operations import to_indices
 from sparsify.pruning.criteria.reconstruction import find_readers
 from sparsify.pruning.layer_matrix import groups_of, is_product, set_weight, weight_matrix
 from sparsify.pruning.repair.kept_outputs import find_kept_outputs, find_zeroed_tensors, kept_columns
@@ -69,7 +70,7 @@ def merge_units(
         width = widths.get(group.name)
         if width is None:
             continue
-        keep = [unit for start, end in width.keep for unit in range(start, end)]
+        keep = to_indices(width.keep).tolist()
         gone = sorted(set(range(group.width)) - set(keep))
         if not gone:
             continue

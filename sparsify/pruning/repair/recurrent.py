@@ -183,9 +183,7 @@ def _refit_direction(
         sums = {"ih": dense.inputs_part, "hh": dense.hidden_part}
         targets = sum(sums[part][:, gates].float() for part in parts)
         assert isinstance(targets, Tensor)
-        layer, _, end = name.rpartition(".")
-        tensors = tuple(f"{layer}.weight_{part}_{end}" for part in parts)
-        _refit_gates(single, gates, parts, inputs[fitted], targets[fitted], settings, tensors)
+        _refit_gates(single, gates, parts, inputs[fitted], targets[fitted], settings)
     after = error()
     if not after < before:
         with torch.no_grad():
@@ -213,12 +211,8 @@ def _refit_gates(
     inputs: Tensor,
     targets: Tensor,
     settings: Settings,
-    tensors: tuple[str, ...],
 ) -> None:
-    """Refit some rows of the weights in place; the intercept goes into the first bias.
-
-    tensors: names of the weights in the model.
-    """
+    """Refit some rows of the weights in place; the intercept goes into the first bias."""
     weights = [single.get_parameter(f"weight_{part}_l0").detach()[gates] for part in parts]
     biases = [single.get_parameter(f"bias_{part}_l0").detach()[gates] for part in parts if single.bias]
     weight = torch.cat(weights, dim=1)
@@ -226,13 +220,7 @@ def _refit_gates(
     for bias in biases:
         intercept += bias.double()
     start = Fit(weight.T[None].double(), intercept)
-    masks = [settings.mask_of(tensor, own) for tensor, own in zip(tensors, weights, strict=True)]
-    mask = None
-    if any(one is not None for one in masks):
-        free = (torch.ones_like(own, dtype=torch.bool) for own in weights)
-        every = [own if own is not None else rest for own, rest in zip(masks, free, strict=True)]
-        mask = torch.cat(every, dim=1).T[None]
-    fit = fit_rows(inputs[:, None], targets[:, None], start, settings, shiftable=bool(biases), mask=mask)
+    fit = fit_rows(inputs[:, None], targets[:, None], start, settings, shiftable=bool(biases))
     found = torch.split(fit.weight[0].T, [own.shape[1] for own in weights], dim=1)
     with torch.no_grad():
         for own, value in zip(weights, found, strict=True):

@@ -25,9 +25,13 @@ from sparsify.pruning.repair.choose_fit import Settings
 from sparsify.pruning.repair.least_squares import refit_layers
 from sparsify.pruning.repair.memory import affordable_examples
 from sparsify.pruning.repair.merging import merge_units
+from sparsify_schemas.base import AtKey
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import Agreement, LayerRepair
 from sparsify_schemas.stage import LEAST_EXAMPLES, Repair
+
+CHANGED = ("refitted", "merged")
+"""outcomes of layers that have new weights"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Repaired:
 
     def __repr__(self) -> str:
         """What came out, in one line."""
-        done = sum(layer.outcome in ("refitted", "merged") for layer in self.layers)
+        done = sum(layer.outcome in CHANGED for layer in self.layers)
         if self.before is None or self.after is None:
             return f"<Repaired by {self.method}: {done} of {len(self.layers)} layers changed, without data>"
         errors = f"error of the outputs {self.before.error:.3g} -> {self.after.error:.3g}"
@@ -113,13 +117,24 @@ def repair(
         stage = Repair.model_validate(wanted)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ModelError(f"repair: '{first['loc'][0]}': {first['msg']}") from None
+        cause = first.get("ctx", {}).get("error")
+        key, message = (cause.key, cause) if isinstance(cause, AtKey) else (first["loc"][0], first["msg"])
+        raise ModelError(f"repair: '{key}': {message}") from None
     if batches is None and method == "merge":
         return merge_model(result.dense, result.model, result.plan.map, (result.cuts,))
     inputs, count = collect_examples(batches, examples)
-    rounds, map_ = (result.cuts,), result.plan.map
     return repair_model(
-        result.dense, result.model, rounds, inputs, count, stage, seed, map_, processes, listener
+        result.dense,
+        result.model,
+        (result.cuts,),
+        inputs,
+        count,
+        stage,
+        seed,
+        result.plan.map,
+        processes,
+        listener,
+        classes=result.plan.recipe.task.kind == "classification",
     )
 
 
@@ -150,6 +165,7 @@ def repair_model(
     model_map: ModelMap,
     processes: Any = None,
     listener: Listener = silence,
+    classes: bool = True,
 ) -> Repaired:
     """The same for a model that several cuts have left.
 
@@ -160,6 +176,7 @@ def repair_model(
         model_map: of the dense model.
         processes: process group, each of which has other examples.
         listener: called with a progress event before the first and after each layer.
+        classes: whether an output [N, C] is scores of C classes.
     """
     started = time.perf_counter()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -179,18 +196,19 @@ def repair_model(
         # A merge is fitted to no examples, so that all may judge it.
         held_out = count if stage.method == "merge" else held_out_of(count)
         judged = take_examples(inputs, count, count - held_out, count)
-        before = measure_agreement(dense, model, judged, held_out, processes)
+        before = measure_agreement(dense, model, judged, held_out, processes, classes)
         saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         try:
             layers = _repair_layers(
                 dense, model, rounds, inputs, count, held_out, stage, seed, model_map, processes, listener
             )
-            after = measure_agreement(dense, model, judged, held_out, processes)
+            after = measure_agreement(dense, model, judged, held_out, processes, classes)
         except BaseException:  # an interruption leaves the model as it was
             model.load_state_dict(saved)
             raise
         share_state(model, processes)  # equal to rounding before
-        reverted = not after.error < before.error
+        changed = stage.method == "batch_norm" or any(row.outcome in CHANGED for row in layers)
+        reverted = changed and not after.error < before.error
         if reverted:
             model.load_state_dict(saved)
             after = before

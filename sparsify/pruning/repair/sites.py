@@ -6,6 +6,7 @@ block. The layer of a sum that runs last can make up for what the other addend l
 by then.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsify.forward.call_model import call_model, restore_buffers
-from sparsify.forward.calls import Inputs
+from sparsify.forward.calls import Inputs, first_tensor
 from sparsify.pruning.layer_matrix import is_product
 from sparsify.pruning.repair.attention import is_attention
 from sparsify.pruning.repair.recurrent import is_recurrent
@@ -32,7 +33,7 @@ class Site:
     calls: int
     """how often it runs in one forward call"""
     norm: str | None
-    """the batch normalisation that its output goes into, if any"""
+    """the batch normalisation that its output alone goes into, if any"""
     addend: int | None = None
     """number of the operator that makes the other addend of the sum that this layer ends in, if it makes up
     for it"""
@@ -131,6 +132,7 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
     """
     watch, seen = _Watch(), dict[str, _Seen]()
     made_by: dict[int, str] = {}
+    norm_calls: Counter[str] = Counter()
     handles = []
 
     def after_layer(name: str) -> Any:
@@ -147,8 +149,9 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
         return hook
 
     def after_norm(name: str) -> Any:
-        def hook(_module: nn.Module, args: Any, output: Any) -> None:
-            layer = made_by.get(id(args[0])) if args else None
+        def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            norm_calls[name] += 1
+            layer = made_by.get(id(first_tensor(args, kwargs)))
             if layer is not None and isinstance(output, Tensor):
                 seen[layer].norm = name
                 seen[layer].normed.add(id(output))
@@ -161,7 +164,7 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
         if is_attention(module) or is_recurrent(module) or (is_product(module) and id(module) not in inside):
             handles.append(module.register_forward_hook(after_layer(name)))
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            handles.append(module.register_forward_hook(after_norm(name)))
+            handles.append(module.register_forward_hook(after_norm(name), with_kwargs=True))
     try:
         with torch.no_grad(), restore_buffers(model), watch:
             call_model(model, inputs)
@@ -172,7 +175,10 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
     sites = {}
     for name, own in seen.items():
         addend, through_norm = addends.get(name, (None, False))
-        sites[name] = Site(name, own.calls, own.norm, addend, through_norm)
+        shared = own.norm is not None and norm_calls[own.norm] > 1
+        if shared and through_norm:
+            addend, through_norm = None, False
+        sites[name] = Site(name, own.calls, None if shared else own.norm, addend, through_norm)
     return sites, watch.count
 
 

@@ -35,7 +35,7 @@ def list_skipped(
         layer = model.get_submodule(name)
         if site.calls != 1:
             yield name, f"it runs {site.calls} times in one call"
-        elif name in shared:
+        elif name in shared or (is_attention(layer) and f"{name}.out_proj" in shared):
             yield name, "its weight is shared with another module"
         elif name not in dense_sites or not _are_alike(layer, dense.get_submodule(name)):
             yield name, "the dense model does not call it as a layer of its own"

@@ -113,6 +113,16 @@ def test_a_file_that_is_no_onnx_is_refused() -> None:
         quantise(b"", [])
 
 
+def test_examples_of_sizes_that_the_file_does_not_take_are_named() -> None:
+    file = int8.export_onnx_bytes(Doubling(), (torch.randn(4, 1),))
+    with pytest.raises(ModelError) as raised:
+        quantise(file, [[np.zeros((4, 2), dtype=np.float32)]])
+    assert str(raised.value) == (
+        "int8: axis 1 of 'x' is 2 in the training examples, and the ONNX file takes 1 alone; leave that axis "
+        "open (--dynamic x:1=size), or give examples of one size"
+    )
+
+
 def test_a_table_from_elsewhere_quantises_nothing() -> None:
     assert int8.select_int8(
         {"a": INT8, "b": INT8.model_copy(update={"table": "b.json"}), "c": Cpu(kind="cpu")}

@@ -135,6 +135,41 @@ def test_statistics_that_do_not_help_are_taken_back() -> None:
     assert repr(repaired).startswith("<Repaired by batch_norm: taken back, as it did not help; error of the ")
 
 
+class Shared(nn.Module):
+    """One normalisation behind two layers: it cannot take the intercept of one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Linear(6, 12)
+        self.a, self.b = nn.Linear(12, 8, bias=False), nn.Linear(12, 8, bias=False)
+        self.norm, self.head = nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.stem(x))
+        y = F.relu(self.norm(self.a(y))) + F.relu(self.norm(self.b(y)))
+        made: Tensor = self.head(y)
+        return made
+
+
+def test_a_norm_behind_two_layers_takes_no_intercept() -> None:
+    model, x = Shared().eval(), draw(300, 6)
+    assert {site.norm for site in find_sites(model, (x[:2],))[0].values()} == {None}
+    result = cut_half(model, x, layers="stem")
+    mean = result.model.norm.running_mean.clone()
+    repaired = sparsify.repair(result, [x])
+    assert {row.layer for row in repaired.layers if row.outcome == "refitted"} >= {"a", "b"}
+    assert torch.equal(result.model.norm.running_mean, mean)
+    assert not repaired.reverted and repaired.after.error < 0.5 * repaired.before.error
+
+
+def test_a_key_that_the_method_does_not_read_is_refused() -> None:
+    result = cut_half(Duplicated().eval(), draw(4, 6), layers="first")
+    with pytest.raises(ModelError) as caught:
+        sparsify.repair(result, [draw(20, 6)], method="mean", ridge=0.5)
+    assert str(caught.value) == "repair: 'ridge': method 'mean' has no 'ridge'; leave it out"
+
+
 def test_nothing_is_refitted_where_nothing_was_lost() -> None:
     """Dead units leave: every layer computes what it did."""
     model = Duplicated().eval()
@@ -231,6 +266,17 @@ def test_the_summary_of_a_repair() -> None:
     assert repr(repaired).startswith(
         f"<Repaired by least_squares: {done} layers refitted, error of the outputs "
     )
+
+
+@pytest.mark.parametrize("kind", ["not asked for", "two outputs", "one column"])
+def test_the_same_prediction_is_one_of_classes(kind: str) -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    model: nn.Module = {"two outputs": Two(), "one column": nn.Linear(6, 1)}.get(kind, nn.Linear(6, 3))
+    found = measure_agreement(model, model, (draw(100, 6),), 100, classes=kind != "not asked for")
+    assert found.same_prediction is None and found.error == 0
 
 
 def test_the_last_layer_of_a_branch_makes_up_for_its_shortcut() -> None:

@@ -6,18 +6,19 @@ from torch import Tensor, nn
 class DigitsCnn(nn.Module):
     """A plain convolution, a residual block whose sum couples two convolutions, and a flatten."""
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self, classes: int = 10, width: int = 16) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.conv2 = nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(32)
-        self.conv3 = nn.Conv2d(32, 32, 3, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(32)
-        self.conv4 = nn.Conv2d(32, 32, 3, padding=1, bias=False)
-        self.bn4 = nn.BatchNorm2d(32)
+        inner = 2 * width
+        self.conv1 = nn.Conv2d(1, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, inner, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, inner, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(inner)
+        self.conv4 = nn.Conv2d(inner, inner, 3, padding=1, bias=False)
+        self.bn4 = nn.BatchNorm2d(inner)
         self.pool = nn.MaxPool2d(2)
-        self.fc = nn.Linear(128, classes)
+        self.fc = nn.Linear(4 * inner, classes)
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,9 +31,13 @@ class DigitsCnn(nn.Module):
         return logits
 
 
-def digits_cnn(classes: int = 10) -> DigitsCnn:
+def digits_cnn(classes: int = 10, width: int = 16) -> DigitsCnn:
     """Four convolutions with batch normalisation for 1x8x8 images: 24,698 parameters with 10 classes.
 
     Made for scikit-learn's `load_digits`. conv2 and conv4 meet in a residual sum and lose channels together.
+
+    Args:
+        classes: of the images.
+        width: filters of the first convolution; the others have twice as many.
     """
-    return DigitsCnn(classes)
+    return DigitsCnn(classes, width)

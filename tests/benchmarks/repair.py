@@ -35,9 +35,13 @@ from sparsify.forward.copies import copy_model
 from sparsify.models import cifar_resnet56, cifar_vgg16
 from sparsify.objective.objective import CLASSIFICATION, evaluate
 from sparsify.pruning.cut import Result
+from sparsify.pruning.layer_matrix import input_rows, output_rows, sample_places, set_weight, weight_matrix
 from sparsify.pruning.repair.choose_fit import Settings
+from sparsify.pruning.repair.kept_outputs import find_kept_outputs, kept_columns
 from sparsify.pruning.repair.least_squares import refit_layers
+from sparsify.pruning.repair.regression import Fit, fit_ridge
 from sparsify.pruning.repair.repair import repair_model
+from sparsify.pruning.repair.sites import find_sites
 from sparsify_schemas.data import Data
 from sparsify_schemas.stage import Repair
 
@@ -50,6 +54,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 """builder, and the file of its weights"""
 CALIBRATION = 1000
+ROWS = 16_000
+"""sampled outputs of a layer, as the repair samples them"""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ TORCH_PRUNING = {"torch_pruning taylor": "TaylorImportance", "torch_pruning magn
 
 
 def choice_of_torch_pruning(
-    plan: Any, model: nn.Module, layers: str, importance: str, share: int, batches: Sequence[Any]
+    plan: Any, model: nn.Module, importance: str, share: int, batches: Sequence[Any]
 ) -> dict[str, list[int]]:
     """Coupled group -> units that torch-pruning keeps, at the smallest ratio that leaves such a share."""
     import torch_pruning as tp
@@ -122,7 +128,7 @@ def choice_of_torch_pruning(
         ignored = [m for m, name in named.items() if isinstance(m, is_layer) and name not in open_layers]
         pruner = tp.pruner.BasePruner(
             thinner,
-            torch.zeros(1, 3, 32, 32),
+            torch.zeros_like(batches[0][0][:1]),
             importance=getattr(tp.importance, importance)(),
             global_pruning=True,
             pruning_ratio=ratio,
@@ -158,7 +164,7 @@ def cut_to(model: nn.Module, layers: str, criterion: str, share: int, x: Tensor,
     plan = sparsify.make_plan(recipe, model, (x[:2],))
     batches = list(zip(x.split(64), y.split(64), strict=True))
     if criterion in TORCH_PRUNING:
-        keep = choice_of_torch_pruning(plan, model, layers, TORCH_PRUNING[criterion], share, batches)
+        keep = choice_of_torch_pruning(plan, model, TORCH_PRUNING[criterion], share, batches)
         return sparsify.cut(plan, model, chooser=lambda *_args, **_options: keep)
     return sparsify.cut(plan, model, batches=batches)
 
@@ -226,6 +232,42 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ± {statistics.stdev(values):.1f}"
 
 
+def refit_apart(dense: nn.Module, model: nn.Module, result: Result, x: Tensor) -> None:
+    """Refit every layer towards its dense outputs from its *dense* inputs, of which the kept ones remain.
+
+    No layer sees what the cut and the repair of the layers before it changed. Only layers that lost inputs
+    lose anything in this view.
+    """
+    columns, outputs = kept_columns(dense, (result.cuts,)), find_kept_outputs(dense, (result.cuts,))
+    sites = find_sites(model, (x[:2],))[0]
+    generator = torch.Generator().manual_seed(0)
+
+    def refit(name: str, layer: nn.Module, value: Tensor, output: Tensor) -> None:
+        places = sample_places(layer, output, ROWS // len(x), generator)
+        rows = input_rows(layer, value, places)[:, :, columns[name]]
+        targets = output_rows(layer, output, places)
+        targets = targets[:, outputs[name]] if name in outputs else targets
+        own, norm = model.get_submodule(name), sites[name].norm
+        start = Fit(weight_matrix(own).double(), torch.zeros(1, targets.shape[1], dtype=torch.float64))
+        fit = fit_ridge(rows, targets[:, None], start, 0.01)
+        set_weight(own, fit.weight)
+        if own.bias is not None:
+            own.bias.data.copy_(fit.intercept[0])
+        elif norm is not None:
+            model.get_buffer(f"{norm}.running_mean").sub_(fit.intercept[0])
+
+    hooks = [
+        dense.get_submodule(name).register_forward_hook(
+            lambda layer, args, output, name=name: refit(name, layer, args[0], output)
+        )
+        for name in columns
+    ]
+    with torch.no_grad():
+        dense(x)
+    for hook in hooks:
+        hook.remove()
+
+
 def ablations(datasets: Datasets) -> Iterator[tuple[str, float]]:
     """Validation accuracy of the repair with one mechanism changed, at half of the MACs, criterion
     reconstruction."""
@@ -233,8 +275,13 @@ def ablations(datasets: Datasets) -> Iterator[tuple[str, float]]:
     x, y = calibration(datasets, 0)
     result = cut_to(dense, "inner", "reconstruction", 50, x, y)
     held_out = CALIBRATION // 10
+    apart = copy_model(result.model).eval()
+    refit_apart(dense, apart, result, x)
+    yield "inputs of the dense model", 100 * evaluate(apart, datasets.validation, CLASSIFICATION).deciding
+    lost_inputs = frozenset(kept_columns(dense, (result.cuts,)))
     for name, settings, examples in (
         ("as it is", Settings(held_out=held_out), CALIBRATION),
+        ("only layers that lost inputs", Settings(held_out=held_out, layers=lost_inputs), CALIBRATION),
         ("without the shortcut's term", Settings(held_out=held_out, shortcuts=False), CALIBRATION),
         ("ridge 0.001", Settings(held_out=held_out, ridge=0.001), CALIBRATION),
         ("ridge 0.1", Settings(held_out=held_out, ridge=0.1), CALIBRATION),

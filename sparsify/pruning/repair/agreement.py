@@ -1,6 +1,5 @@
 """How far a cut model still says what the dense model says of the same inputs."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +13,12 @@ from sparsify.forward.trial_calls import eval_mode
 from sparsify_schemas.report import Agreement
 
 CHUNK = 64
-"""examples of one forward call"""
+"""examples of one forward call, at most"""
+FIRST_CHUNK = 8
+"""of the first call, which tells how large the outputs of one example are"""
+OUTPUT_BYTES = 2**28
+"""of the outputs of one forward call, at most, unless one example has more: a language model scores every
+word of its vocabulary"""
 
 
 def measure_agreement(
@@ -39,38 +43,110 @@ def measure_agreement(
 
     A correlation near zero says that the outputs no longer follow the inputs.
     """
-    with eval_mode(dense, model):
-        calls = [_call_models(dense, model, part) for part in _split_inputs(inputs, examples)]
-    if not calls:
+    if not examples:
         return Agreement(correlation=1.0, error=0.0)
-    first = torch.cat([_join_outputs(a) for a, _ in calls]).double()
-    second = torch.cat([_join_outputs(b) for _, b in calls]).double()
-    count = add_over_processes(first.new_tensor(len(first)), processes)
-    spread = first - add_over_processes(first.sum(0), processes) / count
-    other = second - add_over_processes(second.sum(0), processes) / count
-    products = (spread * spread, other * other, spread * other, (second - first).square())
-    sums = add_over_processes(torch.stack([product.sum() for product in products]), processes)
-    total, of_other, joint, distance = sums.tolist()
-    scale = (total * of_other) ** 0.5
-    correlation = joint / scale if scale else 0.0
-    error = distance / total if total else 0.0
-    single = all(len(a) == 1 for a, _ in calls)
-    same = share_of_same_classes([(a[0], b[0]) for a, b in calls], processes) if classes and single else None
-    return Agreement(correlation=correlation, error=error, same_prediction=same)
+    compared = _Comparison(processes)
+    start, size = 0, FIRST_CHUNK
+    with eval_mode(dense, model):
+        while start < examples:
+            part = take_examples(inputs, examples, start, start + size)
+            outputs = _call_models(dense, model, part)
+            compared.add(*outputs)
+            start += size
+            size = _fit_chunk(outputs[0], min(size, examples - start + size))
+    return compared.summarize(classes)
 
 
-def share_of_same_classes(pairs: list[tuple[Tensor, Tensor]], processes: Any = None) -> float | None:
+class _Comparison:
+    """Sums over the outputs of two models, from which agreement follows, without the outputs themselves.
+
+    Outputs are taken relative to their mean over the first examples, so that no sum of squares is large
+    beside the spread: sum((a - mean)^2) = sum((a - s)^2) - n (mean - s)^2 for every shift s.
+    """
+
+    def __init__(self, processes: Any) -> None:
+        self._processes = processes
+        self._shifts: tuple[Tensor, Tensor] | None = None
+        self._count = 0
+        self._sums: list[Tensor] = []
+        """of both models' outputs, over the examples"""
+        self._products = torch.zeros(4, dtype=torch.float64)
+        """a a, b b, a b, and the squared difference, over everything"""
+        self._pairs: list[tuple[int, int]] | None = []
+        """examples of the same class and all examples of each call; None where there are no classes"""
+
+    def add(self, dense: list[Tensor], cut: list[Tensor]) -> None:
+        """Add the outputs of one call."""
+        first, second = _join_outputs(dense).double(), _join_outputs(cut).double()
+        if self._shifts is None:
+            self._shifts = self._mean(first), self._mean(second)
+            self._sums = [torch.zeros_like(first[0]), torch.zeros_like(second[0])]
+        a, b = first - self._shifts[0], second - self._shifts[1]
+        self._count += len(first)
+        self._sums[0] += a.sum(0)
+        self._sums[1] += b.sum(0)
+        products = (a * a, b * b, a * b, (second - first).square())
+        self._products += torch.stack([product.sum() for product in products]).cpu()
+        same = count_same_classes(dense[0], cut[0]) if len(dense) == 1 else None
+        self._pairs = None if same is None or self._pairs is None else [*self._pairs, (same, len(first))]
+
+    def _mean(self, outputs: Tensor) -> Tensor:
+        """Over the first examples of all processes."""
+        count = add_over_processes(outputs.new_tensor(len(outputs)), self._processes)
+        return add_over_processes(outputs.sum(0), self._processes) / count
+
+    def summarize(self, classes: bool) -> Agreement:
+        """Agreement over the examples of all processes."""
+        device = self._sums[0].device
+        numbers = [float(self._count), *self._products.tolist()]
+        reduced = add_over_processes(
+            torch.tensor(numbers, dtype=torch.float64, device=device), self._processes
+        )
+        count, of_dense, of_cut, joint, distance = reduced.tolist()
+        mean, other = (add_over_processes(value, self._processes) / count for value in self._sums)
+        total = max(0.0, of_dense - count * float((mean * mean).sum()))
+        of_other = max(0.0, of_cut - count * float((other * other).sum()))
+        joint -= count * float((mean * other).sum())
+        scale = (total * of_other) ** 0.5
+        same = None
+        if classes and self._pairs is not None:
+            agreeing = torch.tensor(self._pairs, dtype=torch.float64, device=device).sum(0)
+            right, judged = add_over_processes(agreeing, self._processes).tolist()
+            same = right / judged
+        return Agreement(
+            correlation=min(1.0, max(-1.0, joint / scale)) if scale else 0.0,
+            error=distance / total if total else 0.0,
+            same_prediction=same,
+        )
+
+
+def _fit_chunk(outputs: list[Tensor], examples: int) -> int:
+    """How many examples the next call takes."""
+    held = sum(output.numel() * output.element_size() for output in outputs) / examples
+    return int(min(CHUNK, max(1, OUTPUT_BYTES // max(1.0, held))))
+
+
+def share_of_same_classes(pairs: list[tuple[Tensor, Tensor]]) -> float | None:
     """Share of the examples of which both models name the same class; None where outputs are no [N, C] scores
     of two classes or more.
 
     pairs: outputs of both models for each batch.
     """
-    if any(a.dim() != 2 or a.shape[1] < 2 for a, _ in pairs):
+    same = 0
+    for dense, cut in pairs:
+        count = count_same_classes(dense, cut)
+        if count is None:
+            return None
+        same += count
+    return same / sum(len(a) for a, _ in pairs)
+
+
+def count_same_classes(dense: Tensor, cut: Tensor) -> int | None:
+    """Examples of which both name the same class; None where outputs are no [N, C] scores of two classes or
+    more."""
+    if dense.dim() != 2 or dense.shape[1] < 2:
         return None
-    same = sum(int((a.argmax(dim=1) == b.argmax(dim=1)).sum()) for a, b in pairs)
-    numbers = torch.tensor([same, sum(len(a) for a, _ in pairs)], dtype=torch.float64)
-    agreeing, count = add_over_processes(numbers.to(pairs[0][0].device), processes).tolist()
-    return float(agreeing / count)
+    return int((dense.argmax(dim=1) == cut.argmax(dim=1)).sum())
 
 
 def _call_models(dense: nn.Module, model: nn.Module, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
@@ -91,11 +167,6 @@ def _join_outputs(found: list[Tensor]) -> Tensor:
     if len(found) == 1:
         return found[0]
     return torch.cat([one.reshape(len(one), -1) for one in found if len(one) == len(found[0])], dim=1)
-
-
-def _split_inputs(inputs: Inputs, examples: int) -> Iterator[Inputs]:
-    for start in range(0, examples, CHUNK):
-        yield take_examples(inputs, examples, start, start + CHUNK)
 
 
 def take_examples(inputs: Inputs, examples: int, start: int, end: int) -> Inputs:

@@ -30,6 +30,8 @@ class Settings:
     seed: int = 0
     processes: Any = None
     """process group, each of which has other examples; all of them refit alike"""
+    layers: frozenset[str] | None = None
+    """layers that may be refitted; None: all"""
     zeroed: frozenset[str] = frozenset()
     """tensors of which the cut set single weights to zero, which stay zero"""
 

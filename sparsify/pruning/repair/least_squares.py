@@ -10,6 +10,7 @@ import queue
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,8 +79,8 @@ _Outputs = _LayerOutputs | AttentionOutputs | RecurrentOutputs | _NoOutputs
 """what the dense model tells of one layer"""
 
 
-class _Stopped(Exception):
-    """The cut model has no more use for the dense one."""
+class _Stopped(BaseException):
+    """Nothing of what the model would go on to compute is needed: a model's own code does not catch this."""
 
 
 def refit_layers(
@@ -109,10 +110,15 @@ def refit_layers(
     settings = replace(settings, zeroed=find_zeroed_tensors(rounds))
     skipped = dict(list_skipped(model, sites, dense_sites, outputs, rows, dense))
     repairs = [repair_row(name, "skipped", reason=reason) for name, reason in skipped.items()]
-    todo = [name for name in sites if name not in skipped]
+    asked = sites if settings.layers is None else settings.layers
+    todo = [name for name in sites if name not in skipped and name in asked]
+    if not todo:
+        return tuple(repairs)
     done: list[str] = []
     watch = OperatorCounter(_list_operators(sites, partners))
-    run_dense = _Dense(dense, dense_sites, partners, outputs, rows, inputs, examples, settings)
+    run_dense = _Dense(
+        dense, dense_sites, partners, outputs, rows, inputs, examples, settings, frozenset(todo)
+    )
 
     def before_layer(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
@@ -137,6 +143,10 @@ def refit_layers(
                 done.append(name)
                 if progress is not None:
                     progress(len(done), len(todo))
+            # The last layer itself need not run: of a language model, whose scores over the vocabulary are
+            # by far its largest tensor, the last layer to refit is often the one before.
+            if len(done) == len(todo):
+                raise _Stopped
 
         return hook
 
@@ -147,7 +157,7 @@ def refit_layers(
     if progress is not None:
         progress(0, len(todo))
     try:
-        with run_dense, torch.no_grad(), watch:
+        with run_dense, torch.no_grad(), watch, suppress(_Stopped):
             call_model(model, inputs)
     finally:
         for handle in handles:
@@ -168,9 +178,11 @@ class _Dense:
         inputs: Inputs,
         examples: int,
         settings: Settings,
+        wanted: Sequence[str],
     ) -> None:
         self._model, self._sites, self._partners = model, sites, partners
         self._outputs, self._rows, self._inputs = outputs, rows, inputs
+        self._wanted = set(wanted)
         everywhere = examples if settings.processes is None else sum(counts_of(examples, settings.processes))
         self._count = max(1, -(-settings.rows // everywhere))
         self._seed = settings.seed
@@ -232,6 +244,10 @@ class _Dense:
                 else:
                     message = self._of_layer(name, module, output, watch, generator)
             self._put(message or _NoOutputs(name))
+            self._wanted.discard(name)
+            if not self._wanted:
+                self._put(None)
+                raise _Stopped
 
         return hook
 

@@ -1,5 +1,6 @@
 """How many calibration examples fit into a stated amount of memory."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,27 +16,34 @@ COPIES = 4
 much again"""
 
 
-def affordable_examples(model: nn.Module, inputs: Inputs, examples: int, memory: int) -> int:
+def affordable_examples(
+    model: nn.Module, inputs: Inputs, examples: int, memory: int, layers: frozenset[str] = frozenset()
+) -> int:
     """The number of examples whose activations stay within `memory` bytes, at least one.
 
     One example passes through the model. Its largest module, by bytes of inputs and outputs, counts `COPIES`
     times.
+
+    layers: those to refit, after the last of which the model is not run; none: it runs to its end.
     """
-    largest = 0
+    largest = needed = 0
 
-    def after(module: nn.Module, args: Any, output: Any) -> None:
-        del module
-        nonlocal largest
-        tensors = (*every_tensor(args), *every_tensor(output))
-        unique: dict[int, Tensor] = {id(tensor): tensor for tensor in tensors}
-        largest = max(largest, sum(tensor.numel() * tensor.element_size() for tensor in unique.values()))
+    def after(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            nonlocal largest, needed
+            tensors = (*every_tensor((args, kwargs)), *every_tensor(output))
+            unique: dict[int, Tensor] = {id(tensor): tensor for tensor in tensors}
+            largest = max(largest, sum(tensor.numel() * tensor.element_size() for tensor in unique.values()))
+            needed = largest if name in layers else needed
 
-    modules = [module for module in model.modules() if not is_scripted(module)]
-    handles = [module.register_forward_hook(after) for module in modules]
+        return hook
+
+    modules = [(name, module) for name, module in model.named_modules() if not is_scripted(module)]
+    handles = [module.register_forward_hook(after(name), with_kwargs=True) for name, module in modules]
     try:
         with torch.no_grad():
             call_model(model, take_examples(inputs, examples, 0, 1))
     finally:
         for handle in handles:
             handle.remove()
-    return max(1, min(examples, memory // max(1, COPIES * largest)))
+    return max(1, min(examples, memory // max(1, COPIES * (needed or largest))))

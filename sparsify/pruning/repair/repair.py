@@ -25,6 +25,7 @@ from sparsify.pruning.repair.choose_fit import Settings
 from sparsify.pruning.repair.least_squares import refit_layers
 from sparsify.pruning.repair.memory import affordable_examples
 from sparsify.pruning.repair.merging import merge_units
+from sparsify.pruning.repair.skipped_layers import list_layers
 from sparsify_schemas.base import AtKey
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import Agreement, LayerRepair
@@ -184,7 +185,9 @@ def repair_model(
     _check_inputs(inputs, examples, processes)
     precise = torch.autocast(device.type, enabled=False)
     with explain_errors("repairing the cut model"), eval_mode(dense, model), torch.no_grad(), precise:
-        count = min(examples, affordable_examples(dense, inputs, examples, int(stage.memory.count)))
+        refitted = list_layers(dense) if stage.method in ("least_squares", "mean") else frozenset()
+        memory = int(stage.memory.count)
+        count = min(examples, affordable_examples(dense, inputs, examples, memory, refitted))
         everywhere = count if processes is None else sum(counts_of(count, processes))
         if everywhere < LEAST_EXAMPLES:
             raise ModelError(

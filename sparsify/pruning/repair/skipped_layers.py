@@ -92,6 +92,14 @@ def _count_outputs(layer: nn.Module) -> int:
     return matrix.shape[0] * matrix.shape[2]
 
 
+def list_layers(model: nn.Module) -> frozenset[str]:
+    """Layers of the kinds that are refitted, those that cannot be for their shared weights left out."""
+    shared = _find_shared_weights(model)
+    kinds = (is_product, is_attention, is_recurrent)
+    found = {name for name, module in model.named_modules() if any(kind(module) for kind in kinds)}
+    return frozenset(found - shared)
+
+
 def _find_shared_weights(model: nn.Module) -> frozenset[str]:
     """Modules whose weight is a parameter of another module as well."""
     owners: dict[int, list[str]] = {}

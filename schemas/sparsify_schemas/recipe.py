@@ -326,6 +326,7 @@ class Recipe(Spec):
                 )
             if isinstance(stage, Train):
                 self._check_choices(stage)
+                self._check_mixing(index, stage)
         for index, rule in enumerate(self.rules):
             if rule.penalty is not None and rule.penalty.facts().needs_classes and not has_classes:
                 raise AtKey(
@@ -335,6 +336,20 @@ class Recipe(Spec):
                     f"{self.task.kind} has none; write 'mode: unspecific'",
                 )
         return self
+
+    def _check_mixing(self, index: int, stage: Train) -> None:
+        """Mixed examples have two targets: the loss is taken of each."""
+        for key in stage.mixes:
+            kinds = ("classification", "multilabel", *(("regression",) if key == "mixup" else ()))
+            why = ""
+            if self.task.kind not in kinds:
+                why = f"goes with a task of {' or '.join(kinds)}, and this one is '{self.task.kind}'"
+            elif self.task.loss == "model":
+                why = "takes the loss of two targets for each example, and the model returns its own"
+            elif self.task.collate is not None:
+                why = "mixes one tensor of inputs, and batches of task.collate may be anything"
+            if why:
+                raise AtKey("stages", f"'{key}' of '{stage.name}' {why}; leave stages.{index}.{key} out")
 
     def _check_choices(self, stage: Train) -> None:
         """What chooses among epochs needs validation data; averages never reach the zeros that penalties

@@ -83,6 +83,11 @@ def _check_target(rule: int, named: str | None, targets: list[str]) -> None:
 
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
 Baseline = Literal["uniform_width", "random", "magnitude", "by_macs"]
+_MIXED = {
+    "mixup": ("classification", "multilabel", "regression"),
+    "cutmix": ("classification", "multilabel"),
+}
+"""way of mixing examples -> tasks that it goes with; a number of an image does not follow from its area"""
 
 
 class Recipe(Spec):
@@ -340,10 +345,11 @@ class Recipe(Spec):
     def _check_mixing(self, index: int, stage: Train) -> None:
         """Mixed examples have two targets: the loss is taken of each."""
         for key in stage.mixes:
-            kinds = ("classification", "multilabel", *(("regression",) if key == "mixup" else ()))
+            kinds = _MIXED[key]
             why = ""
             if self.task.kind not in kinds:
-                why = f"goes with a task of {' or '.join(kinds)}, and this one is '{self.task.kind}'"
+                listed = f"{', '.join(kinds[:-1])} or {kinds[-1]}"
+                why = f"goes with a task of {listed}, and this one is '{self.task.kind}'"
             elif self.task.loss == "model":
                 why = "takes the loss of two targets for each example, and the model returns its own"
             elif self.task.collate is not None:

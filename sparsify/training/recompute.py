@@ -1,14 +1,17 @@
 """Activations recomputed in the backward pass in place of being kept."""
 
+import random
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
+from sparsify.data.chance import keep_random_states
 from sparsify.errors import TrainingError
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -111,7 +114,7 @@ def _replace_forward(name: str, block: nn.Module) -> None:
             given,
             named,
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _BuffersBefore(block)),
+            context_fn=lambda: (nullcontext(), _PassBefore(block)),
         )
 
     block.forward = forward
@@ -131,8 +134,9 @@ def _check_unchanged(name: str, versions: list[int], given: tuple[Any, ...], nam
         )
 
 
-class _BuffersBefore:
-    """A context in which a block has its buffers as they were when this was made, and changes copies.
+class _PassBefore:
+    """A context in which a block has its buffers, and `random` and numpy their states, as they were when this
+    was made; what changes inside is lost. torch's own states are `checkpoint`'s to keep.
 
     A graph that is kept passes more than once through it.
     """
@@ -144,9 +148,14 @@ class _BuffersBefore:
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     self._held.append((module._buffers, name, buffer.detach().clone()))
+        self._chance = random.getstate(), np.random.get_state()
         self._now: list[Tensor | None] = []
+        self._random_states = ExitStack()
 
     def __enter__(self) -> None:
+        self._random_states.enter_context(keep_random_states())
+        random.setstate(self._chance[0])
+        np.random.set_state(self._chance[1])
         self._now = [buffers[name] for buffers, name, _ in self._held]
         for buffers, name, before in self._held:
             buffers[name] = before.clone()
@@ -154,3 +163,19 @@ class _BuffersBefore:
     def __exit__(self, *_error: object) -> None:
         for (buffers, name, _), now in zip(self._held, self._now, strict=True):
             buffers[name] = now
+        self._random_states.close()
+
+
+@contextmanager
+def explain_second_pass(where: str) -> Iterator[None]:
+    """Turn torch's complaint of a second pass that differs into a TrainingError.
+
+    where: what it begins with.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise TrainingError(
+            f"{where}a block of the model computes something else when it is called again with the "
+            "same inputs, so it cannot be computed again; leave 'recompute_activations' out"
+        ) from error

@@ -21,6 +21,7 @@ from sparsify.training.divergence import make_divergence_error, refuse_overflow
 from sparsify.training.layout import order_inputs
 from sparsify.training.mixing import Mix, draw_mix
 from sparsify.training.optimizers import SCALE
+from sparsify.training.recompute import explain_second_pass
 from sparsify.training.stage_state import StageRun
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -107,7 +108,8 @@ def _run_batch(run: StageRun, x: Any, y: Any, mix: Mix | None, where: str) -> tu
             own = run.measure_losses(outputs, ys)
             losses = own if mix is None else mix.mix_losses(own, run.measure_losses(outputs, zs))
             losses = _add_distillation(run, losses, xs, ys, outputs, where)
-            run.accelerator.backward(run.scaler.scale(losses.sums.sum() / whole))
+            with explain_second_pass(where):
+                run.accelerator.backward(run.scaler.scale(losses.sums.sum() / whole))
         found.append((losses.sums.detach(), losses.weights, _find_right(run, outputs, ys, zs, mix)))
     sums, weights, rights = (torch.cat(list(part)) for part in zip(*found, strict=True))
     return sums, weights, rights

@@ -431,6 +431,7 @@ def test_activations_are_recomputed_under_ddp_and_fsdp() -> None:
     """To the bit what two processes end with that keep them."""
     Path("mynet.py").write_text(
         """
+import torch
 from torch import nn
 class Block(nn.Module):
     def __init__(self):
@@ -438,7 +439,10 @@ class Block(nn.Module):
         self.a, self.norm = nn.Linear(6, 12), nn.BatchNorm1d(12)
         self.drop, self.b = nn.Dropout(0.2), nn.Linear(12, 6)
     def forward(self, x): return x + self.b(self.drop(self.norm(self.a(x)).relu()))
-def net(): return nn.Sequential(Block(), Block(), nn.Linear(6, 3))
+def net():
+    first = [nn.Unflatten(1, (2, 3, 1)), nn.Conv2d(2, 2, 3, padding=1), nn.Flatten()]
+    # an order that FSDP does not take
+    return nn.Sequential(*first, Block(), Block(), nn.Linear(6, 3)).to(memory_format=torch.channels_last)
 """
     )
     learn = {"kind": "train", "name": "learn", "epochs": 2, "batch": 32, "optimizer": SGD}

@@ -7,12 +7,14 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsify
 from sparsify.data import Datasets, Examples, batches
 from sparsify.errors import RecipeError, SparsifyError
+from sparsify.models import digits_cnn
 from sparsify.objective.objective import make_objective
 from sparsify.training.accelerator import make_accelerator
 from sparsify.training.mixing import Mix, draw_mix
@@ -375,6 +377,14 @@ def test_examples_that_cannot_be_mixed_are_refused_before_the_first_epoch(
         sparsify.apply(recipe, from_scratch=True, out=tmp_path, timing=0.02)
     assert str(caught.value) == f"<recipe>: stages.0.{way}: {message}"
     assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_says_so() -> None:
+    given = yaml.safe_load(YAML.replace("task: TASK\n", "").replace("WAYS", "mixup: 0.2, cutmix: 1.0"))
+    given["stages"][0] |= {"layout": "channels_last", "recompute_activations": True}
+    plan = sparsify.make_plan(given, digits_cnn().eval(), (torch.zeros(2, 1, 8, 8),))
+    words = " ".join(sparsify.describe(plan).split())
+    assert "channels_last, activations recomputed, mixup 0.2 or cutmix 1" in words
 
 
 def test_a_share_is_no_alpha() -> None:

@@ -1,9 +1,11 @@
 """Activations computed again in the backward pass: the same bits for fewer bytes."""
 
+import random
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -39,11 +41,13 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    def __init__(self, blocks: int = 3, width: int = 4, inplace: bool = False) -> None:
+    def __init__(
+        self, blocks: int = 3, width: int = 4, inplace: bool = False, kind: type[Block] = Block
+    ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, width, 3, padding=1)
         self.stem_norm = nn.BatchNorm2d(width, momentum=None)
-        self.blocks = nn.Sequential(*(Block(width, inplace) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(kind(width, inplace) for _ in range(blocks)))
         self.head = nn.Linear(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -214,6 +218,38 @@ def test_an_input_that_is_changed_after_its_block_is_refused_too() -> None:
     with pytest.raises(TrainingError) as caught:
         train(seeded(After), recompute_activations=True)
     assert "the input of block 'blocks.0' is changed in place" in str(caught.value)
+
+
+def test_chance_of_random_and_numpy_is_the_same_again() -> None:
+    class Noisy(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + super().forward(x) * (random.random() + np.random.random())
+
+    found = []
+    for recomputed in (False, True):
+        random.seed(1)
+        np.random.seed(1)
+        model = seeded(lambda: Net(kind=Noisy))
+        train(model, recompute_activations=recomputed)
+        found.append((model, random.random(), np.random.random()))
+    assert found[0][1:] == found[1][1:]
+    assert_same(found[0][0], found[1][0])
+
+
+def test_a_block_that_computes_something_else_the_second_time_is_refused() -> None:
+    class Counts(Block):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x[:, :, : 6 - self.calls % 2])
+
+    with pytest.raises(TrainingError) as caught:
+        train(seeded(lambda: Net(kind=Counts)), recompute_activations=True)
+    assert str(caught.value) == (
+        "stage 'learn', epoch 1, step 1: a block of the model computes something else when it is called "
+        "again with the same inputs, so it cannot be computed again; leave 'recompute_activations' out"
+    )
 
 
 def test_a_model_without_blocks_is_refused_before_the_first_epoch(tmp_path: Any) -> None:

@@ -83,6 +83,11 @@ def _check_target(rule: int, named: str | None, targets: list[str]) -> None:
 
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
 Baseline = Literal["uniform_width", "random", "magnitude", "by_macs"]
+_MIXED = {
+    "mixup": ("classification", "multilabel", "regression"),
+    "cutmix": ("classification", "multilabel"),
+}
+"""way of mixing examples -> tasks that it goes with; a number of an image does not follow from its area"""
 
 
 class Recipe(Spec):
@@ -326,6 +331,7 @@ class Recipe(Spec):
                 )
             if isinstance(stage, Train):
                 self._check_choices(stage)
+                self._check_mixing(index, stage)
         for index, rule in enumerate(self.rules):
             if rule.penalty is not None and rule.penalty.facts().needs_classes and not has_classes:
                 raise AtKey(
@@ -335,6 +341,21 @@ class Recipe(Spec):
                     f"{self.task.kind} has none; write 'mode: unspecific'",
                 )
         return self
+
+    def _check_mixing(self, index: int, stage: Train) -> None:
+        """Mixed examples have two targets: the loss is taken of each."""
+        for key in stage.mixes:
+            kinds = _MIXED[key]
+            why = ""
+            if self.task.kind not in kinds:
+                listed = f"{', '.join(kinds[:-1])} or {kinds[-1]}"
+                why = f"goes with a task of {listed}, and this one is '{self.task.kind}'"
+            elif self.task.loss == "model":
+                why = "takes the loss of two targets for each example, and the model returns its own"
+            elif self.task.collate is not None:
+                why = "mixes one tensor of inputs, and batches of task.collate may be anything"
+            if why:
+                raise AtKey("stages", f"'{key}' of '{stage.name}' {why}; leave stages.{index}.{key} out")
 
     def _check_choices(self, stage: Train) -> None:
         """What chooses among epochs needs validation data; averages never reach the zeros that penalties

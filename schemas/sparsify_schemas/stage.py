@@ -8,6 +8,7 @@ from sparsify_schemas.base import AtKey, Flag, NonNegative, Positive, Spec, Text
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.schedule import Constant, Scheduled
 from sparsify_schemas.selector import Layers
+from sparsify_schemas.target import Layout
 from sparsify_schemas.units import Duration, Share, Size
 
 Above = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -179,9 +180,23 @@ class Train(Spec):
     label_smoothing: Unit = 0.0
     """share of each target that is spread evenly over all classes, in training alone (Szegedy et al.,
     arXiv:1512.00567); of tasks with classes"""
+    mixup: Above | None = None
+    """alpha: each batch becomes m * x + (1 - m) * x' with m ~ Beta(alpha, alpha) and x' the same batch in
+    another order, its loss m * loss(y) + (1 - m) * loss(y'), in training alone (Zhang et al.,
+    arXiv:1710.09412); 0.2 is usual"""
+    cutmix: Above | None = None
+    """alpha: a box of x' is pasted into each image x, as large as 1 - m of it, m ~ Beta(alpha, alpha); the
+    loss is that of mixup with m the true share of x (Yun et al., arXiv:1905.04899); 1 is usual. Beside
+    `mixup` each batch gets one of the two, with equal chance"""
     accumulate: Positive = 1
     """parts in which a batch passes through the model, for less memory; the step is that of the whole
     batch"""
+    recompute_activations: Flag = False
+    """whether what the model's blocks compute is computed again in the backward pass in place of being kept,
+    for less memory and about a third more time (Chen et al., arXiv:1604.06174)"""
+    layout: Layout | None = None
+    """order in memory of convolution weights and images during the stage; channels_last is often faster. As
+    the model has it when left out; after the stage it is that again"""
     penalties: Flag = True
     """whether the rules' penalties act in this stage"""
     cuts: Gradual | None = None
@@ -198,9 +213,19 @@ class Train(Spec):
     """learn from the dense model besides the labels, in a stage after a cut: `distill: {}`, or with
     `temperature` and `weight`"""
 
+    @property
+    def mixes(self) -> dict[Literal["mixup", "cutmix"], float]:
+        """Ways of mixing that are asked for -> alpha."""
+        found: dict[Literal["mixup", "cutmix"], float] = {}
+        if self.mixup is not None:
+            found["mixup"] = self.mixup
+        if self.cutmix is not None:
+            found["cutmix"] = self.cutmix
+        return found
+
     @model_validator(mode="after")
-    def _goes_with_cuts(self) -> "Train":
-        """Cuts between epochs change the shapes of what is kept."""
+    def _goes_together(self) -> "Train":
+        """Cuts between epochs change the shapes of what is kept; FSDP takes contiguous weights alone."""
         asked = {
             "ema": self.ema is not None,
             "ends_with": self.ends_with == "best",
@@ -211,6 +236,8 @@ class Train(Spec):
             raise AtKey(key, f"'{key}' does not go with 'cuts'; put it in a train stage after the last cut")
         if self.shard and self.ema is not None:
             raise AtKey("ema", "'ema' does not go with 'shard'; leave one of them out")
+        if self.shard and self.layout is not None:
+            raise AtKey("layout", "'layout' does not go with 'shard'; leave one of them out")
         return self
 
     @model_validator(mode="after")

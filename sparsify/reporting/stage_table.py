@@ -79,8 +79,11 @@ def _describe_manner(stage: Train) -> str:
     parts += [f"clipped at {format_plain(stage.clip)}"] if stage.clip is not None else []
     parts += [stage.precision] if stage.precision != "fp32" else []
     parts += ["sharded"] if stage.shard else []
+    parts += [stage.layout] if stage.layout is not None else []
+    parts += ["activations recomputed"] if stage.recompute_activations else []
     parts += [f"in {stage.accumulate} parts"] if stage.accumulate > 1 else []
     parts += [f"labels smoothed by {format_plain(stage.label_smoothing)}"] if stage.label_smoothing else []
+    parts += [_describe_mixing(stage)] if stage.mixes else []
     parts += [f"weights averaged ({format_plain(stage.ema)})"] if stage.ema is not None else []
     parts += ["best epoch kept"] if stage.ends_with == "best" else []
     parts += (
@@ -88,6 +91,10 @@ def _describe_manner(stage: Train) -> str:
     )
     parts += [_describe_distillation(stage.distill)] if stage.distill is not None else []
     return "".join(f", {part}" for part in parts)
+
+
+def _describe_mixing(stage: Train) -> str:
+    return " or ".join(f"{way} {format_plain(alpha)}" for way, alpha in stage.mixes.items())
 
 
 def _describe_distillation(spec: Distill) -> str:

@@ -1,5 +1,5 @@
-"""Checks before the first epoch: the recipe has the data that its criteria need, and every target runs the
-model."""
+"""Checks before the first epoch: the recipe has the data that its criteria need, its train stages fit model
+and data, and every target runs the model."""
 
 from collections.abc import Mapping
 
@@ -8,12 +8,18 @@ from torch import nn
 
 from sparsify.cost.measure.onnx_quantize import quantise
 from sparsify.cost.measure.runtimes import make_shared_pattern, prepare, prepare_onnx, to_arrays
+from sparsify.data import Datasets
 from sparsify.errors import ModelError, RecipeError
 from sparsify.forward.calls import Inputs, resize_batch
 from sparsify.forward.trial_calls import eval_mode
+from sparsify.objective.objective import Objective
 from sparsify.recipe import Loaded
 from sparsify.runs.int8 import export_onnx_bytes, select_int8
+from sparsify.training.layout import why_not_in_layout
+from sparsify.training.mixing import why_unmixable
+from sparsify.training.recompute import why_not_recomputed
 from sparsify_schemas.criterion import FromData
+from sparsify_schemas.stage import Train
 from sparsify_schemas.target import Cpu, Target
 
 _EXPORTED = ("onnxruntime", "openvino")
@@ -32,6 +38,24 @@ def check_data(loaded: Loaded) -> None:
             message = f"criterion '{rule.criterion.kind}' needs 'data': it looks at training batches"
             hint = "add 'data' to the recipe, or pass batches to sparsify.cut in a loop of your own"
             problems.append(loaded.positions.problem(f"rules.{index}.criterion", message, hint))
+    if problems:
+        raise RecipeError(problems)
+
+
+def check_stages(loaded: Loaded, model: nn.Module, datasets: Datasets, objective: Objective) -> None:
+    """Refuse what train stages ask of a model or of data that do not have it. Raises RecipeError."""
+    problems = []
+    for index, stage in enumerate(loaded.recipe.stages):
+        if not isinstance(stage, Train):
+            continue
+        found = [
+            why_unmixable(stage, datasets.train),
+            ("recompute_activations", why_not_recomputed(model)) if stage.recompute_activations else None,
+            ("layout", why_not_in_layout(model, stage.layout, datasets.train, objective)),
+        ]
+        for key, why in filter(None, found):
+            if why is not None:
+                problems.append(loaded.positions.problem(f"stages.{index}.{key}", why))
     if problems:
         raise RecipeError(problems)
 

@@ -34,7 +34,7 @@ from sparsify.recipe import Loaded, load
 from sparsify.recipe.default_repair import add_default_repair
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
-from sparsify.runs.preflight import check_targets
+from sparsify.runs.preflight import check_stages, check_targets
 from sparsify.runs.reloaded_models import check_reloads
 from sparsify.runs.save_load import (
     Base,
@@ -170,6 +170,7 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
     inputs = apply_record(plan.map.inputs, inputs)
     if datasets is not None:
         check_trainable(model, datasets, objective)
+        check_stages(request.loaded, model, datasets, objective)
     if request.folder is None:
         check_targets(model, inputs, recipe.targets)
     folder = request.folder or _create_folder(accelerator, out, recipe.title)

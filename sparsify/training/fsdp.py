@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.distributed import gather_tensor, is_sharded
+from sparsify.training.layout import order_weights
 
 
 def shard_model(model: nn.Module, device: torch.device) -> nn.Module:
@@ -16,6 +17,7 @@ def shard_model(model: nn.Module, device: torch.device) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    order_weights(model, "contiguous")  # others FSDP does not take
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     every = list(model.named_parameters(remove_duplicate=False))
     if len(every) == len({id(p) for _, p in every}):

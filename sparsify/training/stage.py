@@ -27,8 +27,10 @@ from sparsify.pruning.planning.plan import Plan
 from sparsify.training.divergence import check_weights, refuse_overflow
 from sparsify.training.fsdp import gather_state, shard_model
 from sparsify.training.hooks import attach
+from sparsify.training.layout import order_weights, restore_order
 from sparsify.training.loss_threshold import has_plateaued, zero_smallest
 from sparsify.training.optimizers import make_optimizer
+from sparsify.training.recompute import recompute_activations
 from sparsify.training.restore import restore_optimizer, restore_scale
 from sparsify.training.seeds import derive_seed
 from sparsify.training.stage_state import OnEpoch, StageRun, StageState
@@ -80,6 +82,7 @@ def train_stage(
     listener(StageStarted(stage.name, "train", stage.epochs, steps, restore.epochs if restore else 0))
     if restore is not None:
         model.load_state_dict(restore.model)
+    order_before = order_weights(model, stage.layout)  # before DDP and the optimizer look at the weights
     apart = stage.shard and accelerator.num_processes > 1
     trained = shard_model(copy_model(model).to(accelerator.device), accelerator.device) if apart else model
     raw = make_optimizer(stage.optimizer, trained, stage.rates)
@@ -102,7 +105,9 @@ def train_stage(
         if plan
         else nullcontext()
     )
-    with hooked as hooks:
+    average = _start_average(stage, trained, restore)
+    recomputed = recompute_activations(trained) if stage.recompute_activations else nullcontext()
+    with hooked as hooks, recomputed:
         if restore is not None:
             restore_optimizer(raw, restore.optimizer)
             restore_scale(scaler, restore.scaler)
@@ -124,8 +129,8 @@ def train_stage(
             listener,
             objective,
             smooth_labels(objective, stage.label_smoothing),
-            _start_average(stage, trained, restore),
-            _freeze_teacher(teacher, accelerator.device) if stage.distill is not None else None,
+            average,
+            _freeze_teacher(teacher, stage, accelerator.device),
         )
         state = restore or StageState(0, (), 0.0, 0.0, 0.0, {}, {}, {})
         while state.epochs < (until or stage.epochs) and not _is_exhausted(stage, objective, state.history):
@@ -140,6 +145,7 @@ def train_stage(
     chosen = _choose_weights(run, state)
     if chosen is not None:
         model.load_state_dict(chosen)
+    restore_order(model, order_before)
     return state
 
 
@@ -181,9 +187,14 @@ def _choose_weights(run: StageRun, state: StageState) -> Mapping[str, Any] | Non
     return None if run.average is None else run.average.module.state_dict()
 
 
-def _freeze_teacher(teacher: nn.Module | None, device: torch.device) -> nn.Module | None:
-    """A copy in eval mode on the device, so that the teacher itself stays where it is."""
-    return None if teacher is None else copy_model(teacher).to(device).eval().requires_grad_(False)
+def _freeze_teacher(teacher: nn.Module | None, stage: Train, device: torch.device) -> nn.Module | None:
+    """A copy in eval mode on the device, so that the teacher itself stays where it is; None without
+    `distill`."""
+    if teacher is None or stage.distill is None:
+        return None
+    frozen = copy_model(teacher)
+    order_weights(frozen, stage.layout)
+    return frozen.to(device).eval().requires_grad_(False)
 
 
 def _run_epoch(run: StageRun, seed: int, epoch: int, before: StageState) -> StageState:

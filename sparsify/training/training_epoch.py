@@ -18,7 +18,10 @@ from sparsify.objective.objective import Objective, find_judged, in_mode, predic
 from sparsify.recipe import schedules
 from sparsify.training.accelerator import share_batches
 from sparsify.training.divergence import make_divergence_error, refuse_overflow
+from sparsify.training.layout import order_inputs
+from sparsify.training.mixing import Mix, draw_mix
 from sparsify.training.optimizers import SCALE
+from sparsify.training.recompute import explain_second_pass
 from sparsify.training.stage_state import StageRun
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,21 +31,23 @@ def train_epoch(run: StageRun, seed: int, epoch: int) -> tuple[float, float | No
     """(mean loss, share classified rightly, last learning rate) over the epoch's batches, as they were
     trained on.
 
-    The share is None where the task is no classification.
+    The share is None where the task is no classification. Of mixed batches it is the share of the mixed
+    targets: m where the class of an example is named, 1 - m where that of its partner is.
     """
     torch.manual_seed(seed + run.accelerator.process_index)
     loader = share_batches(
         batches(run.datasets.train, run.stage.batch, seed=seed, augment=run.augment), run.accelerator
     )
     total, counted, lr = 0.0, 0.0, 0.0
-    right, seen = torch.zeros((), dtype=torch.int64, device=run.accelerator.device), 0
+    right, seen = 0.0, 0
     with in_mode(run.prepared, training=True):
         for i, (x, y) in enumerate(loader):
             lr = _compute_learning_rate(run, epoch * run.steps + i)
             for group in run.optimizer.param_groups:
                 group["lr"] = lr * group.get(SCALE, 1.0)
             run.optimizer.zero_grad()
-            found = _run_batch(run, x, y, f"stage '{run.stage.name}', epoch {epoch + 1}, step {i + 1}: ")
+            mix = draw_mix(run.stage, x.shape, seed, i) if run.stage.mixes else None
+            found = _run_batch(run, x, y, mix, f"stage '{run.stage.name}', epoch {epoch + 1}, step {i + 1}: ")
             # gathered before the step: each process sees the same loss and they give up together
             sums, weights, rights = run.accelerator.gather_for_metrics(found)
             weight = weights.sum().item()
@@ -58,10 +63,10 @@ def train_epoch(run: StageRun, seed: int, epoch: int) -> tuple[float, float | No
             if run.average is not None:
                 run.average.update_parameters(run.model)
             total, counted = total + loss * weight, counted + weight
-            right += rights.sum()
+            right += rights.sum().item()
             seen += len(rights)
             run.listener(StepDone(run.stage.name, epoch + 1, i + 1, loss))
-    accuracy = right.item() / seen if counts_right(run.objective) else None
+    accuracy = right / seen if counts_right(run.objective) else None
     return total / max(counted, 1), accuracy, lr
 
 
@@ -78,14 +83,18 @@ def _compute_learning_rate(run: StageRun, step: int) -> float:
     )
 
 
-def _run_batch(run: StageRun, x: Any, y: Any, where: str) -> tuple[Tensor, Tensor, Tensor]:
+def _run_batch(run: StageRun, x: Any, y: Any, mix: Mix | None, where: str) -> tuple[Tensor, Tensor, Tensor]:
     """Forward and backward of a batch, in parts: the sum of each example's losses, how much counts in it, and
-    whether it was classified rightly, [N] each. Gradients meet in the last part."""
-    inputs, targets = split_values(x, run.stage.accumulate), split_values(y, run.stage.accumulate)
-    parts = list(zip(inputs, targets, strict=True))
+    whether it was classified rightly, [N] each. The batch is mixed as a whole. Gradients meet in the last
+    part."""
+    count = run.stage.accumulate
+    x = order_inputs(x if mix is None else mix.mix_inputs(x), run.stage.layout)
+    inputs, targets = split_values(x, count), split_values(y, count)
+    others = [None] * len(targets) if mix is None else split_values(mix.find_others(y), count)
+    parts = list(zip(inputs, targets, others, strict=True))
     whole = _count_for_process(run, y)
     found = []
-    for i, (xs, ys) in enumerate(parts):
+    for i, (xs, ys, zs) in enumerate(parts):
         together = nullcontext() if i == len(parts) - 1 else run.accelerator.no_sync(run.prepared)
         with (
             together,
@@ -96,14 +105,22 @@ def _run_batch(run: StageRun, x: Any, y: Any, where: str) -> tuple[Tensor, Tenso
             ),
         ):
             outputs = predict(run.objective, run.prepared, xs, ys, where)
-            losses = _measure_losses(run, xs, ys, outputs, where)
-            run.accelerator.backward(run.scaler.scale(losses.sums.sum() / whole))
-        right = (
-            are_right(outputs, ys) if counts_right(run.objective) else torch.zeros_like(losses.sums).bool()
-        )
-        found.append((losses.sums.detach(), losses.weights, right))
+            own = run.measure_losses(outputs, ys)
+            losses = own if mix is None else mix.mix_losses(own, run.measure_losses(outputs, zs))
+            losses = _add_distillation(run, losses, xs, ys, outputs, where)
+            with explain_second_pass(where):
+                run.accelerator.backward(run.scaler.scale(losses.sums.sum() / whole))
+        found.append((losses.sums.detach(), losses.weights, _find_right(run, outputs, ys, zs, mix)))
     sums, weights, rights = (torch.cat(list(part)) for part in zip(*found, strict=True))
     return sums, weights, rights
+
+
+def _find_right(run: StageRun, outputs: Any, targets: Any, others: Any, mix: Mix | None) -> Tensor:
+    """How much of each example is classified rightly: [N]; nothing where there is no one class."""
+    if not counts_right(run.objective):
+        return torch.zeros(batch_size(targets), device=run.accelerator.device)
+    right = are_right(outputs, targets).float()
+    return right if mix is None else mix.mix_values(right, are_right(outputs, others).float())
 
 
 def _count_for_process(run: StageRun, targets: Any) -> Tensor | int:
@@ -117,9 +134,8 @@ def _count_for_process(run: StageRun, targets: Any) -> Tensor | int:
     return batch_size(targets)
 
 
-def _measure_losses(run: StageRun, x: Any, y: Any, outputs: Any, where: str) -> Losses:
+def _add_distillation(run: StageRun, losses: Losses, x: Any, y: Any, outputs: Any, where: str) -> Losses:
     """The task's losses, or a mixture with how far the outputs are from the teacher's."""
-    losses = run.measure_losses(outputs, y)
     if not losses.sums.requires_grad:
         raise TrainingError(
             f"{where}the loss does not depend on the weights, so nothing can be learned; check task.loss"

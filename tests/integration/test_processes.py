@@ -388,3 +388,74 @@ def test_the_launchers(launcher: tuple[str, ...], alone: Callable[[str], Path]) 
     assert done.stdout.count("Dense and cut") == 1
     assert [run.name for run in Path("runs").iterdir()] == ["two-1"], "one run of both, not one of each"
     same_end(Path("runs/two-1"), alone("gradual.json"))
+
+
+def test_each_process_mixes_its_part_of_the_batch_in_the_same_shares() -> None:
+    """Examples are unit vectors, so that an input says of which it is made and in which shares."""
+    x, y = np.eye(32, dtype="float32"), np.arange(32) % 3
+    np.savez("units.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    Path("mynet.py").write_text(
+        """
+import os, torch
+from torch import nn
+class Watched(nn.Linear):
+    def forward(self, x):
+        if self.training and len(x) == 8:  # and not as the structure is looked at
+            with open(f"seen-{os.environ['RANK']}", "a") as file:
+                print(x.tolist(), file=file)
+        return super().forward(x)
+def net(): return nn.Sequential(Watched(32, 8), nn.ReLU(), nn.Linear(8, 3))
+"""
+    )
+    learn = {"kind": "train", "epochs": 2, "batch": 16, "optimizer": SGD, "mixup": 1.0}
+    given = {
+        **RECIPE,
+        "data": {"source": "units.npz", "validation": "0%"},
+        "stages": [learn, {"kind": "cut"}],
+    }
+    Path("mixed.json").write_text(json.dumps(given))
+    for code, _, said in on(2, "mixed.json", "--from-scratch"):
+        assert code == 0, said
+    seen = [[json.loads(line) for line in Path(f"seen-{rank}").read_text().splitlines()] for rank in (0, 1)]
+    assert len(seen[0]) == len(seen[1]) == 4
+    for parts in zip(*seen, strict=True):
+        made = [{i for row in part for i, share in enumerate(row) if share} for part in parts]
+        assert [len(numbers) for numbers in made] == [8, 8] and not made[0] & made[1]
+        shares = {round(max(row), 5) for part in parts for row in part}
+        assert len(shares - {1.0}) == 1  # 1 where an example is its own partner
+        assert all(sum(row) == pytest.approx(1, abs=1e-6) for part in parts for row in part)
+
+
+@pytest.mark.slow
+def test_activations_are_recomputed_under_ddp_and_fsdp() -> None:
+    """To the bit what two processes end with that keep them."""
+    Path("mynet.py").write_text(
+        """
+import torch
+from torch import nn
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm = nn.Linear(6, 12), nn.BatchNorm1d(12)
+        self.drop, self.b = nn.Dropout(0.2), nn.Linear(12, 6)
+    def forward(self, x): return x + self.b(self.drop(self.norm(self.a(x)).relu()))
+def net():
+    first = [nn.Unflatten(1, (2, 3, 1)), nn.Conv2d(2, 2, 3, padding=1), nn.Flatten()]
+    # an order that FSDP does not take
+    return nn.Sequential(*first, Block(), Block(), nn.Linear(6, 3)).to(memory_format=torch.channels_last)
+"""
+    )
+    learn = {"kind": "train", "name": "learn", "epochs": 2, "batch": 32, "optimizer": SGD}
+    apart = {**learn, "name": "apart", "shard": True, "penalties": False}
+    rule = {"layers": "*.a", "group": "neuron", "sparsity": "50%"}
+    penalty = {"kind": "sensitivity", "of": "outputs", "strength": 0.1}
+    ends = []
+    for recompute in (False, True):
+        stages = [{**stage, "recompute_activations": recompute} for stage in (learn, apart)]
+        given = {**RECIPE, "rules": [{**rule, "penalty": penalty}], "stages": [*stages, {"kind": "cut"}]}
+        Path("blocks.json").write_text(json.dumps(given))
+        for code, _, said in on(2, "blocks.json", "--from-scratch", "--out", f"runs-{recompute}"):
+            assert code == 0, said
+        run = Path(f"runs-{recompute}/two-1")
+        ends.append(((run / run_folder.WEIGHTS).read_bytes(), [row.loss for row in verify_run(run).history]))
+    assert ends[0] == ends[1]

@@ -199,7 +199,7 @@ def interrupted(recipe: dict[str, Any] = RECIPE, after: int = 2, **more: Any) ->
         apply(
             recipe, **{"from_scratch": "model_file" not in more, "listener": listener, "timing": 0.05, **more}
         )
-    return RUN
+    return Path(more.get("out", "runs")) / RUN.name
 
 
 @pytest.mark.parametrize("after", [0, 1, 4, 5])
@@ -335,3 +335,51 @@ def test_a_run_with_a_cropped_kernel_goes_on_after_its_cut(tmp_path: Path) -> No
     assert apply(resume=RUN, timing=0.05) == RUN
     assert load_run(RUN).conv3.weight.shape[2:] == (1, 1)
     assert same_end(RUN, undisturbed)
+
+
+BLOCKS = """
+from torch import nn
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.drop, self.b = nn.Dropout(0.1), nn.Conv2d(width, width, 3, padding=1)
+    def forward(self, x): return x + self.b(self.drop(self.norm(self.a(x)).relu()))
+def net():
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), Block(8), Block(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    )
+"""
+
+
+def test_mixed_recomputed_and_channels_last_stages_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With cuts between epochs, a penalty, Adam's state, an average and a teacher; and recomputing changes
+    nothing."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("blocknet.py").write_text(BLOCKS)
+    manner = {"mixup": 0.4, "cutmix": 1.0, "layout": "channels_last", "recompute_activations": True}
+    adam = {"kind": "adam", "lr": 1e-3}
+    shrink = {"kind": "train", "name": "shrink", "epochs": 3, "optimizer": adam, "cuts": {"end": "2ep"}}
+    tune = {"kind": "train", "name": "tune", "epochs": 2, "penalties": False, "optimizer": adam}
+    rule = {"layers": "*.a", "group": "filter", "penalty": {"kind": "group_lasso", "strength": 1e-3}}
+    more = {"distill": {}, "ema": 0.9, "label_smoothing": 0.1, "accumulate": 2}
+    stages = [{**shrink, **manner, "batch": 256}, {**tune, **manner, **more, "batch": 256}]
+    recipe = {
+        **RECIPE,
+        "model": {"build": "blocknet.net"},
+        "budget": {"macs": "70%"},
+        "rules": [rule],
+        "stages": stages,
+    }
+    end = apply(recipe, from_scratch=True, out=tmp_path / "whole", timing=0.05)
+    kept = [{**stage, "recompute_activations": False} for stage in stages]
+    plain = apply({**recipe, "stages": kept}, from_scratch=True, out=tmp_path / "plain", timing=0.05)
+    ends = [load_file(run / run_folder.WEIGHTS) for run in (plain, end)]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    for after in (1, 4):
+        run = interrupted(recipe, after=after, out=tmp_path / f"after-{after}")
+        apply(resume=run, timing=0.05)
+        assert same_end(run, end)
+    assert all(p.is_contiguous() for p in load_run(end).parameters())

@@ -245,7 +245,8 @@ class _Surgeon:
         damped = inputs + strength * torch.eye(len(inputs), dtype=inputs.dtype, device=inputs.device)
         self.inverse = torch.linalg.inv(damped)
         self.weight = weight.clone()
-        self.curvature = curvature
+        self.weighed = weight @ curvature
+        """W G, which follows W, so that a step costs no product with G"""
         self.columns = columns
 
     def costs(self, units: Sequence[int]) -> Tensor:
@@ -254,7 +255,7 @@ class _Surgeon:
         if len(sizes) == 1 and 0 not in sizes:
             index = torch.stack([self.columns[unit] for unit in units])
             blocks = self.inverse[index[:, :, None], index[:, None, :]]
-            return self._cost(blocks, self.weight[index])
+            return _cost(blocks, self.weight[index], self.weighed[index])
         return torch.stack([self._cost_of(self.columns[unit]) for unit in units])
 
     def remove(self, unit: int) -> None:
@@ -267,6 +268,8 @@ class _Surgeon:
         ).T  # H^-1[:, at] [H^-1[at, at]]^-1
         self.weight -= gain @ self.weight[at]
         self.weight[at] = 0
+        self.weighed -= gain @ self.weighed[at]
+        self.weighed[at] = 0
         self.inverse -= gain @ self.inverse[at]
         self.inverse[at] = 0
         self.inverse[:, at] = 0
@@ -274,14 +277,17 @@ class _Surgeon:
     def _cost_of(self, at: Tensor) -> Tensor:
         if not len(at):
             return torch.zeros((), dtype=self.weight.dtype, device=self.weight.device)
-        return self._cost(self.inverse[at][:, at][None], self.weight[at][None])[0]
+        return _cost(self.inverse[at][:, at][None], self.weight[at][None], self.weighed[at][None])[0]
 
-    def _cost(self, blocks: Tensor, weights: Tensor) -> Tensor:
-        """tr(W' B^-1 W G) of each of the blocks."""
-        solved = torch.linalg.solve(blocks, weights)
-        products = (weights.transpose(1, 2) @ solved) * self.curvature
-        costs: Tensor = products.sum((1, 2))
-        return costs
+
+def _cost(blocks: Tensor, weights: Tensor, weighed: Tensor) -> Tensor:
+    """tr(W' B^-1 W G) of each unit.
+
+    blocks: B, [units, columns, columns]; weights: W, [units, columns, outputs]; weighed: W G, of that shape.
+    """
+    solved = weights / blocks if blocks.shape[1] == 1 else torch.linalg.solve(blocks, weights)
+    costs: Tensor = (solved * weighed).sum((1, 2))
+    return costs
 
 
 def hull_slopes(errors: Sequence[float]) -> list[float]:

@@ -178,7 +178,7 @@ class _Dense:
         inputs: Inputs,
         examples: int,
         settings: Settings,
-        wanted: Sequence[str],
+        wanted: frozenset[str],
     ) -> None:
         self._model, self._sites, self._partners = model, sites, partners
         self._outputs, self._rows, self._inputs = outputs, rows, inputs

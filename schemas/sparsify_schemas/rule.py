@@ -51,9 +51,10 @@ class Keep(Spec):
     """Lower bounds on the width that a rule may leave."""
 
     at_least: Positive | None = None
-    """groups that stay in every layer. Left out: a tenth of those that are not zero, or 1 where a budget or a
-    sparsity cannot be met otherwise; of group depth: blocks that stay over the whole rule, none when left
-    out"""
+    """groups that stay in every layer. Left out: half of what the layer would keep if all layers kept the
+    same share for the same budget; a tenth of the groups that are not zero where that is more, or a penalty
+    decides what goes; less where a budget or a sparsity cannot be met otherwise. Of group depth: blocks that
+    stay over the whole rule, none when left out"""
     multiple_of: Positive | Literal["auto"] | None = None
     """kept widths are multiples of this, rounded up; a layer that loses nothing keeps its width. `auto`: the
     width step of the recipe's targets (16 with AVX-512, 8 with AVX2, never below 4 on a processor). Left out:

@@ -7,12 +7,15 @@ from math import ceil
 from sparsify.pruning.planning.equal_layers import find_equal_layers
 from sparsify.pruning.planning.plan import Assignment, Plan, count_kept_by_limits
 from sparsify_schemas.group import removes_branches
-from sparsify_schemas.rule import Keep
+from sparsify_schemas.rule import Keep, Rule
 
 LEAST_SHARE = 0.1
 """share of its living units that a layer keeps where the recipe does not say what stays:
 a layer left with a sliver of its units lets nothing through, whatever the scores say.
 It gives way to budgets and demands that cannot be met otherwise"""
+LEAST_OF_EVEN = 0.5
+"""the same, relative to what each layer would keep if all layers kept the same share for the same budget;
+counts where it is more. A choice by score per cost would empty the few layers that cost most"""
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,19 @@ def keep_best_branches(
     return tuple(found)
 
 
-def keep_least_share(plan: Plan, groups: Sequence[Candidate], part: float) -> tuple[Candidate, ...]:
-    """The candidates with the default bound: each keeps `LEAST_SHARE` of its living units, rounded up.
+def keep_least_share(
+    plan: Plan, groups: Sequence[Candidate], part: float, even: float = 0.0
+) -> tuple[Candidate, ...]:
+    """The candidates with the default bound: each keeps a share of its living units, rounded up.
 
-    Groups of rules that say `keep.at_least`, and residual branches, stay as they are;
-    so do those of a rule whose own `sparsity` could not be reached otherwise.
+    It is `LEAST_OF_EVEN` of the share that an even cut keeps, or `LEAST_SHARE` where that is more, or where a
+    penalty decides what goes. Groups of rules that say `keep.at_least`, and residual branches, stay as they
+    are; so do those of a rule whose own `sparsity` could not be reached otherwise.
+
+    even: share that every group keeps where all lose the same share, of the rules without a `sparsity`.
     """
-    found = tuple(_keep_least_share(plan, c) for c in groups)
+    shares = [_find_least_share(rule, part, even) for rule in plan.recipe.rules]
+    found = tuple(_keep_share(plan, candidate, shares[candidate.rule]) for candidate in groups)
     unreachable = set()
     for index, rule in enumerate(plan.recipe.rules):
         own = [c for c in found if c.rule == index]
@@ -141,9 +150,16 @@ def keep_least_share(plan: Plan, groups: Sequence[Candidate], part: float) -> tu
     return tuple(kept)
 
 
-def _keep_least_share(plan: Plan, candidate: Candidate) -> Candidate:
+def _find_least_share(rule: Rule, part: float, even: float) -> float:
+    if rule.penalty is not None:
+        return LEAST_SHARE
+    kept = even if rule.sparsity is None else 1 - part * rule.sparsity.fraction
+    return max(LEAST_SHARE, LEAST_OF_EVEN * kept)
+
+
+def _keep_share(plan: Plan, candidate: Candidate, share: float) -> Candidate:
     rule = plan.recipe.rules[candidate.rule]
     if rule.keep.at_least is not None or removes_branches(rule.group):
         return candidate
     living = len(candidate.order) - candidate.dead
-    return replace(candidate, floor=max(candidate.floor, ceil(LEAST_SHARE * living)))
+    return replace(candidate, floor=max(candidate.floor, ceil(share * living)))

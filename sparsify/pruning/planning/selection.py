@@ -32,6 +32,8 @@ RETURNS = 64
 """how many tries to improve on a choice at the end may fail"""
 EVENLY = 4096
 """steps in which a share common to all groups is sought"""
+EVEN_STEPS = 128
+"""the same, where a rough share is enough"""
 
 BY_MACS = 512
 """steps in which the MACs are lowered to the least: widths that happen to be fast make it no falling line"""
@@ -77,8 +79,10 @@ def choose(
     allowed = _compute_limits(plan, costs, part, aim)
     open_groups = list_candidates(plan, scores, dead)
     prices = _price_units(open_groups, costs, allowed)
-    bounded = keep_least_share(plan, open_groups, part)
-    for groups in (bounded, open_groups) if bounded != open_groups else (open_groups,):
+    even = _find_even_share(plan, open_groups, costs, allowed, part)
+    bounded = [keep_least_share(plan, open_groups, part, even), keep_least_share(plan, open_groups, part)]
+    distinct = [groups for groups in bounded if groups != open_groups]
+    for groups in (*distinct, open_groups):
         cheapest = keep_best_branches(plan, groups, lambda c: (-c.dead, c.scores[0]))
         chosen, fit = _choose_units(plan, cheapest, prices, costs, allowed, part)
         if fit:
@@ -93,6 +97,29 @@ def choose(
         if plan.map.by_name[name].reached <= gone:
             chosen[name] = []
     return chosen
+
+
+def _find_even_share(
+    plan: Plan, groups: Sequence[Candidate], costs: Costs, allowed: Mapping[str, float], part: float
+) -> float:
+    """The largest share of its living units that every group may keep, where all lose the same share, so that
+    the budgets hold: groups with a `sparsity` of their own lose that. 0 where they cannot hold that way."""
+    rules = plan.recipe.rules
+
+    def keep_share(share: float) -> dict[str, tuple[int, ...]]:
+        gone = {}
+        for candidate in groups:
+            own = rules[candidate.rule].sparsity
+            kept = share if own is None else 1 - part * own.fraction
+            living = len(candidate.order) - candidate.dead
+            gone[candidate.name] = candidate.gone(candidate.dead + round((1 - kept) * living))
+        return gone
+
+    def fits(step: int) -> bool:
+        now = costs.of(keep_share(1 - step / EVEN_STEPS))
+        return all(now[what] <= limit for what, limit in allowed.items())
+
+    return 1 - bisect_left(range(EVEN_STEPS), True, key=fits) / EVEN_STEPS
 
 
 def choose_evenly(

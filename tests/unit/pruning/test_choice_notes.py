@@ -20,12 +20,12 @@ def network() -> nn.Module:
     return model.eval()
 
 
-def cut(model: nn.Module, batches: object = None, **rule: object) -> Result:
+def cut(model: nn.Module, batches: object = None, budget: str = "15%", **rule: object) -> Result:
     recipe = {
         "version": 1,
         "title": "t",
         "data": {"source": "digits"},
-        "budget": {"params": "15%"},
+        "budget": {"params": budget},
         "rules": [{"layers": ["0", "2"], "group": "neuron", **rule}],
     }
     plan = sparsify.make_plan(recipe, model, (torch.randn(2, 8),))
@@ -39,6 +39,19 @@ def widths(result: Result) -> tuple[int, int]:
 def test_by_default_a_layer_keeps_a_tenth() -> None:
     result = cut(network())
     assert widths(result)[1] >= 4 and not any("keeps" in note for note in result.notes)
+
+
+def test_by_default_a_layer_keeps_half_of_what_an_even_cut_leaves() -> None:
+    """16 of 40 units in both layers leave 22.4 % of the parameters, 17 leave 24.5 %; half of that is 9."""
+    kept = widths(cut(network(), budget="24%"))
+    assert kept[1] == 9 and kept[0] > 17, kept
+    assert widths(cut(network(), budget="24%", penalty={"kind": "group_lasso", "strength": 1e-3}))[1] == 4
+
+
+def test_the_bound_follows_the_sparsity_of_a_rule() -> None:
+    rules = [{"layers": ["0", "2"], "group": "neuron", "sparsity": "50%"}]
+    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": rules}, network(), (torch.randn(2, 8),))
+    assert widths(sparsify.cut(plan, network())) == (30, 10)
 
 
 def test_where_the_bound_is_switched_off_the_result_warns() -> None:

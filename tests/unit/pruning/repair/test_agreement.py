@@ -1,0 +1,99 @@
+"""Agreement from sums alone, and a pass that ends with the last layer it refits."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparsify
+from sparsify.pruning.repair import agreement
+from sparsify.pruning.repair.agreement import measure_agreement
+from sparsify.pruning.repair.memory import COPIES, affordable_examples
+
+VOCABULARY = 300
+
+
+class LanguageModel(nn.Module):
+    """Tokens [N, length] -> scores [N, length, vocabulary]; the head shares the weight of the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(VOCABULARY, 8)
+        self.up, self.down = nn.Linear(8, 24), nn.Linear(24, 8)
+        self.head = nn.Linear(8, VOCABULARY, bias=False)
+        self.head.weight = self.embed.weight
+        self.calls: list[int] = []
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.embed(tokens)
+        hidden = hidden + self.down(torch.relu(self.up(hidden)))
+        self.calls.append(len(tokens))
+        scores: Tensor = self.head(hidden)
+        return scores
+
+
+def tokens(count: int) -> Tensor:
+    return torch.randint(VOCABULARY, (count, 5), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("examples", [1, 5, 8, 9, 70])
+@pytest.mark.parametrize("shift", [0.0, 1e4])
+def test_sums_over_chunks_give_what_all_outputs_give(examples: int, shift: float) -> None:
+    """Also where the outputs are large beside their spread."""
+    torch.manual_seed(examples)
+    dense, cut = nn.Linear(3, 4).double(), nn.Linear(3, 4).double()
+    with torch.no_grad():
+        dense.bias.add_(shift)
+        cut.bias.add_(shift)
+    x = torch.randn(examples, 3, dtype=torch.float64)
+    with torch.no_grad():
+        y, z = dense(x).float().double(), cut(x).float().double()
+    a, b = y - y.mean(0), z - z.mean(0)
+    total, other = float((a * a).sum()), float((b * b).sum())
+    found = measure_agreement(dense, cut, (x,), examples)
+    if examples == 1:
+        assert (found.correlation, found.error) == (0.0, 0.0)
+    else:
+        assert found.correlation == pytest.approx(float((a * b).sum()) / (total * other) ** 0.5, rel=1e-6)
+        assert found.error == pytest.approx(float((z - y).square().sum()) / total, rel=1e-6)
+    assert found.same_prediction == float((y.argmax(1) == z.argmax(1)).double().mean())
+
+
+def test_large_outputs_come_in_small_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call has eight examples; what they hold says how many the next ones have."""
+    model = LanguageModel().eval()
+    monkeypatch.setattr(agreement, "OUTPUT_BYTES", 3 * 5 * VOCABULARY * 4)
+    found = measure_agreement(model, model, (tokens(20),), 20, classes=False)
+    assert model.calls[::2] == [8, 3, 3, 3, 3]
+    assert found.correlation == pytest.approx(1) and found.error == 0
+
+
+def test_what_lies_behind_the_last_layer_to_refit_is_not_computed() -> None:
+    dense = LanguageModel().eval()
+    recipe = {
+        "version": 1,
+        "title": "t",
+        "task": "language_model",
+        "rules": [{"layers": "up", "group": "neuron", "sparsity": "50%"}],
+    }
+    result = sparsify.cut(sparsify.make_plan(recipe, dense, (tokens(2),)), dense)
+    result.model.calls.clear()  # type: ignore[operator, union-attr]
+    repaired = sparsify.repair(result, [tokens(60)])
+    assert {row.layer: row.outcome for row in repaired.layers} == {
+        "head": "skipped",
+        "up": "unchanged",
+        "down": "refitted",
+    }
+    assert 60 not in result.model.calls  # type: ignore[operator]
+    assert repaired.after is not None and repaired.before is not None
+    assert repaired.after.error < repaired.before.error
+
+
+def test_memory_counts_what_is_computed() -> None:
+    """Floats of the largest module with its input, for one example: of the head, and of `up` and `down`."""
+    model = LanguageModel().eval()
+    everything = COPIES * 4 * 5 * (VOCABULARY + 8)
+    needed = COPIES * 4 * 5 * (24 + 8)
+    assert affordable_examples(model, (tokens(50),), 50, 7 * everything) == 7
+    layers = frozenset({"up", "down"})
+    assert affordable_examples(model, (tokens(50),), 50, 7 * needed, layers) == 7

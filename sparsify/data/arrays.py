@@ -14,7 +14,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from sparsify.data.chance import keep_random_states, seed_example
-from sparsify.data.columns import Column, Varied, count_examples, leaves, map_parts, stack
+from sparsify.data.columns import (
+    Column,
+    Varied,
+    count_examples,
+    divide_by_65535,
+    leaves,
+    map_leaves,
+    scale_pixels,
+    stack,
+)
 from sparsify.data.examples import Collate, Examples
 from sparsify.data.targets import convert_targets, describe, split_target
 from sparsify.errors import DataError
@@ -181,7 +190,7 @@ def _from_items(items: list[Any], spec: Data, task: Task, name: str) -> Examples
         return Examples(Varied(tuple(x for x, _ in pairs)), Varied(tuple(y for _, y in pairs)))
     with_targets = pairs[0][1] is not None
     try:
-        inputs = stack([_scale_pixels(x) for x, _ in pairs])
+        inputs = stack([scale_pixels(x) for x, _ in pairs])
         targets = stack([y for _, y in pairs]) if with_targets else None
     except ValueError as error:
         raise DataError(f"{name}: the examples cannot be stacked ({error})") from error
@@ -198,16 +207,6 @@ def _from_items(items: list[Any], spec: Data, task: Task, name: str) -> Examples
             f"{name}: the examples cannot be stacked (they are {shapes}); pad them, or write task.collate"
         )
     return make_examples(inputs, targets, task, name)
-
-
-def _scale_pixels(value: Any) -> Any:
-    """Images of 16 bits as float32 in 0..1, since lists of them would become whole numbers."""
-    if isinstance(value, Mapping | tuple):
-        return map_parts(value, _scale_pixels)
-    is_deep = isinstance(value, np.ndarray) and value.dtype == np.uint16 and value.ndim >= 2
-    if is_deep or (isinstance(value, Tensor) and value.dtype == torch.uint16 and value.ndim >= 2):
-        return torch.as_tensor(np.asarray(value).astype(np.float32) / np.float32(65535))
-    return value
 
 
 def _may_be_padded(inputs: Varied, task: Task) -> bool:
@@ -323,11 +322,13 @@ def _arrays(value: Any, name: str) -> Column:
 
 
 def _convert_all(column: Column, name: str) -> Column:
-    if isinstance(column, Tensor):
-        return _convert(column, name)
-    if isinstance(column, Varied):
-        return Varied(tuple(_convert_item(item, name) for item in column.items))
-    return map_parts(column, lambda part: _convert_all(part, name))
+    return map_leaves(column, lambda leaf: _convert_leaf(leaf, name))
+
+
+def _convert_leaf(leaf: Tensor | Varied, name: str) -> Column:
+    if isinstance(leaf, Tensor):
+        return _convert(leaf, name)
+    return Varied(tuple(_convert_item(item, name) for item in leaf.items))
 
 
 def _convert_item(item: Any, name: str) -> Any:
@@ -345,7 +346,7 @@ def _convert(x: Tensor, name: str) -> Tensor:
             )
         return x[:, None] if x.ndim == 3 else x
     if x.dtype == torch.uint16 and x.ndim >= 3:
-        pixels = x.float().div_(65535)
+        pixels = divide_by_65535(x)
         return pixels[:, None] if x.ndim == 3 else pixels
     if x.is_complex():
         raise DataError(f"{name}: inputs are complex numbers")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsify.data.columns import divide_by_65535
 from sparsify.errors import DataError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _refuse_loss(image: "Image", path: Path) -> None:
 
 
 def _count_bits(dtype: "np.dtype[Any]") -> int:
-    return {"uint8": 8, "uint16": 16}.get(str(dtype), 0)
+    return 8 * dtype.itemsize if dtype.kind == "u" and dtype.itemsize <= 2 else 0
 
 
 def read_image(path: Path, channels: int, size: int | None) -> Tensor:
@@ -116,7 +117,9 @@ def _move_channels_first(pixels: "np.ndarray[Any, Any]") -> Tensor:
 
 
 def _scale_values(values: "np.ndarray[Any, Any]", bits: int) -> "np.ndarray[Any, Any]":
-    return values if bits == 8 else values.astype(np.float32) / np.float32(65535 if bits == 16 else 1)
+    if bits == 16:
+        return divide_by_65535(torch.from_numpy(values)).numpy()
+    return values if bits == 8 else values.astype(np.float32)
 
 
 def _read_channels(path: Path) -> "np.ndarray[Any, Any]":
@@ -137,7 +140,7 @@ def _read_array(path: Path, mapped: bool = False) -> "np.ndarray[Any, Any]":
         raise DataError(
             f"{path}: holds {shape} {array.dtype}; expected (height, width) or (channels, height, width)"
         )
-    return array
+    return array if mapped else array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _resize_array(array: "np.ndarray[Any, Any]", size: int | None) -> Tensor:

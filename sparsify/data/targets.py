@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.data.columns import IGNORED, Column, Varied, leaves, map_parts
+from sparsify.data.columns import IGNORED, Column, Varied, leaves, map_leaves
 from sparsify.errors import DataError
 from sparsify_schemas.task import Task
 
@@ -64,13 +64,6 @@ def convert_targets(targets: Column | None, inputs: Column, task: Task, name: st
             return _ignore(_tokens(targets, name), task)
         case "own":
             return targets
-
-
-def map_leaves(column: Column, change: Any) -> Column:
-    """A column with `change(leaf)` in place of each tensor and list."""
-    if isinstance(column, Tensor | Varied):
-        return change(column)
-    return map_parts(column, lambda part: map_leaves(part, change))
 
 
 def _from_inputs(inputs: Column, task: Task, name: str) -> Column:

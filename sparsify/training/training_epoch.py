@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsify.data import batches
-from sparsify.data.columns import batch_size, split_values
+from sparsify.data.columns import count_examples, split_values
 from sparsify.errors import TrainingError
 from sparsify.events import StepDone
 from sparsify.objective.distillation import mix_losses, teacher_divergence
@@ -114,7 +114,7 @@ def _count_for_process(run: StageRun, targets: Any) -> Tensor | int:
         every: Tensor = run.accelerator.reduce(own, "sum")
         share: Tensor = every.clamp(min=1) / run.accelerator.num_processes
         return share
-    return batch_size(targets)
+    return count_examples(targets)
 
 
 def _measure_losses(run: StageRun, x: Any, y: Any, outputs: Any, where: str) -> Losses:

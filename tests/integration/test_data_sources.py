@@ -190,7 +190,7 @@ TABLE_FAULTS: dict[str, tuple[list[list[Any]], dict[str, Any], str]] = {
     "no such category": (
         [HEAD, [1, "red", 2, "rose"], [2, "blue", 3, "iris"]],
         {"categories": ["color"]},
-        "data.categories names 'color', which is no input",
+        "data.categories names 'color', which is no input; the inputs are width, colour, height",
     ),
     "a ragged row": (
         [HEAD, [1, "red", 2]],
@@ -221,7 +221,10 @@ def test_faults_of_the_files() -> None:
     assert complaint(given) == "flowers.csv: no such file"
     write_table("flowers.csv", [HEAD, *flowers(20, 0)])
     given["data"] = {**FLOWERS, "test": "other.csv"}
-    assert complaint(given) == "other.csv: no such file"
+    assert complaint(given) == (
+        "data.test: other.csv: no such file; write the path of the test set, or a share of the one file such "
+        "as 20%"
+    )
     write_table("other.csv", [["width", "height", "kind"], [1, 2, "rose"]])
     assert complaint(given) == "other.csv: has no column 'colour'; its columns are width, height, kind"
     Path("flowers.csv").write_bytes(b"\xff\xfe\x00")

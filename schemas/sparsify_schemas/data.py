@@ -9,6 +9,14 @@ from sparsify_schemas.base import AtKey, Flag, Number, Positive, Spec, Text, Who
 from sparsify_schemas.units import Share
 
 BUILT_IN = ("digits", "mnist", "fashion_mnist", "cifar10", "folder", "huggingface")
+HAVE_TARGETS = ("digits", "mnist", "fashion_mnist", "cifar10", "folder")
+"""sources whose targets have no name"""
+_ROOTS = {
+    "folder": "the folder that holds train/<class>/ and test/<class>/",
+    "huggingface": "the folder that save_to_disk wrote, a folder of train.parquet and test.parquet (or .csv, "
+    ".json, .jsonl), or one such file",
+}
+"""sources that are nothing without `root`, and what it is"""
 TABLES = (".csv", ".tsv")
 """ends of the names of tables"""
 TEXTS = (".txt", ".jsonl")
@@ -99,8 +107,9 @@ class Data(Spec):
     text: Tokens | None = None
     """which column of a table, of .jsonl or of huggingface is text, and how it becomes tokens"""
     root: Text | None = None
-    """folder of the files; $SPARSIFY_DATA when left out, else ~/.cache/sparsify; huggingface: the folder that
-    `save_to_disk` wrote, a folder of train.parquet and test.parquet, or one such file"""
+    """folder of the files; for mnist, fashion_mnist and cifar10 $SPARSIFY_DATA when left out, else
+    ~/.cache/sparsify; for paths the current folder; huggingface: the folder that `save_to_disk` wrote, a
+    folder of train.parquet and test.parquet, or one such file"""
     validation: Share = Share(10, "%")
     """share of the training set kept aside for every choice that is made"""
     split: Literal["random", "last"] = "random"
@@ -151,14 +160,45 @@ class Data(Spec):
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Data":
-        if self.size is not None and self.source != "folder":
-            raise ValueError("'size' acts on source 'folder' only")
-        if self.channels is not None and self.source != "folder":
-            raise AtKey("channels", "'channels' acts on source 'folder' only")
+        for key, value in (("size", self.size), ("channels", self.channels)):
+            if value is not None and self.source != "folder":
+                raise AtKey(key, f"'{key}' acts on source 'folder' only; leave it out")
         if self.lazy and ":" not in self.source:
-            raise AtKey("lazy", f"'lazy' acts on package.module:callable; '{self.source}' is read at once")
+            raise AtKey(
+                "lazy",
+                f"'lazy' acts on package.module:callable; '{self.source}' is read at once, leave it out",
+            )
         if self.validation.value == 100:
-            raise ValueError("validation: 100% leaves no example to train on")
+            raise AtKey("validation", "100% leaves no example to train on; write a smaller share")
+        if self.root is not None and (self.source == "digits" or ":" in self.source):
+            raise AtKey("root", f"source '{self.source}' reads no folder; leave 'root' out")
+        if self.root is None and self.source in _ROOTS:
+            raise AtKey("root", f"source '{self.source}' needs 'root': {_ROOTS[self.source]}")
+        if self.target is not None and (self.source in HAVE_TARGETS or self._is_npz):
+            raise AtKey("target", f"the targets of '{self.source}' have no name; leave 'target' out")
+        return self
+
+    @property
+    def _is_npz(self) -> bool:
+        return ":" not in self.source and self.source.endswith(".npz")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Data":
+        targets = (self.target,) if isinstance(self.target, str) else self.target or ()
+        features = self.features or ()
+        for key, names in (("target", targets), ("features", features), ("categories", self.categories)):
+            doubled = next((i for i, name in enumerate(names) if name in names[:i]), None)
+            if doubled is not None:
+                raise AtKey((key, doubled), f"'{names[doubled]}' stands there twice; leave one out")
+        for key, names in (("features", features), ("categories", self.categories)):
+            wrong = next((i for i, name in enumerate(names) if name in targets), None)
+            if wrong is not None:
+                raise AtKey((key, wrong), f"'{names[wrong]}' is the target; leave it out")
+        for index, name in enumerate(self.categories):
+            if features and name not in features:
+                raise AtKey(
+                    ("categories", index), f"'{name}' is no input; add it to 'features', or leave it out here"
+                )
         return self
 
     @model_validator(mode="after")
@@ -171,6 +211,8 @@ class Data(Spec):
             raise AtKey("text", "'text' acts on .csv, .tsv, .txt, .jsonl and huggingface only")
         if self.test is not None and not (has_columns or self.is_text):
             raise AtKey("test", f"source '{self.source}' has a test set of its own; leave 'test' out")
+        if self.text is not None and self.source.endswith(".txt") and self.text.column != "text":
+            raise AtKey(("text", "column"), "a .txt has no columns; leave 'column' out")
         if self.text is not None and (self.features or self.categories):
             raise AtKey("text", "'text' is the input; leave 'features' and 'categories' out")
         if isinstance(self.target, tuple) and not has_columns:
@@ -181,8 +223,7 @@ class Data(Spec):
             raise AtKey(
                 "test",
                 f"'{self.source}' is one file; write the path of another with the test set, or a share of "
-                "this "
-                "one such as 20%",
+                "this one such as 20%",
             )
         if isinstance(self.test, str) and self.test.endswith("%"):
             raise AtKey("test", f"expected a share such as 20% or a path, found '{self.test}'")

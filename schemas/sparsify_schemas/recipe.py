@@ -70,7 +70,8 @@ def _check_target(rule: int, named: str | None, targets: list[str]) -> None:
     """That the latency which a penalty weighs by is of one known target."""
     if named is not None and named not in targets:
         raise AtKey(
-            ("rules", rule, "penalty", "target"), f"'{named}' is no target of the recipe; {_name_known(targets)}"
+            ("rules", rule, "penalty", "target"),
+            f"'{named}' is no target of the recipe; {_name_known(targets)}",
         )
     if named is None and len(targets) != 1:
         has = f"has {len(targets)}" if targets else "has none"
@@ -164,8 +165,8 @@ class Recipe(Spec):
         if last.budget is not None or last.way.fraction < 1:
             raise AtKey(
                 (*_find_goal(index, stages[index]), "way" if last.budget is None else "budget"),
-                f"'{names[index]}' is the last cut and must meet the recipe's budget; leave out its 'way' and "
-                "'budget', or add a 'cut' stage",
+                f"'{names[index]}' is the last cut and must meet the recipe's budget; leave out its 'way' "
+                "and 'budget', or add a 'cut' stage",
             )
         return stages
 
@@ -263,7 +264,8 @@ class Recipe(Spec):
         for at, own in self._list_own_budgets():
             if own.accuracy_drop is not None:
                 raise AtKey(
-                    (*at, "accuracy_drop"), "only the recipe's own budget names an accuracy_drop; leave it out"
+                    (*at, "accuracy_drop"),
+                    "only the recipe's own budget names an accuracy_drop; leave it out",
                 )
         if self.budget.accuracy_drop is None:
             return self
@@ -324,6 +326,17 @@ class Recipe(Spec):
                 )
 
     @model_validator(mode="after")
+    def _text_fits_the_task(self) -> "Recipe":
+        data, kind = self.data, self.task.kind
+        if data is None or not (data.is_text or data.text is not None):
+            return self
+        if kind == "language_model" and data.target is not None:
+            raise AtKey(
+                ("data", "target"), "the targets of a language model are its tokens; leave 'target' out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stages_fit_the_task(self) -> "Recipe":
         has_classes = self.task.kind in ("classification", "segmentation") or "language" in self.task.kind
         for index, stage in enumerate(self.stages):
@@ -377,8 +390,8 @@ class Recipe(Spec):
         if asked and self.data is not None and self.data.validation.value == 0:
             raise AtKey(
                 ("rules", asked[0][0], "penalty", "threshold"),
-                "the threshold needs validation data: it looks at the loss there; write data.validation above "
-                "0%",
+                "the threshold needs validation data: it looks at the loss there; write data.validation "
+                "above 0%",
             )
         other = next((i for i, threshold in asked if threshold != asked[0][1]), None)
         if other is not None:

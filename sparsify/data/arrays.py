@@ -123,11 +123,13 @@ def _read_part(part: Any, spec: Data, task: Task, name: str) -> Examples:
             f"{name}: data.lazy reads the examples of a Dataset, and this is {_describe_kind(part)}"
         )
     if isinstance(part, tuple | list) and len(part) == 2:
+        _refuse_key(spec, name, "a pair (inputs, targets)")
         return make_examples(_arrays(part[0], name), part[1], task, name)
     if isinstance(part, Mapping):
-        inputs, targets = split_target(part, _find_target_key(spec))
+        inputs, targets = split_target(part, _find_target_key(spec), f"{name}:")
         return make_examples(_arrays(inputs, name), targets, task, name)
     if isinstance(part, Tensor | np.ndarray):
+        _refuse_key(spec, name, "an array without targets")
         return make_examples(_array(part, name), None, task, name)
     raise DataError(
         f"{name}: expected a pair (inputs, targets) or a torch Dataset, not {_describe_kind(part)}"
@@ -223,6 +225,11 @@ def _find_target_key(spec: Data) -> str | None:
     return spec.target if isinstance(spec.target, str) else None
 
 
+def _refuse_key(spec: Data, name: str, what: str) -> None:
+    if spec.target is not None:
+        raise DataError(f"{name}: data.target is a key of mappings, and this is {what}; leave it out")
+
+
 def _find_stranger(leaf: Tensor | Varied) -> Any:
     """The first value of a list that is no tensor; None where all are."""
     values = leaf.items if isinstance(leaf, Varied) else ()
@@ -231,10 +238,12 @@ def _find_stranger(leaf: Tensor | Varied) -> Any:
 
 def _pair(item: Any, spec: Data, name: str) -> tuple[Any, Any]:
     if isinstance(item, tuple | list) and len(item) == 2:
+        _refuse_key(spec, name, "a Dataset of pairs (inputs, targets)")
         return item[0], item[1]
     if isinstance(item, Mapping):
-        return split_target(item, _find_target_key(spec))
+        return split_target(item, _find_target_key(spec), f"{name}: an example")
     if isinstance(item, Tensor | np.ndarray):
+        _refuse_key(spec, name, "a Dataset of arrays without targets")
         return item, None
     raise DataError(f"{name}: the Dataset returns something else than pairs (x, y)")
 

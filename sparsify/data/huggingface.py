@@ -20,12 +20,7 @@ _KINDS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json
 def read_huggingface(spec: Data, task: Task) -> tuple[Examples, Examples]:
     """The training and test examples of what lies at `root`. Raises DataError."""
     library = _import_datasets()
-    if spec.root is None:
-        raise DataError(
-            "data.source 'huggingface' needs data.root: the folder that save_to_disk wrote, a folder of "
-            "train.parquet and test.parquet (or .csv, .json, .jsonl), or one such file"
-        )
-    path = Path(spec.root).expanduser()
+    path = Path(spec.root or "").expanduser()
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     with _silence_library(library), TemporaryDirectory() as cache:

@@ -71,9 +71,7 @@ def _read_source(spec: Data, task: Task) -> Pair:
         is_masked = spec.source == "folder" and task.kind == "segmentation"
         return parts if is_masked else _with_targets_of(task, parts, spec)
     if spec.source.endswith(".npz"):
-        path = Path(spec.root or "").expanduser() / Path(spec.source).expanduser()
-        return arrays.read_npz(path, task)
-    _refuse_root(spec)
+        return arrays.read_npz(files.find_path(spec, spec.source), task)
     return arrays.read_callable(spec, task)
 
 
@@ -90,14 +88,7 @@ def _with_targets_of(task: Task, parts: Pair, spec: Data) -> Pair:
     return train, test
 
 
-def _refuse_root(spec: Data) -> None:
-    if spec.root is not None:
-        raise DataError(f"data.root is not used by source '{spec.source}'; leave it out")
-
-
 def _read_classes(spec: Data, task: Task) -> Pair:
-    if spec.source == "digits":
-        _refuse_root(spec)
     match spec.source:
         case "digits":
             return digits.read_digits()
@@ -108,12 +99,7 @@ def _read_classes(spec: Data, task: Task) -> Pair:
         case "cifar10":
             return cifar.read_cifar(_find_root(spec))
         case "folder":
-            if spec.root is None:
-                raise DataError(
-                    "data.source 'folder' needs data.root, "
-                    "the folder that holds train/<class>/ and test/<class>/"
-                )
-            return folder.read_folder(Path(spec.root).expanduser(), spec.size, spec.channels, task)
+            return folder.read_folder(Path(spec.root or "").expanduser(), spec.size, spec.channels, task)
         case source:
             raise DataError(f"unknown source '{source}'")
 

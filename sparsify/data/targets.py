@@ -15,14 +15,18 @@ NAMES = ("labels", "label", "targets", "target", "y")
 """keys of an example under which its target is looked for, in this order"""
 
 
-def split_target(example: Any, name: str | None) -> tuple[Any, Any]:
+def split_target(example: Any, name: str | None, where: str = "an example") -> tuple[Any, Any]:
     """(inputs, target) of a column, mapping or anything else that holds both; the target is None where it is
     nowhere.
 
-    name: the key of the target; None to look under the usual names.
+    name: the key of the target; None to look under the usual names. Raises DataError, which begins with
+    `where`, if there is no such key.
     """
     if not isinstance(example, Mapping):
         return example, None
+    if name is not None and name not in example:
+        keys = ", ".join(map(str, example))
+        raise DataError(f"{where} has no key '{name}', which data.target names; its keys are {keys}")
     key = next((key for key in ((name,) if name else NAMES) if key in example), None)
     inputs = {other: value for other, value in example.items() if other != key}
     return inputs, None if key is None else example[key]
@@ -35,7 +39,7 @@ def split_batch(batch: Any, name: str | None = None) -> tuple[Any, Any]:
     """
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
-    inputs, targets = split_target(batch, name)
+    inputs, targets = split_target(batch, name, "a batch")
     if targets is None:
         raise DataError(
             f"a batch is a {type(batch).__name__} without targets; pass pairs (inputs, targets), or mappings "

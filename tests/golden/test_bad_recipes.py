@@ -907,8 +907,8 @@ EDITED: dict[str, tuple[Edits, str]] = {
     "the last of the cuts between epochs goes half the way": (
         (("name: learn,", "name: learn, cuts: {way: 50%},"), ("  - {kind: cut}\n", "")),
         (
-            "recipe.yaml:19:39: stages.0.cuts.way: 'learn' is the last cut and must meet the recipe's budget; "
-            "leave out its 'way' and 'budget', or add a 'cut' stage"
+            "recipe.yaml:19:39: stages.0.cuts.way: 'learn' is the last cut and must meet the recipe's "
+            "budget; leave out its 'way' and 'budget', or add a 'cut' stage"
         ),
     ),
     "the budget of a stage names a latency": (
@@ -921,8 +921,8 @@ EDITED: dict[str, tuple[Edits, str]] = {
     "averages of zeros": (
         (("name: learn,", "name: learn, ema: 0.9,"),),
         (
-            "recipe.yaml:19:32: stages.0.ema: 'learn' averages weights while penalties act, and an average of "
-            "weights that become zero is not zero; write 'penalties: false', or leave 'ema' out"
+            "recipe.yaml:19:32: stages.0.ema: 'learn' averages weights while penalties act, and an average "
+            "of weights that become zero is not zero; write 'penalties: false', or leave 'ema' out"
         ),
     ),
     "distillation without a cut before": (
@@ -945,7 +945,69 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "size without a folder": (
         (("{source: digits}", "{source: digits, size: 8}"),),
-        "recipe.yaml:6:7: data: 'size' acts on source 'folder' only",
+        "recipe.yaml:6:24: data.size: 'size' acts on source 'folder' only; leave it out",
+    ),
+    "a folder for digits": (
+        (("digits}", "digits, root: here}"),),
+        "recipe.yaml:6:24: data.root: source 'digits' reads no folder; leave 'root' out",
+    ),
+    "a folder for a callable": (
+        (("digits}", '"my:data", root: here}'),),
+        "recipe.yaml:6:27: data.root: source 'my:data' reads no folder; leave 'root' out",
+    ),
+    "images without a folder": (
+        (("digits}", "folder}"),),
+        (
+            "recipe.yaml:6:7: data.root: source 'folder' needs 'root': the folder that holds train/<class>/ "
+            "and test/<class>/"
+        ),
+    ),
+    "a name of targets without one": (
+        (("digits}", "digits, target: label}"),),
+        "recipe.yaml:6:24: data.target: the targets of 'digits' have no name; leave 'target' out",
+    ),
+    "a name of the targets of arrays": (
+        (("digits}", "some.npz, target: y_train}"),),
+        "recipe.yaml:6:26: data.target: the targets of 'some.npz' have no name; leave 'target' out",
+    ),
+    "a column of targets of a language model": (
+        (("digits}", "a.jsonl, test: 20%, target: y}\ntask: language_model"),),
+        ("recipe.yaml:6:36: data.target: the targets of a language model are its tokens; leave 'target' out"),
+    ),
+    "a column of plain text": (
+        (("digits}", "a.txt, test: 20%, text: {column: body}}\ntask: language_model"),),
+        "recipe.yaml:6:41: data.text.column: a .txt has no columns; leave 'column' out",
+    ),
+    "the target among the inputs": (
+        (("digits}", "a.csv, test: 20%, target: y, features: [a, y]}"),),
+        "recipe.yaml:6:59: data.features.1: 'y' is the target; leave it out",
+    ),
+    "an input twice": (
+        (("digits}", "a.csv, test: 20%, features: [a, b, a]}"),),
+        "recipe.yaml:6:51: data.features.2: 'a' stands there twice; leave one out",
+    ),
+    "a target twice": (
+        (("digits}", "a.csv, test: 20%, target: [a, a]}"),),
+        "recipe.yaml:6:46: data.target.1: 'a' stands there twice; leave one out",
+    ),
+    "names that are no input": (
+        (("digits}", "a.csv, test: 20%, features: [a], categories: [b]}"),),
+        ("recipe.yaml:6:62: data.categories.0: 'b' is no input; add it to 'features', or leave it out here"),
+    ),
+    "nothing to train on": (
+        (("digits}", "digits, validation: 100%}"),),
+        ("recipe.yaml:6:24: data.validation: 100% leaves no example to train on; write a smaller share"),
+    ),
+    "targets that classes cannot ignore": (
+        (("digits}", "digits}\ntask: {ignore: 255}"),),
+        ("recipe.yaml:7:8: task.ignore: a task of classification counts every target; leave 'ignore' out"),
+    ),
+    "targets that an own loss ignores": (
+        (("digits}", 'digits}\ntask: {loss: "my:loss", ignore: 255}'),),
+        (
+            "recipe.yaml:7:25: task.ignore: a task of own counts every target; leave 'ignore' out, and let "
+            "the loss do it"
+        ),
     ),
     "undefined variable": (
         (("${epochs}", "${epoch}"),),

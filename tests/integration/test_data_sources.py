@@ -261,7 +261,7 @@ def test_recipes_say_what_does_not_act() -> None:
     assert refused({"source": "a.txt", "test": "20%", "target": "y"}) == (
         f"{at}target: a .txt holds text alone; leave 'target' out"
     )
-    assert refused({"source": "a.npz", "target": ["a", "b"]}) == (
+    assert refused({"source": "some:data", "target": ["a", "b"]}) == (
         f"{at}target: several columns are of .csv, .tsv and huggingface only"
     )
 
@@ -509,8 +509,8 @@ def test_faults_of_a_set_of_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
         return complaint(recipe(given, "classification", "Reader", "up"))
 
     assert fault() == (
-        "data.source 'huggingface' needs data.root: the folder that save_to_disk wrote, a folder of "
-        "train.parquet and test.parquet (or .csv, .json, .jsonl), or one such file"
+        "<recipe>: data.root: source 'huggingface' needs 'root': the folder that save_to_disk wrote, a "
+        "folder of train.parquet and test.parquet (or .csv, .json, .jsonl), or one such file"
     )
     assert fault(root="set") == "set: no such file or folder"
     Path("empty").mkdir()

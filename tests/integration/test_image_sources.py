@@ -215,7 +215,9 @@ def test_what_cannot_be_kept_is_refused() -> None:
     assert complaint(given) == "set/train/a/0.npy: 16 values are NaN or infinite"
     with pytest.raises(SparsifyError) as caught:
         sparsify.load_recipe(recipe() | {"data": {"source": "digits", "channels": 1}})
-    assert str(caught.value) == "<recipe>: data.channels: 'channels' acts on source 'folder' only"
+    assert (
+        str(caught.value) == "<recipe>: data.channels: 'channels' acts on source 'folder' only; leave it out"
+    )
 
 
 def test_arrays_with_channels_last_are_refused() -> None:

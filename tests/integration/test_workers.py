@@ -185,7 +185,7 @@ FAULTS = {
     ),
     "a set that is read at once": (
         recipe("digits", lazy=True),
-        "<recipe>: data.lazy: 'lazy' acts on package.module:callable; 'digits' is read at once",
+        "<recipe>: data.lazy: 'lazy' acts on package.module:callable; 'digits' is read at once, leave it out",
     ),
 }
 

@@ -111,8 +111,8 @@ def test_what_cannot_be_searched() -> None:
     )
     gradual = {**RECIPE["stages"][0], "cuts": {"every": "1ep"}}
     assert refused(stages=[gradual]) == (
-        "<recipe>: stages.0.cuts: budget.accuracy_drop tries whole cuts, and 'learn' cuts between its epochs; "
-        "write a 'cut' stage in place of its 'cuts'"
+        "<recipe>: stages.0.cuts: budget.accuracy_drop tries whole cuts, and 'learn' cuts between its "
+        "epochs; write a 'cut' stage in place of its 'cuts'"
     )
     assert refused(
         stages=[{"kind": "cut", "budget": {"accuracy_drop": "1pp"}}, {"kind": "cut", "name": "last"}]

@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sparsify_schemas.base import AtKey, Flag, Number, Positive, Spec, Text, Whole
 from sparsify_schemas.units import Share
@@ -43,12 +43,19 @@ class Normalize(Spec):
 
 
 class Transform(Spec):
-    """A transform of torchvision.transforms.v2."""
+    """A transform of torchvision.transforms.v2. A name alone means this without arguments."""
 
     use: Text
     """name of the class, such as RandomRotation or ColorJitter"""
     args: dict[Text, Any] = {}
     """keyword arguments, such as {degrees: 10}"""
+
+
+def _from_name(value: Any) -> Any:
+    return {"use": value} if isinstance(value, str) else value
+
+
+NamedTransform = Annotated[Transform, BeforeValidator(_from_name, json_schema_input_type=Text | Transform)]
 
 
 class Augment(Spec):
@@ -58,7 +65,7 @@ class Augment(Spec):
     """mirror left to right with probability one half"""
     crop: Whole = 0
     """pad by so many pixels of zero and crop back at random"""
-    transforms: tuple[Transform, ...] = ()
+    transforms: tuple[NamedTransform, ...] = ()
     """further changes by torchvision, in order, of each image by itself and of the mask of its classes"""
 
     @property

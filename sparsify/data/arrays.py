@@ -188,7 +188,8 @@ class _Reader:
 
 def _from_items(items: list[Any], spec: Data, task: Task, name: str) -> Examples:
     pairs = [_pair(item, spec, name) for item in items]
-    if task.collate is not None:  # it is handed the examples as they are
+    is_changed = spec.augment.is_used or spec.normalize is not None
+    if task.collate is not None and not is_changed:  # it is handed the examples as they are
         return Examples(Varied(tuple(x for x, _ in pairs)), Varied(tuple(y for _, y in pairs)))
     with_targets = pairs[0][1] is not None
     try:
@@ -196,6 +197,8 @@ def _from_items(items: list[Any], spec: Data, task: Task, name: str) -> Examples
         targets = stack([y for _, y in pairs]) if with_targets else None
     except ValueError as error:
         raise DataError(f"{name}: the examples cannot be stacked ({error})") from error
+    if task.collate is not None:
+        return Examples(inputs, targets)
     for leaf in leaves(inputs):
         strange = _find_stranger(leaf)
         if strange is None:

@@ -1,13 +1,13 @@
 """Targets as a task takes them: what fits is converted, what does not is refused with the place of the
 fault."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
-from sparsify.data.columns import IGNORED, Column, Varied, leaves, map_leaves
+from sparsify.data.columns import IGNORED, Column, Varied, leaves, map_leaves, stack
 from sparsify.errors import DataError
 from sparsify_schemas.task import Task
 
@@ -134,7 +134,7 @@ def _real(targets: Tensor | Varied, name: str) -> Tensor:
 
 def _masks(targets: Column, name: str) -> Column:
     if isinstance(targets, Varied):
-        return Varied(tuple(_mask(item, name, 2) for item in targets.items))
+        return stack([_mask(item, name, 2) for item in targets.items])
     return _mask(_single(targets, name), name, 3)
 
 
@@ -188,6 +188,11 @@ def _single(targets: Column, name: str) -> Tensor:
 
 def _is_whole(x: Tensor) -> bool:
     return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+
+
+def holds_pixels(leaf: Tensor | Varied, size: Sequence[int]) -> TypeGuard[Tensor]:
+    """Whether a part of the targets has a number for each pixel of images [N, C, *size]."""
+    return isinstance(leaf, Tensor) and leaf.dim() >= 3 and tuple(leaf.shape[-2:]) == tuple(size)
 
 
 def describe(x: Any) -> str:

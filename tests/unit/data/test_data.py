@@ -513,7 +513,8 @@ def test_callable_of_a_module_that_is_not_there_or_fails(
     [
         (
             {"source": "digits", "normalize": {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}},
-            "data.normalize has 3 means, but the examples of 'digits' are 1x8x8 and need 1",
+            "data.normalize has 3 means, but the examples of 'digits' are 1x8x8 and need 1; write a "
+            "mean and a std for each",
         ),
         (
             {"source": "digits", "validation": "99.99%"},
@@ -530,11 +531,11 @@ def test_augmentation_is_for_images_and_normalisation_for_numbers(tmp_path: Path
     path = tmp_path / "d.npz"
     np.savez(path, **arrays(x_train=x, x_test=x[:4]))
     assert complaint(source=str(path), augment={"flip": True}) == (
-        f"data.augment changes images (channels, height, width); the examples of '{path}' are 5"
+        f"data.augment changes images (channels, height, width); the examples of '{path}' are 5; leave it out"
     )
     np.savez(path, **arrays(x_train=x.astype(int), x_test=x[:4].astype(int)))
     assert complaint(source=str(path), normalize={"mean": [0.0] * 5, "std": [1.0] * 5}) == (
-        f"data.normalize needs pixels or real numbers; the inputs of '{path}' are int64"
+        f"data.normalize needs pixels or real numbers; the inputs of '{path}' are int64; leave it out"
     )
 
 

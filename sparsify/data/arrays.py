@@ -27,7 +27,7 @@ from sparsify.data.columns import (
 from sparsify.data.examples import Collate, Examples
 from sparsify.data.targets import convert_targets, describe, split_target
 from sparsify.errors import DataError
-from sparsify.recipe.import_path import resolve
+from sparsify.recipe.import_path import resolve_callable
 from sparsify_schemas.data import Data
 from sparsify_schemas.task import Task
 
@@ -70,7 +70,7 @@ def read_callable(spec: Data, task: Task) -> tuple[Examples, Examples]:
     follow from it, or a Dataset of such examples.
     """
     source = spec.source
-    function = _import("data.source", source)
+    function = resolve_callable("data.source", source)
     try:
         returned = function()
     except Exception as error:
@@ -85,7 +85,7 @@ def read_callable(spec: Data, task: Task) -> tuple[Examples, Examples]:
 
 def read_collate(path: str) -> Collate:
     """The callable that makes batches, whose result is checked each time. Raises DataError."""
-    function = _import("task.collate", path)
+    function = resolve_callable("task.collate", path)
 
     def collate(examples: list[tuple[Any, Any]]) -> tuple[Any, Any]:
         try:
@@ -101,16 +101,6 @@ def read_collate(path: str) -> Collate:
         return made[0], made[1]
 
     return collate
-
-
-def _import(key: str, path: str) -> Any:
-    try:
-        function = resolve(path)
-    except ImportError as error:
-        raise DataError(f"{key} '{path}': {error}") from error
-    if not callable(function):
-        raise DataError(f"{key} '{path}' is {_describe_kind(function)}, which cannot be called")
-    return function
 
 
 def _read_part(part: Any, spec: Data, task: Task, name: str) -> Examples:

@@ -43,10 +43,14 @@ def read_kind(path: Path) -> Kind:
         array = _read_array(path, mapped=True)
         return Kind(1 if array.ndim == 2 else array.shape[0], _count_bits(array.dtype), is_array=True)
     with _open_image(path) as image:
-        _refuse_loss(image, path)
-        is_deep = image.mode == "F" or (image.mode == "I" and not _has_16_bits(image))
-        is_16 = image.mode.startswith("I;16") or (image.mode == "I" and not is_deep)
-        return Kind(_count_channels(image), 0 if is_deep else 16 if is_16 else 8)
+        return _find_kind(image, path)
+
+
+def _find_kind(image: "Image", path: Path) -> Kind:
+    _refuse_loss(image, path)
+    is_deep = image.mode == "F" or (image.mode == "I" and not _has_16_bits(image))
+    is_16 = image.mode.startswith("I;16") or (image.mode == "I" and not is_deep)
+    return Kind(_count_channels(image), 0 if is_deep else 16 if is_16 else 8)
 
 
 def _count_channels(image: "Image") -> int:
@@ -88,8 +92,8 @@ def read_image(path: Path, channels: int, size: int | None) -> Tensor:
     """
     if path.suffix == ".npy":
         return _resize_array(_read_channels(path), size)
-    kind = read_kind(path)
     with _open_image(path) as image:
+        kind = _find_kind(image, path)
         if kind.bits == 8:
             pixels = _resize_image(image.convert(_MODES[channels]), size)
             return _move_channels_first(np.array(pixels))

@@ -497,8 +497,8 @@ def test_callable_of_a_module_that_is_not_there_or_fails(
         f"installed packages and in {tmp_path})"
     )
     assert complaint(source="os:getcwd") == (
-        "data.source 'os:getcwd': 'os:getcwd' is in the standard library and can "
-        "neither build a model nor load data"
+        "data.source 'os:getcwd': 'os:getcwd' is in the standard library, which a recipe must not "
+        "name; name a callable of your own"
     )
     assert complaint(source="failing_data:f") == (
         "data.source 'failing_data:f': importing 'failing_data' failed: No module named 'nowhere_to_be_found'"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from PIL import Image
 from sparsify.data import Datasets, Examples
 from sparsify.data.columns import Varied
 from sparsify.data.digest import hash_datasets
+from sparsify.errors import RunError
+from sparsify.events import EpochDone
+from sparsify.runs.apply import apply
 
 
 def digest(value: Any) -> str:
@@ -79,3 +83,58 @@ def test_sets_of_text_are_the_same_in_every_process() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == digest({"a", "b", "c", "d", "e"})
+
+
+def test_a_change_of_arrays_behind_a_collate_refuses_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "behind_collate", raising=False)
+    Path("behind_collate.py").write_text(
+        "import numpy as np, torch\n"
+        "class Rows(torch.utils.data.Dataset):\n"
+        "    def __init__(self, rows): self.rows = rows\n"
+        "    def __len__(self): return len(self.rows)\n"
+        "    def __getitem__(self, i): return self.rows[i], np.int64(i % 2)\n"
+        "def rows():\n"
+        "    rows = np.load('rows.npy')\n"
+        "    return Rows(rows), Rows(rows[:4])\n"
+        "def collate(examples):\n"
+        "    return torch.tensor(np.stack([x for x, _ in examples])), "
+        "torch.tensor([int(y) for _, y in examples])\n"
+        "def net():\n"
+        "    nn = torch.nn\n"
+        "    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))\n"
+    )
+    rows = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    np.save("rows.npy", rows)
+    recipe = {
+        "version": 1,
+        "title": "Collate",
+        "model": {"build": "behind_collate.net"},
+        "data": {"source": "behind_collate:rows"},
+        "task": {"kind": "classification", "collate": "behind_collate:collate"},
+        "rules": [{"layers": "0", "group": "neuron", "sparsity": "50%"}],
+        "stages": [
+            {"kind": "train", "name": "learn", "epochs": 2, "optimizer": {"kind": "adam"}},
+            {"kind": "cut"},
+        ],
+    }
+
+    def stop(event: object) -> None:
+        if isinstance(event, EpochDone):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        apply(recipe, from_scratch=True, timing=0.02, listener=stop)
+    changed = rows.copy()
+    changed[7, 1] += 1
+    np.save("rows.npy", changed)
+    with pytest.raises(RunError) as caught:
+        apply(resume=Path("runs/collate-1"), timing=0.02)
+    assert str(caught.value) == (
+        "the training inputs of data.source 'behind_collate:rows' were changed since the run began; start a "
+        "new run with them"
+    )
+    np.save("rows.npy", rows)
+    assert apply(resume=Path("runs/collate-1"), timing=0.02) == Path("runs/collate-1")

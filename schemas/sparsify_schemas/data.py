@@ -155,6 +155,27 @@ class Data(Spec):
             f"unknown source {source!r}; " + (f"did you mean '{near[0]}'?" if near else f"known: {known}")
         )
 
+    @field_validator("test", mode="before")
+    @classmethod
+    def _test_is_written(cls, test: Any) -> Any:
+        """One message in place of one for each form that it may have."""
+        if test is None or (test and isinstance(test, str | Share)):
+            return test
+        found, hint = f"a {type(test).__name__}", ""
+        if isinstance(test, int | float):
+            found = f"the number {test}"
+            hint = f"; write {100 * test:g}%" if 0 < test < 1 else ""
+        elif test == "":
+            found = "an empty one"
+        raise ValueError(f"expected a share such as 20% or a path, found {found}{hint}")
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _target_is_written(cls, target: Any) -> Any:
+        if isinstance(target, int | float):
+            raise ValueError(f"expected a name or a list of names, found the number {target}; quote it")
+        return target
+
     @property
     def is_table(self) -> bool:
         """Whether the source is a file with named columns."""

@@ -110,7 +110,8 @@ def _read_part(part: Any, spec: Data, task: Task, name: str) -> Examples:
         return _from_items(_items(part, name), spec, task, name)
     if spec.lazy:
         raise DataError(
-            f"{name}: data.lazy reads the examples of a Dataset, and this is {_describe_kind(part)}"
+            f"{name}: data.lazy reads the examples of a Dataset, and this is {_describe_kind(part)}; leave "
+            "it out"
         )
     if isinstance(part, tuple | list) and len(part) == 2:
         _refuse_key(spec, name, "a pair (inputs, targets)")
@@ -341,7 +342,7 @@ def _convert(x: Tensor, name: str) -> Tensor:
     """Pixels as bytes, those of 16 bits as float32 in 0..1, real numbers as float32, other whole numbers as
     int64; gray images get a channel."""
     if x.dtype == torch.uint8:
-        if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
+        if x.ndim == 4 and _is_last(tuple(x.shape[1:])):
             raise DataError(
                 f"{name}: images of {describe(x)} have their channels last; "
                 "transpose them to (examples, channels, height, width)"
@@ -358,6 +359,12 @@ def _convert(x: Tensor, name: str) -> Tensor:
     if not bool(x.isfinite().all()):
         raise DataError(f"{name}: {int((~x.isfinite()).sum())} inputs are NaN or infinite")
     return x
+
+
+def _is_last(shape: tuple[int, ...]) -> bool:
+    """Whether bytes of this shape are images with the channels in the last place."""
+    first, second, last = shape
+    return (last in (1, 3) and first not in (1, 3)) or (last == 4 and min(first, second) > 4)
 
 
 def _array(value: Any, name: str) -> Tensor:

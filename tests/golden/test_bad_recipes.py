@@ -982,6 +982,21 @@ EDITED: dict[str, tuple[Edits, str]] = {
         (("digits}", "a.csv, test: 20%, target: y, features: [a, y]}"),),
         "recipe.yaml:6:59: data.features.1: 'y' is the target; leave it out",
     ),
+    "a number as a test set": (
+        (("digits}", "a.csv, test: 0.2}"),),
+        (
+            "recipe.yaml:6:29: data.test: expected a share such as 20% or a path, found the number 0.2; "
+            "write 20%"
+        ),
+    ),
+    "a list as a test set": (
+        (("digits}", "a.csv, test: [a]}"),),
+        "recipe.yaml:6:29: data.test: expected a share such as 20% or a path, found a list",
+    ),
+    "a number as a target": (
+        (("digits}", "a.csv, test: 20%, target: 3}"),),
+        "recipe.yaml:6:42: data.target: expected a name or a list of names, found the number 3; quote it",
+    ),
     "an input twice": (
         (("digits}", "a.csv, test: 20%, features: [a, b, a]}"),),
         "recipe.yaml:6:51: data.features.2: 'a' stands there twice; leave one out",

@@ -347,6 +347,13 @@ NAN = np.full((10, 5), np.nan)
                 "transpose them to (examples, channels, height, width)"
             ),
         ),
+        (
+            {"x_train": np.zeros((10, 8, 8, 4), np.uint8)},
+            (
+                "{}: x_train: images of 10x8x8x4 uint8 have their channels last; "
+                "transpose them to (examples, channels, height, width)"
+            ),
+        ),
         ({"x_train": np.zeros((10, 2), complex)}, "{}: x_train: inputs are complex numbers"),
         ({"x_train": np.array([["a"]] * 10)}, "{}: x_train: cannot be converted to a tensor"),
         (

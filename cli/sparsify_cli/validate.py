@@ -12,6 +12,7 @@ from sparsify.recipe import load
 from sparsify.recipe.default_repair import with_default_repair
 from sparsify_cli.options import Overrides
 from sparsify_cli.render import show_json
+from sparsify_schemas.group import facts_of
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.rule import Rule
 from sparsify_schemas.stage import Stage, Train
@@ -85,7 +86,7 @@ def _summarize(recipe: Recipe) -> list[str]:
         dtype = "" if target.dtype == "float32" else f", {target.dtype}"
         rows.append(("target", f"{name}: {target.kind}, {target.runtime}, batch {target.batch}{dtype}"))
     limits = ", ".join(_list_limits(recipe))
-    rows.append(("budget", limits or "none: only groups that are zero are removed"))
+    rows.append(("budget", limits or f"none: {_describe_amounts(recipe)}"))
     rows += [(f"rule {number}", _describe_rule(rule)) for number, rule in enumerate(recipe.rules)]
     rows.append(("stages", ", ".join(map(_describe_stage, with_default_repair(recipe).stages))))
     if recipe.baselines:
@@ -103,6 +104,19 @@ def _list_limits(recipe: Recipe) -> Iterator[str]:
         yield f"{limit}{of_dense} on {name}"
     if recipe.budget.accuracy_drop:
         yield f"accuracy_drop {recipe.budget.accuracy_drop.at_most}"
+
+
+def _describe_amounts(recipe: Recipe) -> str:
+    """How much is removed without a budget."""
+    rules = [rule for rule in recipe.rules if not rule.protect]
+    says = [
+        rule.sparsity is not None or (rule.group is not None and facts_of(rule.group).amount == "group")
+        for rule in rules
+    ]
+    if says and all(says):
+        return "the rules say how much is removed"
+    of_others = " by rules without 'sparsity'" if any(says) else ""
+    return f"only groups that are zero are removed{of_others}"
 
 
 def _describe_rule(rule: Rule) -> str:

@@ -19,11 +19,14 @@ class Spec(BaseModel):
 
 
 class AtKey(ValueError):
-    """What is wrong with an entry as a whole, and the key of it where one would mend that."""
+    """What is wrong with an entry as a whole, and the key of it where one would mend that.
 
-    def __init__(self, key: str, message: str) -> None:
+    key: of the entry itself, or the path of a deeper one: ("stages", 0, "ema").
+    """
+
+    def __init__(self, key: str | tuple[str | int, ...], message: str) -> None:
         super().__init__(message)
-        self.key = key
+        self.path = (key,) if isinstance(key, str) else key
 
 
 LARGEST = 2**63 - 1

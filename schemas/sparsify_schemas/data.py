@@ -3,12 +3,20 @@
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sparsify_schemas.base import AtKey, Flag, Number, Positive, Spec, Text, Whole
 from sparsify_schemas.units import Share
 
 BUILT_IN = ("digits", "mnist", "fashion_mnist", "cifar10", "folder", "huggingface")
+HAVE_TARGETS = ("digits", "mnist", "fashion_mnist", "cifar10", "folder")
+"""sources whose targets have no name"""
+_ROOTS = {
+    "folder": "the folder that holds train/<class>/ and test/<class>/",
+    "huggingface": "the folder that save_to_disk wrote, a folder of train.parquet and test.parquet (or .csv, "
+    ".json, .jsonl), or one such file",
+}
+"""sources that are nothing without `root`, and what it is"""
 TABLES = (".csv", ".tsv")
 """ends of the names of tables"""
 TEXTS = (".txt", ".jsonl")
@@ -35,12 +43,19 @@ class Normalize(Spec):
 
 
 class Transform(Spec):
-    """A transform of torchvision.transforms.v2."""
+    """A transform of torchvision.transforms.v2. A name alone means this without arguments."""
 
     use: Text
     """name of the class, such as RandomRotation or ColorJitter"""
     args: dict[Text, Any] = {}
     """keyword arguments, such as {degrees: 10}"""
+
+
+def _from_name(value: Any) -> Any:
+    return {"use": value} if isinstance(value, str) else value
+
+
+NamedTransform = Annotated[Transform, BeforeValidator(_from_name, json_schema_input_type=Text | Transform)]
 
 
 class Augment(Spec):
@@ -50,7 +65,7 @@ class Augment(Spec):
     """mirror left to right with probability one half"""
     crop: Whole = 0
     """pad by so many pixels of zero and crop back at random"""
-    transforms: tuple[Transform, ...] = ()
+    transforms: tuple[NamedTransform, ...] = ()
     """further changes by torchvision, in order, of each image by itself and of the mask of its classes"""
 
     @property
@@ -99,8 +114,9 @@ class Data(Spec):
     text: Tokens | None = None
     """which column of a table, of .jsonl or of huggingface is text, and how it becomes tokens"""
     root: Text | None = None
-    """folder of the files; $SPARSIFY_DATA when left out, else ~/.cache/sparsify; huggingface: the folder that
-    `save_to_disk` wrote, a folder of train.parquet and test.parquet, or one such file"""
+    """folder of the files; for mnist, fashion_mnist and cifar10 $SPARSIFY_DATA when left out, else
+    ~/.cache/sparsify; for paths the current folder; huggingface: the folder that `save_to_disk` wrote, a
+    folder of train.parquet and test.parquet, or one such file"""
     validation: Share = Share(10, "%")
     """share of the training set kept aside for every choice that is made"""
     split: Literal["random", "last"] = "random"
@@ -139,6 +155,27 @@ class Data(Spec):
             f"unknown source {source!r}; " + (f"did you mean '{near[0]}'?" if near else f"known: {known}")
         )
 
+    @field_validator("test", mode="before")
+    @classmethod
+    def _test_is_written(cls, test: Any) -> Any:
+        """One message in place of one for each form that it may have."""
+        if test is None or (test and isinstance(test, str | Share)):
+            return test
+        found, hint = f"a {type(test).__name__}", ""
+        if isinstance(test, int | float):
+            found = f"the number {test}"
+            hint = f"; write {100 * test:g}%" if 0 < test < 1 else ""
+        elif test == "":
+            found = "an empty one"
+        raise ValueError(f"expected a share such as 20% or a path, found {found}{hint}")
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _target_is_written(cls, target: Any) -> Any:
+        if isinstance(target, int | float):
+            raise ValueError(f"expected a name or a list of names, found the number {target}; quote it")
+        return target
+
     @property
     def is_table(self) -> bool:
         """Whether the source is a file with named columns."""
@@ -151,14 +188,45 @@ class Data(Spec):
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Data":
-        if self.size is not None and self.source != "folder":
-            raise ValueError("'size' acts on source 'folder' only")
-        if self.channels is not None and self.source != "folder":
-            raise AtKey("channels", "'channels' acts on source 'folder' only")
+        for key, value in (("size", self.size), ("channels", self.channels)):
+            if value is not None and self.source != "folder":
+                raise AtKey(key, f"'{key}' acts on source 'folder' only; leave it out")
         if self.lazy and ":" not in self.source:
-            raise AtKey("lazy", f"'lazy' acts on package.module:callable; '{self.source}' is read at once")
+            raise AtKey(
+                "lazy",
+                f"'lazy' acts on package.module:callable; '{self.source}' is read at once, leave it out",
+            )
         if self.validation.value == 100:
-            raise ValueError("validation: 100% leaves no example to train on")
+            raise AtKey("validation", "100% leaves no example to train on; write a smaller share")
+        if self.root is not None and (self.source == "digits" or ":" in self.source):
+            raise AtKey("root", f"source '{self.source}' reads no folder; leave 'root' out")
+        if self.root is None and self.source in _ROOTS:
+            raise AtKey("root", f"source '{self.source}' needs 'root': {_ROOTS[self.source]}")
+        if self.target is not None and (self.source in HAVE_TARGETS or self._is_npz):
+            raise AtKey("target", f"the targets of '{self.source}' have no name; leave 'target' out")
+        return self
+
+    @property
+    def _is_npz(self) -> bool:
+        return ":" not in self.source and self.source.endswith(".npz")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Data":
+        targets = (self.target,) if isinstance(self.target, str) else self.target or ()
+        features = self.features or ()
+        for key, names in (("target", targets), ("features", features), ("categories", self.categories)):
+            doubled = next((i for i, name in enumerate(names) if name in names[:i]), None)
+            if doubled is not None:
+                raise AtKey((key, doubled), f"'{names[doubled]}' stands there twice; leave one out")
+        for key, names in (("features", features), ("categories", self.categories)):
+            wrong = next((i for i, name in enumerate(names) if name in targets), None)
+            if wrong is not None:
+                raise AtKey((key, wrong), f"'{names[wrong]}' is the target; leave it out")
+        for index, name in enumerate(self.categories):
+            if features and name not in features:
+                raise AtKey(
+                    ("categories", index), f"'{name}' is no input; add it to 'features', or leave it out here"
+                )
         return self
 
     @model_validator(mode="after")
@@ -171,6 +239,8 @@ class Data(Spec):
             raise AtKey("text", "'text' acts on .csv, .tsv, .txt, .jsonl and huggingface only")
         if self.test is not None and not (has_columns or self.is_text):
             raise AtKey("test", f"source '{self.source}' has a test set of its own; leave 'test' out")
+        if self.text is not None and self.source.endswith(".txt") and self.text.column != "text":
+            raise AtKey(("text", "column"), "a .txt has no columns; leave 'column' out")
         if self.text is not None and (self.features or self.categories):
             raise AtKey("text", "'text' is the input; leave 'features' and 'categories' out")
         if isinstance(self.target, tuple) and not has_columns:
@@ -181,8 +251,7 @@ class Data(Spec):
             raise AtKey(
                 "test",
                 f"'{self.source}' is one file; write the path of another with the test set, or a share of "
-                "this "
-                "one such as 20%",
+                "this one such as 20%",
             )
         if isinstance(self.test, str) and self.test.endswith("%"):
             raise AtKey("test", f"expected a share such as 20% or a path, found '{self.test}'")

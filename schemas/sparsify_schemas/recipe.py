@@ -53,32 +53,42 @@ def _check_goals(recipe: "Recipe") -> None:
                     "number"
                 )
             )
-            raise ValueError(
-                f"rules.{i}.penalty.strength: 'auto' needs a goal; give {what}, or the "
-                "rule its own 'sparsity'"
+            raise AtKey(
+                ("rules", i, "penalty", "strength"),
+                f"'auto' needs a goal; give {what}, or the rule its own 'sparsity'",
             )
     other = next((i for i in left if not _has_auto_strength(recipe.rules[i])), None)
     if other is not None and any(_has_auto_strength(recipe.rules[i]) for i in left):
-        raise ValueError(
-            f"rules.{other} leaves its amount to the budget, which strength 'auto' of "
-            "another rule aims at alone; give it strength auto as well, or its own "
-            "'sparsity'"
+        raise AtKey(
+            ("rules", other),
+            "the rule leaves its amount to the budget, which strength 'auto' of another rule aims at alone; "
+            "give it strength auto as well, or its own 'sparsity'",
         )
 
 
 def _check_target(rule: int, named: str | None, targets: list[str]) -> None:
     """That the latency which a penalty weighs by is of one known target."""
     if named is not None and named not in targets:
-        raise AtKey("rules", f"rules.{rule}.penalty.target names '{named}', which is no target of the recipe")
+        raise AtKey(
+            ("rules", rule, "penalty", "target"),
+            f"'{named}' is no target of the recipe; {_name_known(targets)}",
+        )
     if named is None and len(targets) != 1:
         has = f"has {len(targets)}" if targets else "has none"
         raise AtKey(
-            "rules",
-            (
-                f"rules.{rule}.penalty: weight 'latency' is of one of the recipe's "
-                f"targets, and it {has}; write 'target'{'' if targets else ' and targets'}"
-            ),
+            ("rules", rule, "penalty", "weight"),
+            f"'latency' is of one of the recipe's targets, and it {has}; write "
+            f"'target'{'' if targets else ' and targets'}",
         )
+
+
+def _name_known(targets: list[str]) -> str:
+    return f"known: {', '.join(targets)}" if targets else "write it under 'targets'"
+
+
+def _find_goal(index: int, stage: Stage) -> tuple[str | int, ...]:
+    """Path of what a stage cuts to."""
+    return (index, "cuts") if isinstance(stage, Train) else (index,)
 
 
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
@@ -139,23 +149,29 @@ class Recipe(Spec):
     @classmethod
     def _stages_fit(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
         names = [s.name for s in stages]
-        doubled = next((n for n in names if names.count(n) > 1), None)
-        if doubled:
-            raise ValueError(f"two stages are called '{doubled}'; give one of them another 'name'")
-        cutting = [(s.name, found) for s in stages if (found := goal(s)) is not None]
+        doubled = next((i for i, name in enumerate(names) if name in names[:i]), None)
+        if doubled is not None:
+            raise AtKey(
+                (doubled, "name"),
+                f"two stages are called '{names[doubled]}'; give one of them another 'name'",
+            )
+        cutting = [(i, found) for i, s in enumerate(stages) if (found := goal(s)) is not None]
         if not cutting:
             raise ValueError("a recipe needs a 'cut' stage, or a 'train' stage with 'cuts'")
         for (earlier, before), (later, after) in pairwise(cutting):
             if before.budget is None and after.budget is None and after.way.value <= before.way.value:
-                raise ValueError(
-                    f"'{later}' cuts {after.way} of the way, and '{earlier}' before it has "
-                    f"gone {before.way}; give '{earlier}' a shorter 'way'"
+                name = names[earlier]
+                raise AtKey(
+                    (*_find_goal(earlier, stages[earlier]), "way"),
+                    f"'{names[later]}' cuts {after.way} of the way, and '{name}' before it has gone "
+                    f"{before.way}; give '{name}' a shorter 'way'",
                 )
-        name, last = cutting[-1]
+        index, last = cutting[-1]
         if last.budget is not None or last.way.fraction < 1:
-            raise ValueError(
-                f"'{name}' is the last cut and must meet the recipe's budget; leave out "
-                "its 'way' and 'budget', or add a 'cut' stage"
+            raise AtKey(
+                (*_find_goal(index, stages[index]), "way" if last.budget is None else "budget"),
+                f"'{names[index]}' is the last cut and must meet the recipe's budget; leave out its 'way' "
+                "and 'budget', or add a 'cut' stage",
             )
         return stages
 
@@ -227,55 +243,49 @@ class Recipe(Spec):
     def _budget_names_targets(self) -> "Recipe":
         stranger = next((name for name in self.budget.latency if name not in self.targets), None)
         if stranger is not None:
-            raise AtKey("budget", f"latency names '{stranger}', which is no target of the recipe")
-        between = next(
-            (
-                s.name
-                for s in self.stages
-                if (found := goal(s)) is not None and found.budget is not None and found.budget.latency
-            ),
-            None,
-        )
-        if between is not None:
             raise AtKey(
-                "stages",
-                (
-                    f"the budget of '{between}' names a latency; only the recipe's own budget "
-                    "can, and 'way' goes part of it"
-                ),
+                ("budget", "latency", stranger),
+                f"'{stranger}' is no target of the recipe; {_name_known(list(self.targets))}",
             )
+        for at, own in self._list_own_budgets():
+            if own.latency:
+                raise AtKey(
+                    (*at, "latency"),
+                    "only the recipe's own budget names a latency; 'way' goes part of it",
+                )
         return self
+
+    def _list_own_budgets(self) -> list[tuple[tuple[str | int, ...], Budget]]:
+        """(path, budget) of each stage that has its own."""
+        found = []
+        for index, stage in enumerate(self.stages):
+            cut = goal(stage)
+            if cut is not None and cut.budget is not None:
+                found.append((("stages", *_find_goal(index, stage), "budget"), cut.budget))
+        return found
 
     @model_validator(mode="after")
     def _accuracy_can_be_searched(self) -> "Recipe":
-        own = next(
-            (
-                s.name
-                for s in self.stages
-                if (found := goal(s)) is not None and found.budget is not None and found.budget.accuracy_drop
-            ),
-            None,
-        )
-        if own is not None:
-            raise AtKey(
-                "stages", f"the budget of '{own}' names an accuracy_drop; only the recipe's own budget can"
-            )
+        for at, own in self._list_own_budgets():
+            if own.accuracy_drop is not None:
+                raise AtKey(
+                    (*at, "accuracy_drop"),
+                    "only the recipe's own budget names an accuracy_drop; leave it out",
+                )
         if self.budget.accuracy_drop is None:
             return self
         if self.data is None or self.data.validation.value == 0:
             raise AtKey(
-                "budget",
+                ("budget", "accuracy_drop"),
                 "accuracy_drop is judged on validation data; write 'data' with 'validation' above 0%",
             )
-        gradual = next((s.name for s in self.stages if isinstance(s, Train) and s.cuts is not None), None)
-        if gradual is not None:
-            raise AtKey(
-                "budget",
-                (
-                    f"accuracy_drop tries whole cuts, and '{gradual}' cuts between its epochs; "
-                    "write a 'cut' stage in place of its 'cuts'"
-                ),
-            )
+        for index, stage in enumerate(self.stages):
+            if isinstance(stage, Train) and stage.cuts is not None:
+                raise AtKey(
+                    ("stages", index, "cuts"),
+                    f"budget.accuracy_drop tries whole cuts, and '{stage.name}' cuts between its epochs; "
+                    "write a 'cut' stage in place of its 'cuts'",
+                )
         return self
 
     @model_validator(mode="after")
@@ -291,10 +301,9 @@ class Recipe(Spec):
             before = any(goal(earlier) is not None for earlier in self.stages[:index])
             if isinstance(stage, Train) and stage.distill is not None and not before:
                 raise AtKey(
-                    "stages",
-                    f"'{stage.name}' distils from the dense model, and no stage before it "
-                    "cuts; move 'distill' to a "
-                    "stage after a cut",
+                    ("stages", index, "distill"),
+                    f"'{stage.name}' distils from the dense model, and no stage before it cuts; move "
+                    "'distill' to a stage after a cut",
                 )
 
     def _check_repairs(self) -> None:
@@ -309,15 +318,28 @@ class Recipe(Spec):
             )
         first = self.stages.index(repair)
         if not any(goal(stage) is not None for stage in self.stages[:first]):
-            raise AtKey("stages", f"'{repair.name}' repairs what a cut left, and no stage before it cuts")
+            raise AtKey(
+                ("stages", first), f"'{repair.name}' repairs what a cut left, and no stage before it cuts"
+            )
         for index, stage in enumerate(self.stages):
             merges = isinstance(stage, Repair) and stage.method == "merge"
             if merges and not (index == 1 and isinstance(self.stages[0], Cut)):
                 raise AtKey(
-                    "stages",
+                    ("stages", index),
                     f"'{stage.name}' merges units into those that the cut left as they were; it must be the "
                     "second stage, after a 'cut'",
                 )
+
+    @model_validator(mode="after")
+    def _text_fits_the_task(self) -> "Recipe":
+        data, kind = self.data, self.task.kind
+        if data is None or not (data.is_text or data.text is not None):
+            return self
+        if kind == "language_model" and data.target is not None:
+            raise AtKey(
+                ("data", "target"), "the targets of a language model are its tokens; leave 'target' out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stages_fit_the_task(self) -> "Recipe":
@@ -325,20 +347,19 @@ class Recipe(Spec):
         for index, stage in enumerate(self.stages):
             if isinstance(stage, Train) and stage.label_smoothing and (not has_classes or self.task.loss):
                 raise AtKey(
-                    "stages",
+                    ("stages", index, "label_smoothing"),
                     f"'{stage.name}' smooths labels, which a task with a class for each target has; leave "
-                    f"stages.{index}.label_smoothing out",
+                    "it out",
                 )
             if isinstance(stage, Train):
-                self._check_choices(stage)
+                self._check_choices(index, stage)
                 self._check_mixing(index, stage)
         for index, rule in enumerate(self.rules):
             if rule.penalty is not None and rule.penalty.facts().needs_classes and not has_classes:
                 raise AtKey(
-                    "rules",
-                    f"rules.{index}.penalty: 'mode: specific' looks at the output of the true class, and a "
-                    f"task of "
-                    f"{self.task.kind} has none; write 'mode: unspecific'",
+                    ("rules", index, "penalty", "mode"),
+                    f"'mode: specific' looks at the output of the true class, and a task of {self.task.kind} "
+                    "has none; write 'mode: unspecific'",
                 )
         return self
 
@@ -355,9 +376,9 @@ class Recipe(Spec):
             elif self.task.collate is not None:
                 why = "mixes one tensor of inputs, and batches of task.collate may be anything"
             if why:
-                raise AtKey("stages", f"'{key}' of '{stage.name}' {why}; leave stages.{index}.{key} out")
+                raise AtKey(("stages", index, key), f"'{key}' of '{stage.name}' {why}; leave it out")
 
-    def _check_choices(self, stage: Train) -> None:
+    def _check_choices(self, index: int, stage: Train) -> None:
         """What chooses among epochs needs validation data; averages never reach the zeros that penalties
         make."""
         chooses = (
@@ -365,15 +386,14 @@ class Recipe(Spec):
         )
         if chooses and self.data is not None and self.data.validation.value == 0:
             raise AtKey(
-                "stages",
+                ("stages", index, chooses),
                 f"'{chooses}' of '{stage.name}' goes by the validation set; write data.validation above 0%",
             )
         if stage.ema is not None and stage.penalties and any(rule.penalty is not None for rule in self.rules):
             raise AtKey(
-                "stages",
+                ("stages", index, "ema"),
                 f"'{stage.name}' averages weights while penalties act, and an average of weights that "
-                f"become zero "
-                "is not zero; write 'penalties: false', or leave 'ema' out",
+                "become zero is not zero; write 'penalties: false', or leave 'ema' out",
             )
 
     @model_validator(mode="after")
@@ -389,14 +409,16 @@ class Recipe(Spec):
             if rule.penalty is not None and (threshold := rule.penalty.facts().threshold) is not None
         ]
         if asked and self.data is not None and self.data.validation.value == 0:
-            raise ValueError(
-                f"rules.{asked[0][0]}.penalty.threshold needs validation data: it looks at "
-                "the loss there; write data.validation above 0%"
+            raise AtKey(
+                ("rules", asked[0][0], "penalty", "threshold"),
+                "the threshold needs validation data: it looks at the loss there; write data.validation "
+                "above 0%",
             )
         other = next((i for i, threshold in asked if threshold != asked[0][1]), None)
         if other is not None:
-            raise ValueError(
+            raise AtKey(
+                ("rules", other, "penalty", "threshold"),
                 f"rules.{asked[0][0]} and rules.{other} ask for different thresholds; "
-                "weights become zero for all rules at once, write the same"
+                "weights become zero for all rules at once, write the same",
             )
         return self

@@ -17,6 +17,8 @@ Kind = Literal[
     "masked_language_model",
     "own",
 ]
+IGNORING: tuple[Kind, ...] = ("segmentation", "language_model", "masked_language_model")
+"""kinds with targets that do not count"""
 Better = Literal["higher", "lower"]
 
 
@@ -140,7 +142,8 @@ class Task(Spec):
     """field or index of what the model returns that holds the prediction; found when left out: the tensor
     itself, `logits` of a mapping or of a transformers output"""
     ignore: Annotated[int, Field(strict=True)] = -100
-    """target of pixels and tokens that do not count, such as 255"""
+    """target of pixels and tokens that do not count, such as 255; of segmentation, language_model and
+    masked_language_model"""
     collate: Text | None = None
     """package.module:callable that makes a batch (inputs, targets) of a list of examples as the data hold
     them"""
@@ -160,6 +163,12 @@ class Task(Spec):
         for key, path in (("loss", self.loss), ("collate", self.collate)):
             if path is not None and ":" not in path and not (key == "loss" and path == "model"):
                 raise AtKey(key, f"'{path}' is no package.module:callable")
+        if self.ignore != -100 and self.kind not in IGNORING:
+            raise AtKey(
+                "ignore",
+                f"a task of {self.kind} counts every target; leave 'ignore' out"
+                + (", and let the loss do it" if self.kind == "own" else ""),
+            )
         names = [metric.facts().name for metric in self.metrics]
         doubled = next((name for name in names if names.count(name) > 1), None)
         if doubled is not None:

@@ -14,11 +14,20 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from sparsify.data.chance import keep_random_states, seed_example
-from sparsify.data.columns import Column, Varied, count_examples, leaves, map_parts, stack
+from sparsify.data.columns import (
+    Column,
+    Varied,
+    count_examples,
+    divide_by_65535,
+    leaves,
+    map_leaves,
+    scale_pixels,
+    stack,
+)
 from sparsify.data.examples import Collate, Examples
 from sparsify.data.targets import convert_targets, describe, split_target
 from sparsify.errors import DataError
-from sparsify.recipe.import_path import resolve
+from sparsify.recipe.import_path import resolve_callable
 from sparsify_schemas.data import Data
 from sparsify_schemas.task import Task
 
@@ -61,7 +70,7 @@ def read_callable(spec: Data, task: Task) -> tuple[Examples, Examples]:
     follow from it, or a Dataset of such examples.
     """
     source = spec.source
-    function = _import("data.source", source)
+    function = resolve_callable("data.source", source)
     try:
         returned = function()
     except Exception as error:
@@ -76,7 +85,7 @@ def read_callable(spec: Data, task: Task) -> tuple[Examples, Examples]:
 
 def read_collate(path: str) -> Collate:
     """The callable that makes batches, whose result is checked each time. Raises DataError."""
-    function = _import("task.collate", path)
+    function = resolve_callable("task.collate", path)
 
     def collate(examples: list[tuple[Any, Any]]) -> tuple[Any, Any]:
         try:
@@ -94,16 +103,6 @@ def read_collate(path: str) -> Collate:
     return collate
 
 
-def _import(key: str, path: str) -> Any:
-    try:
-        function = resolve(path)
-    except ImportError as error:
-        raise DataError(f"{key} '{path}': {error}") from error
-    if not callable(function):
-        raise DataError(f"{key} '{path}' is {_describe_kind(function)}, which cannot be called")
-    return function
-
-
 def _read_part(part: Any, spec: Data, task: Task, name: str) -> Examples:
     if _is_dataset(part):
         if spec.lazy:
@@ -111,14 +110,17 @@ def _read_part(part: Any, spec: Data, task: Task, name: str) -> Examples:
         return _from_items(_items(part, name), spec, task, name)
     if spec.lazy:
         raise DataError(
-            f"{name}: data.lazy reads the examples of a Dataset, and this is {_describe_kind(part)}"
+            f"{name}: data.lazy reads the examples of a Dataset, and this is {_describe_kind(part)}; leave "
+            "it out"
         )
     if isinstance(part, tuple | list) and len(part) == 2:
+        _refuse_key(spec, name, "a pair (inputs, targets)")
         return make_examples(_arrays(part[0], name), part[1], task, name)
     if isinstance(part, Mapping):
-        inputs, targets = split_target(part, _find_target_key(spec))
+        inputs, targets = split_target(part, _find_target_key(spec), f"{name}:")
         return make_examples(_arrays(inputs, name), targets, task, name)
     if isinstance(part, Tensor | np.ndarray):
+        _refuse_key(spec, name, "an array without targets")
         return make_examples(_array(part, name), None, task, name)
     raise DataError(
         f"{name}: expected a pair (inputs, targets) or a torch Dataset, not {_describe_kind(part)}"
@@ -177,14 +179,17 @@ class _Reader:
 
 def _from_items(items: list[Any], spec: Data, task: Task, name: str) -> Examples:
     pairs = [_pair(item, spec, name) for item in items]
-    if task.collate is not None:  # it is handed the examples as they are
+    is_changed = spec.augment.is_used or spec.normalize is not None
+    if task.collate is not None and not is_changed:  # it is handed the examples as they are
         return Examples(Varied(tuple(x for x, _ in pairs)), Varied(tuple(y for _, y in pairs)))
     with_targets = pairs[0][1] is not None
     try:
-        inputs = stack([_scale_pixels(x) for x, _ in pairs])
+        inputs = stack([scale_pixels(x) for x, _ in pairs])
         targets = stack([y for _, y in pairs]) if with_targets else None
     except ValueError as error:
         raise DataError(f"{name}: the examples cannot be stacked ({error})") from error
+    if task.collate is not None:
+        return Examples(inputs, targets)
     for leaf in leaves(inputs):
         strange = _find_stranger(leaf)
         if strange is None:
@@ -198,16 +203,6 @@ def _from_items(items: list[Any], spec: Data, task: Task, name: str) -> Examples
             f"{name}: the examples cannot be stacked (they are {shapes}); pad them, or write task.collate"
         )
     return make_examples(inputs, targets, task, name)
-
-
-def _scale_pixels(value: Any) -> Any:
-    """Images of 16 bits as float32 in 0..1, since lists of them would become whole numbers."""
-    if isinstance(value, Mapping | tuple):
-        return map_parts(value, _scale_pixels)
-    is_deep = isinstance(value, np.ndarray) and value.dtype == np.uint16 and value.ndim >= 2
-    if is_deep or (isinstance(value, Tensor) and value.dtype == torch.uint16 and value.ndim >= 2):
-        return torch.as_tensor(np.asarray(value).astype(np.float32) / np.float32(65535))
-    return value
 
 
 def _may_be_padded(inputs: Varied, task: Task) -> bool:
@@ -224,6 +219,11 @@ def _find_target_key(spec: Data) -> str | None:
     return spec.target if isinstance(spec.target, str) else None
 
 
+def _refuse_key(spec: Data, name: str, what: str) -> None:
+    if spec.target is not None:
+        raise DataError(f"{name}: data.target is a key of mappings, and this is {what}; leave it out")
+
+
 def _find_stranger(leaf: Tensor | Varied) -> Any:
     """The first value of a list that is no tensor; None where all are."""
     values = leaf.items if isinstance(leaf, Varied) else ()
@@ -232,10 +232,12 @@ def _find_stranger(leaf: Tensor | Varied) -> Any:
 
 def _pair(item: Any, spec: Data, name: str) -> tuple[Any, Any]:
     if isinstance(item, tuple | list) and len(item) == 2:
+        _refuse_key(spec, name, "a Dataset of pairs (inputs, targets)")
         return item[0], item[1]
     if isinstance(item, Mapping):
-        return split_target(item, _find_target_key(spec))
+        return split_target(item, _find_target_key(spec), f"{name}: an example")
     if isinstance(item, Tensor | np.ndarray):
+        _refuse_key(spec, name, "a Dataset of arrays without targets")
         return item, None
     raise DataError(f"{name}: the Dataset returns something else than pairs (x, y)")
 
@@ -323,11 +325,13 @@ def _arrays(value: Any, name: str) -> Column:
 
 
 def _convert_all(column: Column, name: str) -> Column:
-    if isinstance(column, Tensor):
-        return _convert(column, name)
-    if isinstance(column, Varied):
-        return Varied(tuple(_convert_item(item, name) for item in column.items))
-    return map_parts(column, lambda part: _convert_all(part, name))
+    return map_leaves(column, lambda leaf: _convert_leaf(leaf, name))
+
+
+def _convert_leaf(leaf: Tensor | Varied, name: str) -> Column:
+    if isinstance(leaf, Tensor):
+        return _convert(leaf, name)
+    return Varied(tuple(_convert_item(item, name) for item in leaf.items))
 
 
 def _convert_item(item: Any, name: str) -> Any:
@@ -338,14 +342,14 @@ def _convert(x: Tensor, name: str) -> Tensor:
     """Pixels as bytes, those of 16 bits as float32 in 0..1, real numbers as float32, other whole numbers as
     int64; gray images get a channel."""
     if x.dtype == torch.uint8:
-        if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
+        if x.ndim == 4 and _is_last(tuple(x.shape[1:])):
             raise DataError(
                 f"{name}: images of {describe(x)} have their channels last; "
                 "transpose them to (examples, channels, height, width)"
             )
         return x[:, None] if x.ndim == 3 else x
     if x.dtype == torch.uint16 and x.ndim >= 3:
-        pixels = x.float().div_(65535)
+        pixels = divide_by_65535(x)
         return pixels[:, None] if x.ndim == 3 else pixels
     if x.is_complex():
         raise DataError(f"{name}: inputs are complex numbers")
@@ -355,6 +359,12 @@ def _convert(x: Tensor, name: str) -> Tensor:
     if not bool(x.isfinite().all()):
         raise DataError(f"{name}: {int((~x.isfinite()).sum())} inputs are NaN or infinite")
     return x
+
+
+def _is_last(shape: tuple[int, ...]) -> bool:
+    """Whether bytes of this shape are images with the channels in the last place."""
+    first, second, last = shape
+    return (last in (1, 3) and first not in (1, 3)) or (last == 4 and min(first, second) > 4)
 
 
 def _array(value: Any, name: str) -> Tensor:

@@ -34,9 +34,9 @@ Column = Any
 """Tensor | Varied | Mapping[str, Column] | tuple[Column, ...]"""
 
 
-def count_examples(column: Column) -> int:
-    """N. 0 for a column without parts."""
-    if isinstance(column, Tensor | Varied):
+def count_examples(column: Any) -> int:
+    """N of a column, or of a batch: the length of its first tensor or list. 0 where it has no parts."""
+    if isinstance(column, Tensor | Varied | list):
         return len(column)
     parts = _parts(column)
     return count_examples(parts[0]) if parts else 0
@@ -57,6 +57,13 @@ def map_parts(column: Column, change: Callable[[Column], Any]) -> Any:
     if isinstance(column, Mapping):
         return {name: change(part) for name, part in column.items()}
     return tuple(change(part) for part in column)
+
+
+def map_leaves(column: Column, change: Callable[[Tensor | Varied], Any]) -> Any:
+    """A column with `change(leaf)` in place of each tensor and list."""
+    if isinstance(column, Tensor | Varied):
+        return change(column)
+    return map_parts(column, lambda part: map_leaves(part, change))
 
 
 def leaves(column: Column) -> list[Tensor | Varied]:
@@ -109,6 +116,22 @@ def _tensor(value: Any) -> Tensor | None:
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch computes little in these
         array = array.astype(np.int64)
     return torch.from_numpy(np.array(array))
+
+
+def scale_pixels(value: Any) -> Any:
+    """One example with images of 16 bits as float32 in 0..1, since others of them would become whole
+    numbers."""
+    if isinstance(value, Mapping | tuple):
+        return map_parts(value, scale_pixels)
+    is_image = isinstance(value, Tensor | np.ndarray) and value.ndim >= 2
+    if is_image and str(value.dtype).removeprefix("torch.") == "uint16":
+        return divide_by_65535(torch.as_tensor(value))
+    return value
+
+
+def divide_by_65535(pixels: Tensor) -> Tensor:
+    """Pixels of 16 bits as float32 in 0..1."""
+    return pixels.float().div_(65535)
 
 
 def pad(column: Column, filler: float) -> Column:
@@ -167,14 +190,6 @@ def split_values(value: Any, count: int) -> list[Any]:
 def first_of(value: Any) -> Any:
     """The first example of a batch, without the dimension that counts them."""
     return value[0] if isinstance(value, Tensor | list) else map_parts(value, first_of)
-
-
-def batch_size(value: Any) -> int:
-    """Examples in a batch: the length of its first tensor or list."""
-    if isinstance(value, Tensor | list):
-        return len(value)
-    parts = _parts(value)
-    return batch_size(parts[0]) if parts else 0
 
 
 def _parts(value: Any) -> list[Any]:

@@ -78,8 +78,8 @@ class Examples:
         if self.read is not None:
             return self.loaded().batch()
         if self.collate is not None:
-            pairs = zip(_items(self.inputs), _items(self.targets), strict=True)
-            return self.collate(list(pairs))
+            inputs = self._converted(self.inputs) if self.mean else self.inputs
+            return self.collate(list(zip(_items(inputs), _items(self.targets), strict=True)))
         inputs = pad(self._converted(add_masks(self.inputs)), 0)
         targets = pad(self.targets, IGNORED) if self.pads_targets else self.targets
         return as_values(inputs), as_values(targets)

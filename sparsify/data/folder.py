@@ -119,7 +119,11 @@ def _list_masked_files(folder: Path) -> list[tuple[Path, Path]]:
             f"data source folder: {folder} has no images/ and masks/; a segmentation needs train/images/, "
             "train/masks/, test/images/ and test/masks/ under data.root"
         )
-    by_name = {path.stem: path for path in _list_visible(masks)}
+    by_name: dict[str, Path] = {}
+    for path in _list_visible(masks):
+        other = by_name.setdefault(path.stem, path)
+        if other != path:
+            raise DataError(f"{path}: is a second mask beside {other.name}; leave one of them out")
     files = []
     for path in _list_visible(images):
         if path.stem not in by_name:

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sparsify.data.examples import Examples
-from sparsify.data.tables import Table, make_both_sets, split_rows
+from sparsify.data.tables import LateColumns, Table, make_both_sets, split_rows
 from sparsify.errors import DataError, first_line
 from sparsify_schemas.data import Data
 from sparsify_schemas.task import Task
@@ -20,12 +20,7 @@ _KINDS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json
 def read_huggingface(spec: Data, task: Task) -> tuple[Examples, Examples]:
     """The training and test examples of what lies at `root`. Raises DataError."""
     library = _import_datasets()
-    if spec.root is None:
-        raise DataError(
-            "data.source 'huggingface' needs data.root: the folder that save_to_disk wrote, a folder of "
-            "train.parquet and test.parquet (or .csv, .json, .jsonl), or one such file"
-        )
-    path = Path(spec.root).expanduser()
+    path = Path(spec.root or "").expanduser()
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     with _silence_library(library), TemporaryDirectory() as cache:
@@ -105,14 +100,19 @@ def _make_table(splits: dict[str, Any], name: str, path: Path) -> Table:
         )
     split = splits[name]
     where = str(path) if len(splits) == 1 else f"{path}: {name}"
-    values = split.with_format("numpy")[:]
-    columns = {column: _convert_values(values[column]) for column in split.column_names}
+    columns = LateColumns(tuple(split.column_names), lambda column: _read_column(split, column))
     return Table(where, columns, range(1, len(split) + 1))
 
 
-def _convert_values(values: Any) -> Sequence[Any]:
-    """Text as str, everything else as it is."""
-    if values.dtype.kind in "UOT" and len(values) and isinstance(values[0], str):
-        return [str(value) if isinstance(value, str) else value for value in values]
-    plain: Sequence[Any] = values
-    return plain
+def _read_column(split: Any, name: str) -> Sequence[Any]:
+    """Numbers without null as an array, other single values as a list, lists and images as the library has
+    them."""
+    one, feature = split.select_columns([name]), split.features[name]
+    if type(feature).__name__ not in ("Value", "ClassLabel"):
+        decoded: Sequence[Any] = one.with_format("numpy")[:][name]
+        return decoded
+    # The library's own arrays hold float32 alone, and NaN in place of null.
+    column = one.with_format("arrow")[:].column(name)
+    is_number = feature.dtype.startswith(("int", "uint", "float")) and not column.null_count
+    values: Sequence[Any] = column.to_numpy() if is_number else column.to_pylist()
+    return values

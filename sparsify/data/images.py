@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsify.data.columns import divide_by_65535
 from sparsify.errors import DataError
 
 if TYPE_CHECKING:
@@ -42,10 +43,14 @@ def read_kind(path: Path) -> Kind:
         array = _read_array(path, mapped=True)
         return Kind(1 if array.ndim == 2 else array.shape[0], _count_bits(array.dtype), is_array=True)
     with _open_image(path) as image:
-        _refuse_loss(image, path)
-        is_deep = image.mode == "F" or (image.mode == "I" and not _has_16_bits(image))
-        is_16 = image.mode.startswith("I;16") or (image.mode == "I" and not is_deep)
-        return Kind(_count_channels(image), 0 if is_deep else 16 if is_16 else 8)
+        return _find_kind(image, path)
+
+
+def _find_kind(image: "Image", path: Path) -> Kind:
+    _refuse_loss(image, path)
+    is_deep = image.mode == "F" or (image.mode == "I" and not _has_16_bits(image))
+    is_16 = image.mode.startswith("I;16") or (image.mode == "I" and not is_deep)
+    return Kind(_count_channels(image), 0 if is_deep else 16 if is_16 else 8)
 
 
 def _count_channels(image: "Image") -> int:
@@ -77,7 +82,7 @@ def _refuse_loss(image: "Image", path: Path) -> None:
 
 
 def _count_bits(dtype: "np.dtype[Any]") -> int:
-    return {"uint8": 8, "uint16": 16}.get(str(dtype), 0)
+    return 8 * dtype.itemsize if dtype.kind == "u" and dtype.itemsize <= 2 else 0
 
 
 def read_image(path: Path, channels: int, size: int | None) -> Tensor:
@@ -87,8 +92,8 @@ def read_image(path: Path, channels: int, size: int | None) -> Tensor:
     """
     if path.suffix == ".npy":
         return _resize_array(_read_channels(path), size)
-    kind = read_kind(path)
     with _open_image(path) as image:
+        kind = _find_kind(image, path)
         if kind.bits == 8:
             pixels = _resize_image(image.convert(_MODES[channels]), size)
             return _move_channels_first(np.array(pixels))
@@ -116,7 +121,9 @@ def _move_channels_first(pixels: "np.ndarray[Any, Any]") -> Tensor:
 
 
 def _scale_values(values: "np.ndarray[Any, Any]", bits: int) -> "np.ndarray[Any, Any]":
-    return values if bits == 8 else values.astype(np.float32) / np.float32(65535 if bits == 16 else 1)
+    if bits == 16:
+        return divide_by_65535(torch.from_numpy(values)).numpy()
+    return values if bits == 8 else values.astype(np.float32)
 
 
 def _read_channels(path: Path) -> "np.ndarray[Any, Any]":
@@ -137,7 +144,7 @@ def _read_array(path: Path, mapped: bool = False) -> "np.ndarray[Any, Any]":
         raise DataError(
             f"{path}: holds {shape} {array.dtype}; expected (height, width) or (channels, height, width)"
         )
-    return array
+    return array if mapped else array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _resize_array(array: "np.ndarray[Any, Any]", size: int | None) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from sparsify.data.columns import IGNORED, first_of
+from sparsify.data.columns import IGNORED, Varied, first_of, leaves, map_leaves
 from sparsify.data.examples import Examples
+from sparsify.data.targets import describe, holds_pixels
 from sparsify.data.transforms import ChangeImage, make_transforms, transform_examples
 from sparsify.errors import DataError
 from sparsify_schemas.data import Augment
@@ -34,7 +35,8 @@ def batches(
     order = (
         torch.arange(len(examples)) if seed is None else torch.randperm(len(examples), generator=generator)
     )
-    changes = None if seed is None else _Changes.draw(len(examples), augment, generator)
+    moves = seed is not None and (augment.flip or augment.crop > 0)
+    changes = _Changes.draw(len(examples), augment, generator) if moves else None
     is_transformed = seed is not None and augment.transforms
     transforms = make_transforms(augment.transforms) if is_transformed else None
     chunks = _Chunks(order, size)
@@ -123,24 +125,40 @@ class _Stacked(Dataset[Batch]):
 
     def _make_batch(self, at: Tensor) -> Batch:
         chosen = self.examples[at].loaded(self.seed)
-        if self.changes is not None and isinstance(chosen.inputs, Tensor):
+        if self.transforms is not None or self.changes is not None:
+            _check_images(chosen.inputs)
+        if self.changes is not None:
             changed = self.changes.apply(chosen.inputs, at)
-            chosen = replace(chosen, inputs=changed, targets=self._move_masks(chosen, at))
+            chosen = replace(chosen, inputs=changed, targets=self._move_targets(chosen, at))
         if self.transforms is not None:
             # Not the seed itself, by which a Dataset that is read lazily has drawn its own numbers.
             chosen = transform_examples(chosen, self.transforms, at.tolist(), self.seed + 1)
         return chosen.batch()
 
-    def _move_masks(self, chosen: Examples, at: Tensor) -> Any:
+    def _move_targets(self, chosen: Examples, at: Tensor) -> Any:
         """Targets with a number for each pixel move with the pixels; the border counts for nothing."""
-        masks = chosen.targets
-        if self.changes is None or chosen.inputs.dim() != 4 or not isinstance(masks, Tensor):
-            return masks
-        if masks.shape[-2:] != chosen.inputs.shape[-2:]:
-            return masks
-        by_channel = masks if masks.dim() == 4 else masks[:, None]
-        filler = 0 if masks.is_floating_point() else IGNORED
-        return self.changes.apply(by_channel, at, filler).view(masks.shape)
+        changes, size = self.changes, chosen.inputs.shape[-2:]
+
+        def move(leaf: Tensor | Varied) -> Tensor | Varied:
+            if changes is None or not holds_pixels(leaf, size):
+                return leaf
+            by_channel = leaf.reshape(len(leaf), -1, *size)
+            filler = 0 if leaf.is_floating_point() or leaf.dtype == torch.bool else IGNORED
+            return changes.apply(by_channel, at, filler).view(leaf.shape)
+
+        return map_leaves(chosen.targets, move)
+
+
+def _check_images(inputs: Any) -> None:
+    """Raises DataError where a batch that is read lazily holds no images of one size."""
+    if isinstance(inputs, Tensor) and inputs.dim() == 4:
+        return
+    items = [item for leaf in leaves(inputs) for item in (leaf.items if isinstance(leaf, Varied) else leaf)]
+    shapes = ", ".join(sorted({describe(item) for item in items})[:3])
+    raise DataError(
+        "data.augment changes images (channels, height, width) of one size, and the examples of a batch are "
+        f"{shapes}; give all of them one size, or leave data.augment out"
+    )
 
 
 class _Chunks(Sampler[list[int]]):

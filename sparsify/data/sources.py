@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sparsify.data import arrays, cifar, digits, files, folder, huggingface, idx
-from sparsify.data.columns import Column, Varied
+from sparsify.data.columns import IGNORED, Column, Varied, leaves
 from sparsify.data.examples import Datasets, Examples
-from sparsify.data.targets import convert_targets
+from sparsify.data.targets import convert_targets, holds_pixels
 from sparsify.data.transforms import try_transforms
 from sparsify.errors import DataError
 from sparsify_schemas.data import Data
@@ -71,9 +71,7 @@ def _read_source(spec: Data, task: Task) -> Pair:
         is_masked = spec.source == "folder" and task.kind == "segmentation"
         return parts if is_masked else _with_targets_of(task, parts, spec)
     if spec.source.endswith(".npz"):
-        path = Path(spec.root or "").expanduser() / Path(spec.source).expanduser()
-        return arrays.read_npz(path, task)
-    _refuse_root(spec)
+        return arrays.read_npz(files.find_path(spec, spec.source), task)
     return arrays.read_callable(spec, task)
 
 
@@ -90,14 +88,7 @@ def _with_targets_of(task: Task, parts: Pair, spec: Data) -> Pair:
     return train, test
 
 
-def _refuse_root(spec: Data) -> None:
-    if spec.root is not None:
-        raise DataError(f"data.root is not used by source '{spec.source}'; leave it out")
-
-
 def _read_classes(spec: Data, task: Task) -> Pair:
-    if spec.source == "digits":
-        _refuse_root(spec)
     match spec.source:
         case "digits":
             return digits.read_digits()
@@ -108,12 +99,7 @@ def _read_classes(spec: Data, task: Task) -> Pair:
         case "cifar10":
             return cifar.read_cifar(_find_root(spec))
         case "folder":
-            if spec.root is None:
-                raise DataError(
-                    "data.source 'folder' needs data.root, "
-                    "the folder that holds train/<class>/ and test/<class>/"
-                )
-            return folder.read_folder(Path(spec.root).expanduser(), spec.size, spec.channels, task)
+            return folder.read_folder(Path(spec.root or "").expanduser(), spec.size, spec.channels, task)
         case source:
             raise DataError(f"unknown source '{source}'")
 
@@ -131,8 +117,11 @@ def _check_examples(spec: Data, train: Examples, test: Examples) -> None:
         key = "augment" if spec.normalize is None else "normalize"
         raise DataError(
             f"data.{key} acts on one tensor of images; "
-            f"the examples of '{spec.source}' are {describe_column(train.inputs)}"
+            f"the examples of '{spec.source}' are {describe_column(train.inputs)}; "
+            f"{'give all images one size, or ' if _are_images(train.inputs) else ''}leave data.{key} out"
         )
+    if spec.augment.crop:
+        _check_borders(train)
     if spec.augment.transforms:
         try_transforms(train, spec.augment.transforms)
     if not _have_one_form(train.inputs, test.inputs):
@@ -140,6 +129,16 @@ def _check_examples(spec: Data, train: Examples, test: Examples) -> None:
         if shapes[0] == shapes[1]:
             shapes = describe_column(train.inputs, True), describe_column(test.inputs, True)
         raise DataError(f"'{spec.source}': training examples are {shapes[0]}, test examples are {shapes[1]}")
+
+
+def _check_borders(train: Examples) -> None:
+    """Raises DataError where masks move, and what comes in from outside does not fit their type."""
+    for leaf in leaves(train.targets):
+        if holds_pixels(leaf, train.inputs.shape[-2:]) and leaf.dtype in (torch.uint8, torch.uint16):
+            raise DataError(
+                f"data.augment.crop fills masks with {IGNORED}, which {_name_type(leaf)} cannot hold; return "
+                "masks as int64"
+            )
 
 
 def _have_one_form(train: Column, test: Column) -> bool:
@@ -177,17 +176,18 @@ def _check_images(spec: Data, inputs: Tensor) -> None:
     if spec.normalize is not None and len(spec.normalize.mean) != shape[0]:
         raise DataError(
             f"data.normalize has {len(spec.normalize.mean)} means, "
-            f"but the examples of '{spec.source}' are {shape_text} and need {shape[0]}"
+            f"but the examples of '{spec.source}' are {shape_text} and need {shape[0]}; write a mean and a "
+            "std for each"
         )
     if spec.normalize is not None and not (inputs.dtype.is_floating_point or inputs.dtype == torch.uint8):
         raise DataError(
             f"data.normalize needs pixels or real numbers; "
-            f"the inputs of '{spec.source}' are {str(inputs.dtype).removeprefix('torch.')}"
+            f"the inputs of '{spec.source}' are {_name_type(inputs)}; leave it out"
         )
     if spec.augment.is_used and len(shape) != 3:
         raise DataError(
             "data.augment changes images (channels, height, width); "
-            f"the examples of '{spec.source}' are {shape_text}"
+            f"the examples of '{spec.source}' are {shape_text}; leave it out"
         )
 
 

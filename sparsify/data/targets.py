@@ -1,13 +1,13 @@
 """Targets as a task takes them: what fits is converted, what does not is refused with the place of the
 fault."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
-from sparsify.data.columns import IGNORED, Column, Varied, leaves, map_parts
+from sparsify.data.columns import IGNORED, Column, Varied, leaves, map_leaves, stack
 from sparsify.errors import DataError
 from sparsify_schemas.task import Task
 
@@ -15,14 +15,18 @@ NAMES = ("labels", "label", "targets", "target", "y")
 """keys of an example under which its target is looked for, in this order"""
 
 
-def split_target(example: Any, name: str | None) -> tuple[Any, Any]:
+def split_target(example: Any, name: str | None, where: str = "an example") -> tuple[Any, Any]:
     """(inputs, target) of a column, mapping or anything else that holds both; the target is None where it is
     nowhere.
 
-    name: the key of the target; None to look under the usual names.
+    name: the key of the target; None to look under the usual names. Raises DataError, which begins with
+    `where`, if there is no such key.
     """
     if not isinstance(example, Mapping):
         return example, None
+    if name is not None and name not in example:
+        keys = ", ".join(map(str, example))
+        raise DataError(f"{where} has no key '{name}', which data.target names; its keys are {keys}")
     key = next((key for key in ((name,) if name else NAMES) if key in example), None)
     inputs = {other: value for other, value in example.items() if other != key}
     return inputs, None if key is None else example[key]
@@ -35,7 +39,7 @@ def split_batch(batch: Any, name: str | None = None) -> tuple[Any, Any]:
     """
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
-    inputs, targets = split_target(batch, name)
+    inputs, targets = split_target(batch, name, "a batch")
     if targets is None:
         raise DataError(
             f"a batch is a {type(batch).__name__} without targets; pass pairs (inputs, targets), or mappings "
@@ -64,13 +68,6 @@ def convert_targets(targets: Column | None, inputs: Column, task: Task, name: st
             return _ignore(_tokens(targets, name), task)
         case "own":
             return targets
-
-
-def map_leaves(column: Column, change: Any) -> Column:
-    """A column with `change(leaf)` in place of each tensor and list."""
-    if isinstance(column, Tensor | Varied):
-        return change(column)
-    return map_parts(column, lambda part: map_leaves(part, change))
 
 
 def _from_inputs(inputs: Column, task: Task, name: str) -> Column:
@@ -137,7 +134,7 @@ def _real(targets: Tensor | Varied, name: str) -> Tensor:
 
 def _masks(targets: Column, name: str) -> Column:
     if isinstance(targets, Varied):
-        return Varied(tuple(_mask(item, name, 2) for item in targets.items))
+        return stack([_mask(item, name, 2) for item in targets.items])
     return _mask(_single(targets, name), name, 3)
 
 
@@ -191,6 +188,11 @@ def _single(targets: Column, name: str) -> Tensor:
 
 def _is_whole(x: Tensor) -> bool:
     return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+
+
+def holds_pixels(leaf: Tensor | Varied, size: Sequence[int]) -> TypeGuard[Tensor]:
+    """Whether a part of the targets has a number for each pixel of images [N, C, *size]."""
+    return isinstance(leaf, Tensor) and leaf.dim() >= 3 and tuple(leaf.shape[-2:]) == tuple(size)
 
 
 def describe(x: Any) -> str:

@@ -14,9 +14,12 @@ Example = Any
 """list of tokens, or a mapping of such lists: tokens, attention mask and what else a tokenizer gives"""
 
 
-def tokenize_texts(texts: Sequence[str], spec: Tokens, name: str) -> Column:
+Tokenize = Callable[[Sequence[str], bool], list[Example]]
+"""(texts, whether to cut them off at `max_length`) -> their tokens"""
+
+
+def tokenize_texts(texts: Sequence[str], tokenize: Tokenize, name: str) -> Column:
     """One example for each text, cut off after `max_length` tokens. Raises DataError at an empty text."""
-    tokenize = _make_tokenizer(spec)
     examples = tokenize(texts, True)
     empty = next((place for place, example in enumerate(examples) if not _count_tokens(example)), None)
     if empty is not None:
@@ -24,13 +27,13 @@ def tokenize_texts(texts: Sequence[str], spec: Tokens, name: str) -> Column:
     return _stack_examples(examples)
 
 
-def divide_texts(texts: Sequence[str], spec: Tokens, name: str) -> Column:
-    """Each text in pieces of `max_length` tokens; a rest of one token, of which nothing can be learned, is
+def divide_texts(texts: Sequence[str], tokenize: Tokenize, length: int, name: str) -> Column:
+    """Each text in pieces of `length` tokens; a rest of one token, of which nothing can be learned, is
     left out. Raises DataError."""
     pieces = []
-    for example in _make_tokenizer(spec)(texts, False):
-        for start in range(0, _count_tokens(example), spec.max_length):
-            piece = _take_tokens(example, start, start + spec.max_length)
+    for example in tokenize(texts, False):
+        for start in range(0, _count_tokens(example), length):
+            piece = _take_tokens(example, start, start + length)
             if _count_tokens(piece) > 1:
                 pieces.append(piece)
     if not pieces:
@@ -38,8 +41,8 @@ def divide_texts(texts: Sequence[str], spec: Tokens, name: str) -> Column:
     return _stack_examples(pieces)
 
 
-def _make_tokenizer(spec: Tokens) -> Callable[[Sequence[str], bool], list[Example]]:
-    """A function of (texts, whether to cut them off at `max_length`)."""
+def make_tokenizer(spec: Tokens) -> Tokenize:
+    """Raises DataError where it is no folder of a tokenizer."""
     if spec.tokenizer == "bytes":
         return lambda texts, is_cut: [
             list(text.encode()[: spec.max_length if is_cut else None]) for text in texts

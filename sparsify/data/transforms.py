@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sparsify.data.chance import keep_random_states, seed_example
-from sparsify.data.columns import IGNORED
+from sparsify.data.columns import IGNORED, leaves
 from sparsify.data.examples import Examples
+from sparsify.data.targets import describe, holds_pixels
 from sparsify.errors import DataError, first_line
 from sparsify_schemas.data import Transform
 
@@ -34,7 +35,7 @@ def make_transforms(specs: Sequence[Transform]) -> ChangeImage:
             except Exception as error:
                 raise DataError(
                     f"data.augment.transforms.{place}: '{specs[place].use}' failed on an image of "
-                    f"{_describe_shape(image)}: {type(error).__name__}: {first_line(error)}"
+                    f"{describe(image)}: {type(error).__name__}: {first_line(error)}"
                 ) from error
             _check_result(found, image, specs[place], place)
         moved = None if classes is None else classes.as_subclass(Tensor)
@@ -74,18 +75,22 @@ def try_transforms(examples: Examples, specs: Sequence[Transform]) -> None:
 def _find_masks(examples: Examples) -> Tensor | None:
     """Targets that hold the number of a class for each pixel."""
     masks = examples.targets
-    is_mask = isinstance(masks, Tensor) and masks.dim() == 3 and masks.dtype == torch.int64
-    return masks if is_mask and masks.shape[-2:] == examples.inputs.shape[-2:] else None
+    is_mask = holds_pixels(masks, examples.inputs.shape[-2:])
+    return masks if is_mask and masks.dim() == 3 and masks.dtype == torch.int64 else None
 
 
 def _refuse_pixel_targets(examples: Examples) -> None:
-    targets = examples.targets
-    has_pixels = isinstance(targets, Tensor) and targets.dim() >= 3
-    if has_pixels and _find_masks(examples) is None:
-        raise DataError(
-            "data.augment.transforms change images and masks of classes in their size; the targets are "
-            f"{_describe_shape(targets[0])}"
-        )
+    if _find_masks(examples) is not None:
+        return
+    size = examples.inputs.shape[-2:]
+    for leaf in leaves(examples.targets):
+        if not isinstance(leaf, Tensor):
+            continue
+        if holds_pixels(leaf, size) or (leaf is examples.targets and leaf.dim() >= 3):
+            raise DataError(
+                "data.augment.transforms change images and masks of classes (examples, height, width); the "
+                f"targets are {describe(leaf[0])}; leave data.augment.transforms out"
+            )
 
 
 def _import_torchvision() -> tuple[Any, Any]:
@@ -124,13 +129,8 @@ def _check_result(found: Any, image: Tensor, spec: Transform, place: int) -> Non
     """Images that are not augmented stay as they are, so augmented ones must have their shape and type."""
     is_image = isinstance(found, Tensor) and (found.shape, found.dtype) == (image.shape, image.dtype)
     if not is_image:
-        now = _describe_shape(found) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        now = describe(found)
         raise DataError(
-            f"data.augment.transforms.{place}: '{spec.use}' turns images of {_describe_shape(image)} into "
-            f"{now}; "
-            "images of the validation and test set stay as they are"
+            f"data.augment.transforms.{place}: '{spec.use}' turns images of {describe(image)} into "
+            f"{now}; images of the validation and test set stay as they are; leave it out, or set data.size"
         )
-
-
-def _describe_shape(image: Tensor) -> str:
-    return f"{'x'.join(map(str, image.shape))} {str(image.dtype).removeprefix('torch.')}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sparsify.data.columns import IGNORED, batch_size
+from sparsify.data.columns import IGNORED, count_examples
 from sparsify.errors import DataError, TrainingError
 from sparsify_schemas.task import Kind
 
@@ -40,7 +40,7 @@ def count_targets(kind: Kind, targets: Any) -> Tensor:
     if kind in ("language_model", "masked_language_model", "segmentation"):
         counts: Tensor = (targets != IGNORED).flatten(1).sum(dim=1).float()
         return counts
-    return torch.ones(batch_size(targets))
+    return torch.ones(count_examples(targets))
 
 
 MeasureLosses = Callable[[Any, Any], Losses]
@@ -126,7 +126,7 @@ def losses_of_function(function: Callable[[Any, Any], Any], name: str) -> Measur
             value = function(outputs, targets)
         except Exception as error:
             raise TrainingError(f"loss '{name}' failed: {type(error).__name__}: {error}") from error
-        return _spread(value, batch_size(targets), name)
+        return _spread(value, count_examples(targets), name)
 
     return measure
 
@@ -142,7 +142,7 @@ def losses_of_model(outputs: Any, targets: Any) -> Losses:
             f"task.loss is 'model', and the model returns a {type(outputs).__name__} without a loss; "
             "write task.loss: package.module:callable"
         )
-    return _spread(value, batch_size(targets), "model")
+    return _spread(value, count_examples(targets), "model")
 
 
 def _are_scalars(outputs: Mapping[str, Any]) -> bool:

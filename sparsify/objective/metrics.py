@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from sparsify.data.columns import IGNORED, batch_size
+from sparsify.data.columns import IGNORED, count_examples
 from sparsify.errors import DataError, TrainingError
 from sparsify.objective.losses import check_tokens, match_numbers, match_pixels, shift_tokens
 from sparsify.objective.torchmetrics_import import torchmetrics
@@ -100,7 +100,7 @@ class MeanMeter:
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take in a batch."""
-        value, count = self._function(outputs, targets), batch_size(targets)
+        value, count = self._function(outputs, targets), count_examples(targets)
         if isinstance(value, Tensor) and value.dim() > 0:
             value = value.float().mean()
         self._total += float(value) * count

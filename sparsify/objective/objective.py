@@ -22,7 +22,7 @@ from sparsify.objective import losses
 from sparsify.objective.losses import Losses, MeasureLosses
 from sparsify.objective.metrics import Meter, Metric, make_metrics, read_meter, update_meter
 from sparsify.objective.predictions import call_on_batch, find_prediction
-from sparsify.recipe.import_path import resolve
+from sparsify.recipe.import_path import resolve_callable
 from sparsify_schemas.task import LOSS, Facts, Task
 
 
@@ -121,15 +121,12 @@ def _measure(task: Task, smoothing: float = 0.0) -> MeasureLosses:
 
 
 def _import_loss(path: str) -> Callable[[Any, Any], Any]:
-    try:
-        found = resolve(path)
-    except ImportError as error:
-        raise DataError(f"task.loss '{path}': {error}") from error
-    if isinstance(found, type):  # such as torch.nn:SmoothL1Loss
-        found = found()
-    if not callable(found):
-        raise DataError(f"task.loss '{path}' is a {type(found).__name__}, which cannot be called")
+    found = resolve_callable("task.loss", path)
     function: Callable[[Any, Any], Any] = found
+    if isinstance(found, type):  # such as torch.nn:SmoothL1Loss
+        function = found()
+    if not callable(function):
+        raise DataError(f"task.loss '{path}' makes a {type(function).__name__}, which cannot be called")
     return function
 
 

@@ -9,6 +9,10 @@ from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+from sparsify.errors import DataError
+
+_AWAY = "a recipe must not name; name a callable of your own"
+
 
 def resolve(path: str) -> Any:
     """Import the object that a dotted path names. Modules in the current folder are found as well.
@@ -18,15 +22,14 @@ def resolve(path: str) -> Any:
     """
     module, _, name = path.replace(":", ".").rpartition(".")
     if _is_standard(module):
-        raise ImportError(f"'{path}' is in the standard library and can neither build a model nor load data")
+        raise ImportError(f"'{path}' is in the standard library, which {_AWAY}")
     found = load_module(module)
     try:
         thing = getattr(found, name)
         is_named = isinstance(thing, type | FunctionType | BuiltinFunctionType)
         if is_named and _is_standard(thing.__module__ or ""):
             raise ImportError(
-                f"'{path}' is {thing.__module__}.{thing.__name__} of the standard library and "
-                "can neither build a model nor load data"
+                f"'{path}' is {thing.__module__}.{thing.__name__} of the standard library, which {_AWAY}"
             )
         return thing
     except AttributeError:
@@ -36,6 +39,17 @@ def resolve(path: str) -> Any:
         close = get_close_matches(name, public, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise ImportError(f"module '{module}' has no '{name}'{hint}") from None
+
+
+def resolve_callable(key: str, path: str) -> Any:
+    """The callable that a key of the recipe names. Raises DataError, which names both."""
+    try:
+        found = resolve(path)
+    except ImportError as error:
+        raise DataError(f"{key} '{path}': {error}") from error
+    if not callable(found):
+        raise DataError(f"{key} '{path}' is a {type(found).__name__}, which cannot be called")
+    return found
 
 
 def _is_standard(module: str) -> bool:

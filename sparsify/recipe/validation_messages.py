@@ -154,7 +154,8 @@ def _make_problem(path: Path, error: ErrorDetails, root: Table, data: Any) -> Pr
     message, hint = _describe_misfit(path, error, data)
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, AtKey):
-        return _key_place((*path, cause.key), root).problem((*path, cause.key), message, hint)
+        path = (*path, *cause.path)
+        return _key_place(path, root).problem(path, message, hint)
     return find_place(root, path).problem(path, message, hint)
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from sparsify import files
 from sparsify.data import Datasets, Examples, batches, load_data
-from sparsify.data.columns import batch_size
+from sparsify.data.columns import count_examples
 from sparsify.data.targets import split_batch
 from sparsify.errors import DataError, RunError, first_line
 from sparsify.events import Listener, silence
@@ -170,7 +170,7 @@ def sensitivity(
     if not given:
         raise DataError("there are no validation batches to judge layers on")
     plain = compile_plan(_without_amounts(plan.recipe), plan.map)
-    examples = sum(batch_size(targets) for _, targets in given)
+    examples = sum(count_examples(targets) for _, targets in given)
 
     def judge(thinner: nn.Module) -> Evaluation:
         return evaluate_batches(thinner, given, objective)

@@ -47,7 +47,7 @@ from sparsify.runs.save_load import (
 from sparsify.runs.source_digests import check_data, check_sources, hash_sources
 from sparsify.runs.trackers import check_trackers, track_events
 from sparsify.training.accelerator import make_accelerator
-from sparsify.training.optimizers import list_unmatched
+from sparsify.training.optimizers import find_unmatched
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.stage import Train
 from sparsify_schemas.task import Facts
@@ -266,10 +266,10 @@ def plan_request(
 def _check_rates(loaded: Loaded, model: nn.Module) -> None:
     """Refuse learning rates of layers that the model does not have. Raises RecipeError."""
     problems = [
-        loaded.positions.problem(f"stages.{index}.rates", f"'{pattern}' matches no layer of the model")
+        loaded.positions.problem(f"stages.{index}.rates", f"'{pattern}' matches no layer of the model", hint)
         for index, stage in enumerate(loaded.recipe.stages)
         if isinstance(stage, Train)
-        for pattern in list_unmatched(model, stage.rates)
+        for pattern, hint in find_unmatched(model, stage.rates).items()
     ]
     if problems:
         raise RecipeError(problems)

@@ -70,15 +70,26 @@ def _list_classes(module: nn.Module) -> list[str]:
     return [base.__name__ for base in type(module).__mro__]
 
 
-def list_unmatched(model: nn.Module, rates: Sequence[Rate]) -> list[str]:
-    """Patterns of `rates` that match no module with parameters of its own."""
+def find_unmatched(model: nn.Module, rates: Sequence[Rate]) -> dict[str, str]:
+    """Patterns of `rates` that match no module with parameters of its own -> what to write in their place."""
     owners = [
-        (name, _list_classes(module))
+        (name, module)
         for name, module in model.named_modules()
         if any(True for _ in module.parameters(recurse=False))
     ]
     patterns = [pattern for rate in rates for pattern in rate.layers]
-    return [p for p in patterns if not any(selects((p,), name, classes) for name, classes in owners)]
+    unmatched = [p for p in patterns if not any(selects((p,), n, _list_classes(m)) for n, m in owners)]
+    names = [name for name, _ in owners if name]
+    classes = sorted({type(module).__name__ for _, module in owners})
+    return {pattern: _suggest_layers(pattern, names, classes) for pattern in unmatched}
+
+
+def _suggest_layers(pattern: str, names: list[str], classes: list[str]) -> str:
+    close = get_close_matches(pattern, [*names, *classes], 1)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    more = ", ..." if len(names) > 8 else ""
+    return f"the layers are {', '.join(names[:8])}{more}; their classes are {', '.join(classes)}"
 
 
 def _make_other(spec: OtherOptimizer, parameters: list[Any]) -> torch.optim.Optimizer:

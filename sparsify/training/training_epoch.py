@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsify.data import batches
-from sparsify.data.columns import batch_size, split_values
+from sparsify.data.columns import count_examples, split_values
 from sparsify.errors import TrainingError
 from sparsify.events import StepDone
 from sparsify.objective.distillation import mix_losses, teacher_divergence
@@ -118,7 +118,7 @@ def _run_batch(run: StageRun, x: Any, y: Any, mix: Mix | None, where: str) -> tu
 def _find_right(run: StageRun, outputs: Any, targets: Any, others: Any, mix: Mix | None) -> Tensor:
     """How much of each example is classified rightly: [N]; nothing where there is no one class."""
     if not counts_right(run.objective):
-        return torch.zeros(batch_size(targets), device=run.accelerator.device)
+        return torch.zeros(count_examples(targets), device=run.accelerator.device)
     right = are_right(outputs, targets).float()
     return right if mix is None else mix.mix_values(right, are_right(outputs, others).float())
 
@@ -131,7 +131,7 @@ def _count_for_process(run: StageRun, targets: Any) -> Tensor | int:
         every: Tensor = run.accelerator.reduce(own, "sum")
         share: Tensor = every.clamp(min=1) / run.accelerator.num_processes
         return share
-    return batch_size(targets)
+    return count_examples(targets)
 
 
 def _add_distillation(run: StageRun, losses: Losses, x: Any, y: Any, outputs: Any, where: str) -> Losses:

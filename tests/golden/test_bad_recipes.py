@@ -616,7 +616,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
             ("{source: digits}", "{source: digits, validation: 0%}"),
         ),
         (
-            "recipe.yaml:1:1: rules.0.penalty.threshold needs validation data: "
+            "recipe.yaml:14:7: rules.0.penalty.threshold: the threshold needs validation data: "
             "it looks at the loss there; write data.validation above 0%"
         ),
     ),
@@ -633,7 +633,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
             ),
         ),
         (
-            "recipe.yaml:1:1: rules.0 and rules.1 ask for different thresholds; "
+            "recipe.yaml:19:50: rules.1.penalty.threshold: rules.0 and rules.1 ask for different thresholds; "
             "weights become zero for all rules at once, write the same"
         ),
     ),
@@ -766,7 +766,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
     "a lasso by the latency of nothing": (
         (("targets: {here: {kind: cpu}}\n", ""), ("strength: 1e-3", "strength: 1e-3\n      weight: latency")),
         (
-            "recipe.yaml:8:1: rules: rules.0.penalty: weight 'latency' is of one of the recipe's "
+            "recipe.yaml:14:7: rules.0.penalty.weight: 'latency' is of one of the recipe's "
             "targets, and it has none; write 'target' and targets"
         ),
     ),
@@ -776,13 +776,13 @@ EDITED: dict[str, tuple[Edits, str]] = {
             ("strength: 1e-3", "strength: 1e-3\n      weight: latency"),
         ),
         (
-            "recipe.yaml:9:1: rules: rules.0.penalty: weight 'latency' is of one of the recipe's "
+            "recipe.yaml:15:7: rules.0.penalty.weight: 'latency' is of one of the recipe's "
             "targets, and it has 2; write 'target'"
         ),
     ),
     "a lasso by the latency of a stranger": (
         (("strength: 1e-3", "strength: 1e-3\n      weight: latency\n      target: phone"),),
-        "recipe.yaml:9:1: rules: rules.0.penalty.target names 'phone', which is no target of the recipe",
+        "recipe.yaml:16:7: rules.0.penalty.target: 'phone' is no target of the recipe; known: here",
     ),
     "strength auto on slices": (
         (("strength: 1e-3", "strength: auto\n      scope: layer"),),
@@ -801,7 +801,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
     "strength auto without a goal": (
         (("strength: 1e-3", "strength: auto"), ("budget: {macs: 40%}\n", "")),
         (
-            "recipe.yaml:1:1: rules.0.penalty.strength: 'auto' needs a goal; give the recipe a budget, "
+            "recipe.yaml:13:7: rules.0.penalty.strength: 'auto' needs a goal; give the recipe a budget, "
             "or the rule its own 'sparsity'"
         ),
     ),
@@ -811,7 +811,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
             ("budget: {macs: 40%}", "budget: {latency: {onnxruntime: 60%}}"),
         ),
         (
-            "recipe.yaml:1:1: rules.0.penalty.strength: 'auto' needs a goal; give the budget macs, "
+            "recipe.yaml:14:7: rules.0.penalty.strength: 'auto' needs a goal; give the budget macs, "
             "params, bytes or peak_memory as well (latency and accuracy_drop are held by the cut, "
             "not in training), the penalty a number, or the rule its own 'sparsity'"
         ),
@@ -822,7 +822,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
             ("layers: fc2\n    protect: true", "layers: fc1\n    group: neuron"),
         ),
         (
-            "recipe.yaml:1:1: rules.1 leaves its amount to the budget, "
+            "recipe.yaml:16:5: rules.1: the rule leaves its amount to the budget, "
             "which strength 'auto' of another rule aims at alone; give it strength auto as well, "
             "or its own 'sparsity'"
         ),
@@ -860,7 +860,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
     "two cuts": (
         (("{kind: cut}", "{kind: cut}\n  - {kind: cut, name: again}"),),
         (
-            "recipe.yaml:18:1: stages: 'again' cuts 100% of the way, "
+            "recipe.yaml:20:5: stages.1.way: 'again' cuts 100% of the way, "
             "and 'cut' before it has gone 100%; give 'cut' a shorter 'way'"
         ),
     ),
@@ -871,7 +871,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
     "the last cut goes half the way": (
         (("{kind: cut}", "{kind: cut, way: 50%}"),),
         (
-            "recipe.yaml:18:1: stages: 'cut' is the last cut and must meet the recipe's budget; "
+            "recipe.yaml:20:17: stages.1.way: 'cut' is the last cut and must meet the recipe's budget; "
             "leave out its 'way' and 'budget', or add a 'cut' stage"
         ),
     ),
@@ -902,7 +902,42 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "two stages of one name": (
         (("{kind: cut}", "{kind: cut, name: learn}"),),
-        "recipe.yaml:18:1: stages: two stages are called 'learn'; give one of them another 'name'",
+        "recipe.yaml:20:17: stages.1.name: two stages are called 'learn'; give one of them another 'name'",
+    ),
+    "the last of the cuts between epochs goes half the way": (
+        (("name: learn,", "name: learn, cuts: {way: 50%},"), ("  - {kind: cut}\n", "")),
+        (
+            "recipe.yaml:19:39: stages.0.cuts.way: 'learn' is the last cut and must meet the recipe's "
+            "budget; leave out its 'way' and 'budget', or add a 'cut' stage"
+        ),
+    ),
+    "the budget of a stage names a latency": (
+        (("{kind: cut}", "{kind: cut, budget: {latency: {here: 60%}}}\n  - {kind: cut, name: last}"),),
+        (
+            "recipe.yaml:20:26: stages.1.budget.latency: only the recipe's own budget names a latency; 'way' "
+            "goes part of it"
+        ),
+    ),
+    "averages of zeros": (
+        (("name: learn,", "name: learn, ema: 0.9,"),),
+        (
+            "recipe.yaml:19:32: stages.0.ema: 'learn' averages weights while penalties act, and an average "
+            "of weights that become zero is not zero; write 'penalties: false', or leave 'ema' out"
+        ),
+    ),
+    "distillation without a cut before": (
+        (("name: learn,", "name: learn, distill: {},"),),
+        (
+            "recipe.yaml:19:32: stages.0.distill: 'learn' distils from the dense model, and no stage before "
+            "it cuts; move 'distill' to a stage after a cut"
+        ),
+    ),
+    "the best of no validation data": (
+        (("digits}", "digits, validation: 0%}"), ("name: learn,", "name: learn, ends_with: best,")),
+        (
+            "recipe.yaml:19:32: stages.0.ends_with: 'ends_with' of 'learn' goes by the validation set; write "
+            "data.validation above 0%"
+        ),
     ),
     "train without data": (
         (("data: {source: digits}\n", ""),),
@@ -910,7 +945,84 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "size without a folder": (
         (("{source: digits}", "{source: digits, size: 8}"),),
-        "recipe.yaml:6:7: data: 'size' acts on source 'folder' only",
+        "recipe.yaml:6:24: data.size: 'size' acts on source 'folder' only; leave it out",
+    ),
+    "a folder for digits": (
+        (("digits}", "digits, root: here}"),),
+        "recipe.yaml:6:24: data.root: source 'digits' reads no folder; leave 'root' out",
+    ),
+    "a folder for a callable": (
+        (("digits}", '"my:data", root: here}'),),
+        "recipe.yaml:6:27: data.root: source 'my:data' reads no folder; leave 'root' out",
+    ),
+    "images without a folder": (
+        (("digits}", "folder}"),),
+        (
+            "recipe.yaml:6:7: data.root: source 'folder' needs 'root': the folder that holds train/<class>/ "
+            "and test/<class>/"
+        ),
+    ),
+    "a name of targets without one": (
+        (("digits}", "digits, target: label}"),),
+        "recipe.yaml:6:24: data.target: the targets of 'digits' have no name; leave 'target' out",
+    ),
+    "a name of the targets of arrays": (
+        (("digits}", "some.npz, target: y_train}"),),
+        "recipe.yaml:6:26: data.target: the targets of 'some.npz' have no name; leave 'target' out",
+    ),
+    "a column of targets of a language model": (
+        (("digits}", "a.jsonl, test: 20%, target: y}\ntask: language_model"),),
+        ("recipe.yaml:6:36: data.target: the targets of a language model are its tokens; leave 'target' out"),
+    ),
+    "a column of plain text": (
+        (("digits}", "a.txt, test: 20%, text: {column: body}}\ntask: language_model"),),
+        "recipe.yaml:6:41: data.text.column: a .txt has no columns; leave 'column' out",
+    ),
+    "the target among the inputs": (
+        (("digits}", "a.csv, test: 20%, target: y, features: [a, y]}"),),
+        "recipe.yaml:6:59: data.features.1: 'y' is the target; leave it out",
+    ),
+    "a number as a test set": (
+        (("digits}", "a.csv, test: 0.2}"),),
+        (
+            "recipe.yaml:6:29: data.test: expected a share such as 20% or a path, found the number 0.2; "
+            "write 20%"
+        ),
+    ),
+    "a list as a test set": (
+        (("digits}", "a.csv, test: [a]}"),),
+        "recipe.yaml:6:29: data.test: expected a share such as 20% or a path, found a list",
+    ),
+    "a number as a target": (
+        (("digits}", "a.csv, test: 20%, target: 3}"),),
+        "recipe.yaml:6:42: data.target: expected a name or a list of names, found the number 3; quote it",
+    ),
+    "an input twice": (
+        (("digits}", "a.csv, test: 20%, features: [a, b, a]}"),),
+        "recipe.yaml:6:51: data.features.2: 'a' stands there twice; leave one out",
+    ),
+    "a target twice": (
+        (("digits}", "a.csv, test: 20%, target: [a, a]}"),),
+        "recipe.yaml:6:46: data.target.1: 'a' stands there twice; leave one out",
+    ),
+    "names that are no input": (
+        (("digits}", "a.csv, test: 20%, features: [a], categories: [b]}"),),
+        ("recipe.yaml:6:62: data.categories.0: 'b' is no input; add it to 'features', or leave it out here"),
+    ),
+    "nothing to train on": (
+        (("digits}", "digits, validation: 100%}"),),
+        ("recipe.yaml:6:24: data.validation: 100% leaves no example to train on; write a smaller share"),
+    ),
+    "targets that classes cannot ignore": (
+        (("digits}", "digits}\ntask: {ignore: 255}"),),
+        ("recipe.yaml:7:8: task.ignore: a task of classification counts every target; leave 'ignore' out"),
+    ),
+    "targets that an own loss ignores": (
+        (("digits}", 'digits}\ntask: {loss: "my:loss", ignore: 255}'),),
+        (
+            "recipe.yaml:7:25: task.ignore: a task of own counts every target; leave 'ignore' out, and let "
+            "the loss do it"
+        ),
     ),
     "undefined variable": (
         (("${epochs}", "${epoch}"),),

@@ -190,7 +190,7 @@ TABLE_FAULTS: dict[str, tuple[list[list[Any]], dict[str, Any], str]] = {
     "no such category": (
         [HEAD, [1, "red", 2, "rose"], [2, "blue", 3, "iris"]],
         {"categories": ["color"]},
-        "data.categories names 'color', which is no input",
+        "data.categories names 'color', which is no input; the inputs are width, colour, height",
     ),
     "a ragged row": (
         [HEAD, [1, "red", 2]],
@@ -221,7 +221,10 @@ def test_faults_of_the_files() -> None:
     assert complaint(given) == "flowers.csv: no such file"
     write_table("flowers.csv", [HEAD, *flowers(20, 0)])
     given["data"] = {**FLOWERS, "test": "other.csv"}
-    assert complaint(given) == "other.csv: no such file"
+    assert complaint(given) == (
+        "data.test: other.csv: no such file; write the path of the test set, or a share of the one file such "
+        "as 20%"
+    )
     write_table("other.csv", [["width", "height", "kind"], [1, 2, "rose"]])
     assert complaint(given) == "other.csv: has no column 'colour'; its columns are width, height, kind"
     Path("flowers.csv").write_bytes(b"\xff\xfe\x00")
@@ -258,7 +261,7 @@ def test_recipes_say_what_does_not_act() -> None:
     assert refused({"source": "a.txt", "test": "20%", "target": "y"}) == (
         f"{at}target: a .txt holds text alone; leave 'target' out"
     )
-    assert refused({"source": "a.npz", "target": ["a", "b"]}) == (
+    assert refused({"source": "some:data", "target": ["a", "b"]}) == (
         f"{at}target: several columns are of .csv, .tsv and huggingface only"
     )
 
@@ -506,8 +509,8 @@ def test_faults_of_a_set_of_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
         return complaint(recipe(given, "classification", "Reader", "up"))
 
     assert fault() == (
-        "data.source 'huggingface' needs data.root: the folder that save_to_disk wrote, a folder of "
-        "train.parquet and test.parquet (or .csv, .json, .jsonl), or one such file"
+        "<recipe>: data.root: source 'huggingface' needs 'root': the folder that save_to_disk wrote, a "
+        "folder of train.parquet and test.parquet (or .csv, .json, .jsonl), or one such file"
     )
     assert fault(root="set") == "set: no such file or folder"
     Path("empty").mkdir()

@@ -123,6 +123,14 @@ def test_arrays_of_several_channels() -> None:
     run(recipe(model_channels=5))
 
 
+def test_the_order_of_bytes_changes_no_value() -> None:
+    write_classes("npy", ([0] * 5, [30000] * 5), ([9] * 5, [65535] * 5))
+    before = values("set/train/a/0.npy")
+    for file in Path("set").rglob("*.npy"):
+        np.save(file, np.load(file).astype(">u2"))
+    assert torch.equal(values("set/train/a/0.npy"), before) and before.dtype == torch.float32
+
+
 def test_opacity_is_kept_unless_the_recipe_says_otherwise() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, size=(4, 6, 4)).astype(np.uint8)
     for part in ("train", "test"):
@@ -215,7 +223,9 @@ def test_what_cannot_be_kept_is_refused() -> None:
     assert complaint(given) == "set/train/a/0.npy: 16 values are NaN or infinite"
     with pytest.raises(SparsifyError) as caught:
         sparsify.load_recipe(recipe() | {"data": {"source": "digits", "channels": 1}})
-    assert str(caught.value) == "<recipe>: data.channels: 'channels' acts on source 'folder' only"
+    assert (
+        str(caught.value) == "<recipe>: data.channels: 'channels' acts on source 'folder' only; leave it out"
+    )
 
 
 def test_arrays_with_channels_last_are_refused() -> None:
@@ -353,3 +363,7 @@ def test_faults_of_masks() -> None:
     write("set/train/masks/01.png", np.zeros((8, 8), np.uint8))
     write("set/train/masks/02.png", np.zeros((8, 8), np.uint8))
     assert complaint(given) == "set/train/masks/02.png: is a mask without an image in set/train/images"
+    np.save("set/train/masks/01.npy", np.zeros((8, 8), np.uint8))
+    assert complaint(given) == (
+        "set/train/masks/01.png: is a second mask beside 01.npy; leave one of them out"
+    )

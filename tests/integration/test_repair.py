@@ -95,7 +95,9 @@ def test_a_repair_without_data_or_without_a_cut_is_refused() -> None:
     early = {**RECIPE, "stages": [{"kind": "repair"}, {"kind": "cut"}]}
     with pytest.raises(RecipeError) as caught:
         sparsify.load_recipe(early)
-    assert "'repair' repairs what a cut left, and no stage before it cuts" in str(caught.value)
+    assert str(caught.value) == (
+        "<recipe>: stages.0: 'repair' repairs what a cut left, and no stage before it cuts"
+    )
 
 
 def test_a_run_merges_without_data(tmp_path: Path) -> None:
@@ -129,10 +131,10 @@ def test_a_run_merges_without_data(tmp_path: Path) -> None:
     late = {**RECIPE, "stages": [*RECIPE["stages"][:2], {"kind": "repair", "method": "merge"}]}
     with pytest.raises(RecipeError) as caught:
         sparsify.load_recipe(late)
-    assert (
-        "'repair' merges units into those that the cut left as they were; it must be the second stage, after "
-        "a 'cut'"
-    ) in str(caught.value)
+    assert str(caught.value) == (
+        "<recipe>: stages.2: 'repair' merges units into those that the cut left as they were; it must be the "
+        "second stage, after a 'cut'"
+    )
 
 
 WITHOUT_STAGE: dict[str, Any] = {**RECIPE, "stages": [*RECIPE["stages"][:2], RECIPE["stages"][3]]}

@@ -430,8 +430,8 @@ def test_labels_are_smoothed_where_there_are_classes(tmp_path: Path) -> None:
     with pytest.raises(SparsifyError) as caught:
         sparsify.load_recipe(wrong)
     assert str(caught.value) == (
-        "<recipe>: stages: 'learn' smooths labels, which a task with a class for each target has; leave "
-        "stages.0.label_smoothing out"
+        "<recipe>: stages.0.label_smoothing: 'learn' smooths labels, which a task with a class for each "
+        "target has; leave it out"
     )
 
 

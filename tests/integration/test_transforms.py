@@ -139,7 +139,7 @@ REFUSED: dict[str, tuple[list[dict[str, Any]], str]] = {
     "another size": (
         [{"use": "Resize", "args": {"size": [4, 4]}}],
         "data.augment.transforms.0: 'Resize' turns images of 1x8x8 float32 into 1x4x4 float32; images of the "
-        "validation and test set stay as they are",
+        "validation and test set stay as they are; leave it out, or set data.size",
     ),
     "a transform that fails": (
         [{"use": "RandomCrop", "args": {"size": 12}}],
@@ -164,12 +164,12 @@ def test_what_cannot_be_applied_is_said(case: str) -> None:
 
 def test_targets_that_would_not_move_are_refused() -> None:
     assert complaint(recipe(MIRROR, task="regression")) == (
-        "data.augment.transforms change images and masks of classes in their size; the targets are 1x8x8 "
-        "float32"
+        "data.augment.transforms change images and masks of classes (examples, height, width); the targets "
+        "are 1x8x8 float32; leave data.augment.transforms out"
     )
     np.savez("t.npz", x_train=np.zeros((9, 4)), y_train=[0] * 9, x_test=np.zeros((9, 4)), y_test=[0] * 9)
     assert complaint(recipe(MIRROR, source="t.npz")) == (
-        "data.augment changes images (channels, height, width); the examples of 't.npz' are 4"
+        "data.augment changes images (channels, height, width); the examples of 't.npz' are 4; leave it out"
     )
 
 

@@ -177,7 +177,8 @@ FAULTS = {
     ),
     "arrays": (
         recipe("lazy_parts:arrays", lazy=True),
-        "lazy_parts:arrays: train: data.lazy reads the examples of a Dataset, and this is a tuple",
+        "lazy_parts:arrays: train: data.lazy reads the examples of a Dataset, and this is a tuple; leave it "
+        "out",
     ),
     "a set that is too short": (
         recipe("lazy_parts:short"),
@@ -185,7 +186,7 @@ FAULTS = {
     ),
     "a set that is read at once": (
         recipe("digits", lazy=True),
-        "<recipe>: data.lazy: 'lazy' acts on package.module:callable; 'digits' is read at once",
+        "<recipe>: data.lazy: 'lazy' acts on package.module:callable; 'digits' is read at once, leave it out",
     ),
 }
 

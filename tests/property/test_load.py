@@ -188,6 +188,13 @@ inputs = st.builds(
     shape=st.lists(positive, min_size=1, max_size=4).map(tuple),
     dtype=st.sampled_from(["float32", "int64", "bool"]),
 )
+
+
+def make_data(source: str, root: str | None, **rest: Any) -> Data:
+    """Digits and callables read no folder."""
+    return Data(source=source, root=root if source in ("file.npz", "mnist") else None, **rest)
+
+
 recipes = st.builds(
     Recipe,
     version=st.just(1),
@@ -204,8 +211,8 @@ recipes = st.builds(
     | st.lists(inputs, min_size=1, max_size=2).map(tuple)
     | st.dictionaries(texts, inputs, min_size=1, max_size=2),
     data=st.builds(
-        Data,
-        source=st.sampled_from(["digits", "my.data:load", "file.npz"]),
+        make_data,
+        source=st.sampled_from(["digits", "my.data:load", "file.npz", "mnist"]),
         root=st.none() | texts,
         validation=st.builds(Share, st.floats(0, 99), st.just("%")),
         split=st.sampled_from(["random", "last"]),

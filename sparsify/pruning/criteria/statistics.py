@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsify.data.columns import batch_size, split_values
+from sparsify.data.columns import count_examples, split_values
 from sparsify.errors import ModelError
 from sparsify.forward.calls import first_tensor
 from sparsify.objective.objective import Objective, measure_batch, move
@@ -46,7 +46,7 @@ def gather_statistics(
 
 def _one_by_one(batch: Batch) -> list[Batch]:
     x, y = batch
-    count = batch_size(y)
+    count = count_examples(y)
     return list(zip(split_values(x, count), split_values(y, count), strict=True))
 
 

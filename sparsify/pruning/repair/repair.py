@@ -119,7 +119,7 @@ def repair(
     except ValidationError as error:
         first = error.errors()[0]
         cause = first.get("ctx", {}).get("error")
-        key, message = (cause.key, cause) if isinstance(cause, AtKey) else (first["loc"][0], first["msg"])
+        key, message = (cause.path[0], cause) if isinstance(cause, AtKey) else (first["loc"][0], first["msg"])
         raise ModelError(f"repair: '{key}': {message}") from None
     if batches is None and method == "merge":
         return merge_model(result.dense, result.model, result.plan.map, (result.cuts,))

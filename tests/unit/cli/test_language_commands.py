@@ -43,6 +43,26 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.parametrize(
+    ("rules", "budget"),
+    [
+        ("[{layers: a, group: filter, sparsity: 50%}]", "none: the rules say how much is removed"),
+        (
+            "[{layers: a, group: '2:4'}, {layers: b, protect: true}]",
+            "none: the rules say how much is removed",
+        ),
+        ("[{layers: a, group: filter}]", "none: only groups that are zero are removed"),
+        (
+            "[{layers: a, group: filter}, {layers: b, group: filter, sparsity: 50%}]",
+            "none: only groups that are zero are removed by rules without 'sparsity'",
+        ),
+    ],
+)
+def test_a_recipe_without_a_budget_says_what_is_removed(rules: str, budget: str) -> None:
+    Path("recipe.yaml").write_text(f"version: 1\ntitle: Sample\nrules: {rules}\n", encoding="utf-8")
+    assert f"  budget   {budget}\n" in run("validate", "recipe.yaml").stdout
+
+
 QUICK = pytest.mark.parametrize(
     "arguments",
     [*([name, *rest] for name, rest in LANGUAGE.items()), ["--help"], ["validate", "--help"]],

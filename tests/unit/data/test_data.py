@@ -245,10 +245,6 @@ def test_folder_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def said(**more: Any) -> str:
         return complaint(source="folder", root=str(tmp_path), **more)
 
-    assert (
-        complaint(source="folder")
-        == "data.source 'folder' needs data.root, the folder that holds train/<class>/ and test/<class>/"
-    )
     assert said() == (
         f"data source folder: {tmp_path}/train does not exist; expected "
         "train/<class>/ and test/<class>/ under data.root"
@@ -348,6 +344,13 @@ NAN = np.full((10, 5), np.nan)
             {"x_train": np.zeros((10, 8, 8, 3), np.uint8)},
             (
                 "{}: x_train: images of 10x8x8x3 uint8 have their channels last; "
+                "transpose them to (examples, channels, height, width)"
+            ),
+        ),
+        (
+            {"x_train": np.zeros((10, 8, 8, 4), np.uint8)},
+            (
+                "{}: x_train: images of 10x8x8x4 uint8 have their channels last; "
                 "transpose them to (examples, channels, height, width)"
             ),
         ),
@@ -501,8 +504,8 @@ def test_callable_of_a_module_that_is_not_there_or_fails(
         f"installed packages and in {tmp_path})"
     )
     assert complaint(source="os:getcwd") == (
-        "data.source 'os:getcwd': 'os:getcwd' is in the standard library and can "
-        "neither build a model nor load data"
+        "data.source 'os:getcwd': 'os:getcwd' is in the standard library, which a recipe must not "
+        "name; name a callable of your own"
     )
     assert complaint(source="failing_data:f") == (
         "data.source 'failing_data:f': importing 'failing_data' failed: No module named 'nowhere_to_be_found'"
@@ -515,10 +518,10 @@ def test_callable_of_a_module_that_is_not_there_or_fails(
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"source": "digits", "root": "here"}, "data.root is not used by source 'digits'; leave it out"),
         (
             {"source": "digits", "normalize": {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}},
-            "data.normalize has 3 means, but the examples of 'digits' are 1x8x8 and need 1",
+            "data.normalize has 3 means, but the examples of 'digits' are 1x8x8 and need 1; write a "
+            "mean and a std for each",
         ),
         (
             {"source": "digits", "validation": "99.99%"},
@@ -535,11 +538,11 @@ def test_augmentation_is_for_images_and_normalisation_for_numbers(tmp_path: Path
     path = tmp_path / "d.npz"
     np.savez(path, **arrays(x_train=x, x_test=x[:4]))
     assert complaint(source=str(path), augment={"flip": True}) == (
-        f"data.augment changes images (channels, height, width); the examples of '{path}' are 5"
+        f"data.augment changes images (channels, height, width); the examples of '{path}' are 5; leave it out"
     )
     np.savez(path, **arrays(x_train=x.astype(int), x_test=x[:4].astype(int)))
     assert complaint(source=str(path), normalize={"mean": [0.0] * 5, "std": [1.0] * 5}) == (
-        f"data.normalize needs pixels or real numbers; the inputs of '{path}' are int64"
+        f"data.normalize needs pixels or real numbers; the inputs of '{path}' are int64; leave it out"
     )
 
 

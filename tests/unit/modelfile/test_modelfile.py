@@ -192,15 +192,16 @@ def test_a_class_in_the_current_folder_builds_too(nets: Any, path: str) -> None:
         (
             "os.system",
             {"command": "ls"},
-            "model.build 'os.system': 'os.system' is in the standard library "
-            "and can neither build a model nor load data",
+            "model.build 'os.system': 'os.system' is in the standard library, "
+            "which a recipe must not name; name a callable of your own",
         ),
         (
             "sparsify.runs.run_folder.suppress",
             {},
             (
                 "model.build 'sparsify.runs.run_folder.suppress': 'sparsify.runs.run_folder.suppress' "
-                "is contextlib.suppress of the standard library and can neither build a model nor load data"
+                "is contextlib.suppress of the standard library, which a recipe must not "
+                "name; name a callable of your own"
             ),
         ),
         (

@@ -81,6 +81,15 @@ def test_the_plan_names_the_rates() -> None:
 
 
 def test_layers_that_are_not_there_are_refused() -> None:
-    with pytest.raises(RecipeError) as caught:
-        weights_after([{"layers": ["conv1", "fc1*"], "scale": 0.1}])
-    assert str(caught.value) == "<recipe>: stages.1.rates: 'fc1*' matches no layer of the model"
+    hints = {
+        "zz*": "the layers are conv1, bn1, conv2, bn2, conv3, bn3, conv4, bn4, ...; their classes are "
+        "BatchNorm2d, Conv2d, Linear",
+        "cnov2": "did you mean 'conv2'?",
+        "Linaer": "did you mean 'Linear'?",
+    }
+    for pattern, hint in hints.items():
+        with pytest.raises(RecipeError) as caught:
+            weights_after([{"layers": ["conv1", pattern], "scale": 0.1}])
+        assert str(caught.value) == (
+            f"<recipe>: stages.1.rates: '{pattern}' matches no layer of the model; {hint}"
+        )

@@ -106,17 +106,20 @@ def test_what_cannot_be_searched() -> None:
         "<recipe>: budget.accuracy_drop: expected percentage points such as 0.5pp, not the bare number 0.01"
     )
     assert refused(data={"source": "digits", "validation": "0%"}) == (
-        "<recipe>: budget: accuracy_drop is judged on validation data; "
+        "<recipe>: budget.accuracy_drop: accuracy_drop is judged on validation data; "
         "write 'data' with 'validation' above 0%"
     )
     gradual = {**RECIPE["stages"][0], "cuts": {"every": "1ep"}}
     assert refused(stages=[gradual]) == (
-        "<recipe>: budget: accuracy_drop tries whole cuts, and 'learn' cuts between its epochs; "
-        "write a 'cut' stage in place of its 'cuts'"
+        "<recipe>: stages.0.cuts: budget.accuracy_drop tries whole cuts, and 'learn' cuts between its "
+        "epochs; write a 'cut' stage in place of its 'cuts'"
     )
     assert refused(
         stages=[{"kind": "cut", "budget": {"accuracy_drop": "1pp"}}, {"kind": "cut", "name": "last"}]
-    ) == ("<recipe>: stages: the budget of 'cut' names an accuracy_drop; only the recipe's own budget can")
+    ) == (
+        "<recipe>: stages.0.budget.accuracy_drop: only the recipe's own budget names an accuracy_drop; "
+        "leave it out"
+    )
 
 
 def test_by_hand_nothing_can_be_searched() -> None:

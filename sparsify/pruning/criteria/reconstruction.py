@@ -235,7 +235,14 @@ def _score_units(
 
 
 class _Surgeon:
-    """One layer that reads the group: its weight and the inverse of H, as units go."""
+    """One layer that reads the group: as units go, its weight W, the inverse of H, and each unit's cost.
+
+    The cost of unit u with the columns a of the input is tr(B^-1 P), B = H^-1[a, a] and P = W[a] G W[a]'. When
+    unit v leaves, W[a] loses K W[v] with K = H^-1[a, v] H^-1[v, v]^-1, so that with C = W[a] G W[v]' and
+    D = W[v] G W[v]'
+
+        P <- P - K C' - C K' + K D K'
+    """
 
     def __init__(
         self, weight: Tensor, inputs: Tensor, curvature: Tensor, columns: tuple[Tensor, ...], ridge: float
@@ -245,49 +252,56 @@ class _Surgeon:
         damped = inputs + strength * torch.eye(len(inputs), dtype=inputs.dtype, device=inputs.device)
         self.inverse = torch.linalg.inv(damped)
         self.weight = weight.clone()
-        self.weighed = weight @ curvature
-        """W G, which follows W, so that a step costs no product with G"""
-        self.columns = columns
+        self.curvature = curvature
+        # Units with fewer columns than others are filled up by a row of zeros, which costs nothing.
+        taps = max((len(own) for own in columns), default=0)
+        padded = [torch.cat([own, own.new_full((taps - len(own),), len(weight))]) for own in columns]
+        self.index = torch.stack(padded)
+        self.products = self._rows(weight @ curvature) @ self._rows(weight).transpose(1, 2)
 
     def costs(self, units: Sequence[int]) -> Tensor:
         """What removing each of the units would cost now: [units]."""
-        sizes = {len(self.columns[unit]) for unit in units}
-        if len(sizes) == 1 and 0 not in sizes:
-            index = torch.stack([self.columns[unit] for unit in units])
-            blocks = self.inverse[index[:, :, None], index[:, None, :]]
-            return _cost(blocks, self.weight[index], self.weighed[index])
-        return torch.stack([self._cost_of(self.columns[unit]) for unit in units])
+        left = torch.tensor(units)
+        blocks = self._blocks(left)
+        products = self.products[left]
+        if blocks.shape[1] == 1:
+            return (products / blocks).flatten()
+        return torch.linalg.solve(blocks, products).diagonal(dim1=1, dim2=2).sum(1)
 
     def remove(self, unit: int) -> None:
         """Refit the other columns, and leave the unit's out."""
-        at = self.columns[unit]
+        at = self.index[unit]
+        at = at[at < len(self.weight)]
         if not len(at):
             return
-        gain = torch.linalg.solve(
-            self.inverse[at][:, at], self.inverse[at]
-        ).T  # H^-1[:, at] [H^-1[at, at]]^-1
-        self.weight -= gain @ self.weight[at]
+        own = self.weight[at]
+        block = self.inverse[at][:, at]
+        gain = torch.linalg.solve(block, self.inverse[at]).T  # K, of all columns
+        weighed = self.curvature @ own.T
+        gains, crossed = self._rows(gain), self._rows(self.weight @ weighed)
+        mixed = gains @ crossed.transpose(1, 2)
+        self.products += gains @ (own @ weighed) @ gains.transpose(1, 2) - mixed - mixed.transpose(1, 2)
+        self.weight -= gain @ own
         self.weight[at] = 0
-        self.weighed -= gain @ self.weighed[at]
-        self.weighed[at] = 0
         self.inverse -= gain @ self.inverse[at]
         self.inverse[at] = 0
         self.inverse[:, at] = 0
 
-    def _cost_of(self, at: Tensor) -> Tensor:
-        if not len(at):
-            return torch.zeros((), dtype=self.weight.dtype, device=self.weight.device)
-        return _cost(self.inverse[at][:, at][None], self.weight[at][None], self.weighed[at][None])[0]
+    def _rows(self, matrix: Tensor) -> Tensor:
+        """The rows of each unit: [units, columns of a unit, columns of the matrix]."""
+        return torch.cat([matrix, matrix.new_zeros(1, matrix.shape[1])])[self.index]
 
-
-def _cost(blocks: Tensor, weights: Tensor, weighed: Tensor) -> Tensor:
-    """tr(W' B^-1 W G) of each unit.
-
-    blocks: B, [units, columns, columns]; weights: W, [units, columns, outputs]; weighed: W G, of that shape.
-    """
-    solved = weights / blocks if blocks.shape[1] == 1 else torch.linalg.solve(blocks, weights)
-    costs: Tensor = (solved * weighed).sum((1, 2))
-    return costs
+    def _blocks(self, units: Tensor) -> Tensor:
+        """B of each unit; ones on the diagonal where a unit has fewer columns than others."""
+        index = self.index[units]
+        there = index < len(self.weight)
+        safe = index.where(there, 0)
+        blocks = self.inverse[safe[:, :, None], safe[:, None, :]]
+        both = there[:, :, None] & there[:, None, :]
+        filled: Tensor = blocks.where(
+            both, torch.eye(index.shape[1], dtype=blocks.dtype, device=blocks.device)
+        )
+        return filled
 
 
 def hull_slopes(errors: Sequence[float]) -> list[float]:

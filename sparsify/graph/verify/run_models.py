@@ -8,13 +8,13 @@ from torch import nn
 
 from sparsify.errors import VerificationError
 from sparsify.forward.call_model import (
-    call_model,
     float_tensors,
     restore_buffers,
 )
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
 from sparsify.forward.fresh_inputs import seed_generators
+from sparsify.graph.peft_adapters import call_in_each_state
 from sparsify.graph.precision import cast_model, keep_double
 from sparsify.graph.trace.operators import without_fused_attention
 
@@ -51,8 +51,12 @@ def run_and_count_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Te
         restore_buffers(model),
         keep_double(model) as mode,
     ):
+        found: list[torch.Tensor] = []
         seed_generators(0)
-        return list(float_tensors(call_model(model, inputs))), mode.casts
+        for output in call_in_each_state(model, inputs):
+            found += float_tensors(output)
+            seed_generators(0)
+        return found, mode.casts
 
 
 def compare_outputs(one: nn.Module, other: nn.Module, candidates: Sequence[Inputs]) -> float:

@@ -1,8 +1,8 @@
 """Adapters of the library peft: what layers are called without them, and the ways in which a model computes.
 
 A LoRA layer of peft wraps a layer as `base_layer` and holds two matrices for each adapter, of which only the
-active ones run. A module to be saved is wrapped as `original_module`, with a copy for each adapter. A cut has to
-narrow all of them alike, so a model is followed, and a cut proven, with each adapter and without any.
+active ones run. A module to be saved is wrapped as `original_module`, with a copy for each adapter. A cut
+has to narrow all of them alike, so a model is followed, and a cut proven, with each adapter and without any.
 peft is not imported: its classes are known by their names.
 """
 
@@ -46,10 +46,19 @@ class AdapterNames:
     """modules that belong to adapters and are not in the model without them"""
 
 
+def _find_kind(module: nn.Module) -> Kind | None:
+    return _find_kind_of_class(type(module))  # type: ignore[arg-type]
+
+
 @cache
-def _find_kind(kind: type[nn.Module]) -> Kind | None:
+def _find_kind_of_class(kind: Any) -> Kind | None:
     of_peft = [base.__name__ for base in kind.__mro__ if base.__module__.startswith("peft.")]
     return next((_KINDS[name] for name in of_peft if name in _KINDS), None)
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether it is a model that peft has wrapped."""
+    return _find_kind(model) == "model"
 
 
 def find_adapter_names(model: nn.Module) -> AdapterNames:
@@ -62,7 +71,7 @@ def find_adapter_names(model: nn.Module) -> AdapterNames:
             inside.add(name)
         elif name != own:
             plain[name] = own
-        kind = _find_kind(type(module))
+        kind = _find_kind(module)
         for child, inner in module._modules.items():
             if inner is None:
                 continue
@@ -97,7 +106,7 @@ def call_in_each_state(model: nn.Module, inputs: Inputs) -> Iterator[Any]:
 
 def call_in_other_states(model: nn.Module, inputs: Inputs) -> Iterator[Any]:
     """What the model returns with each adapter that is not active now, and without any."""
-    switched = [module for _, module in walk_modules(model) if _find_kind(type(module)) in _SWITCHED]
+    switched = [module for _, module in walk_modules(model) if _find_kind(module) in _SWITCHED]
     for adapter in _list_other_states(switched):
         with _switch(switched, adapter):
             yield call_model(model, inputs)
@@ -112,12 +121,16 @@ def _list_other_states(modules: list[nn.Module]) -> list[str | None]:
     if not names:
         return []
     states: list[str | None] = [*sorted(names), None]
-    return [state for state in states if not all(_is_in_state(module, state) for module in modules)]
+    return [state for state in states if not _are_in_state(modules, state)]
+
+
+def _are_in_state(modules: list[nn.Module], adapter: str | None) -> bool:
+    return all(_is_in_state(module, adapter) for module in modules)
 
 
 def _list_adapters(module: Any) -> list[str]:
     """The adapters that one module has, active or not."""
-    if _find_kind(type(module)) == "saved module":
+    if _find_kind(module) == "saved module":
         return sorted(module._adapters)
     held = [getattr(module, name, {}) for name in module.adapter_layer_names]
     return sorted({adapter for of_adapters in held for adapter in of_adapters})

@@ -187,7 +187,7 @@ def measure_batch(objective: Objective, model: nn.Module, inputs: Any, targets: 
 
 
 def mark_ignored(task: Task, targets: Any) -> Any:
-    """The targets of a batch, with -100 where the task ignores them. Those of a recipe's data have it already."""
+    """The targets of a batch, with -100 where the task ignores them, as those of a recipe's data have it."""
     whole = isinstance(targets, Tensor) and not targets.is_floating_point()
     if not whole or task.ignore == IGNORED or task.kind not in _IGNORING:
         return targets

@@ -1,4 +1,4 @@
-"""A loop of one's own leaves the report that `sparsify apply` leaves of the same recipe, for every kind of task."""
+"""A loop of one's own leaves the report that `sparsify apply` leaves of the same recipe, for every task."""
 
 import json
 import re

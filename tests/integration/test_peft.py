@@ -1,6 +1,7 @@
 """LoRA-tuned models of peft through a cut: every adapter is narrowed with its layer, ranks stay, and adapters
 can be trained, merged, saved and loaded again."""
 
+import importlib
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -9,11 +10,15 @@ from typing import Any
 import pytest
 import reference
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import sparsify
 from sparsify.errors import RecipeError
+from sparsify.events import Event, StepDone
+from sparsify.training.optimizers import make_optimizer
 from sparsify_cli.app import exit_code
+from sparsify_schemas.stage import Adam, Rate
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -261,6 +266,61 @@ def test_rules_speak_of_layers_as_if_there_were_no_adapters() -> None:
     assert not [name for name in matched("Linear") if "lora_" in name]
 
 
+class Block(nn.Module):
+    """x + b(relu(a(x)))"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(torch.relu(self.a(x)))
+
+
+class Deep(nn.Module):
+    """Three residual blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(Block(), Block(), Block())
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(x).mean((2, 3)))
+
+
+def deep() -> tuple[nn.Module, Any]:
+    torch.manual_seed(0)
+    return Deep(), (torch.randn(2, 6, 5, 5),)
+
+
+def test_residual_blocks_leave_with_their_adapters() -> None:
+    config = peft.LoraConfig(r=2, target_modules=["a", "b"], modules_to_save=["head"])
+    model, inputs = adapted(deep, config)
+    result = cut(model, inputs, {"layers": "blocks.?", "group": "depth", "sparsity": "34%"})
+    thin: Any = result.model
+    assert len(adapters(thin)) == 4  # of six
+    assert reference.difference(result, model, inputs) < 1e-9
+    with model.disable_adapter(), thin.disable_adapter():
+        assert reference.difference(result, model, inputs) < 1e-9
+    with pytest.raises(RecipeError) as raised:
+        cut(model, inputs, {"layers": "block.?", "group": "depth"})
+    assert str(raised.value) == (
+        "<recipe>: rules.0.layers: 'block.?' matches no residual block or branch of the model; those that "
+        "can leave are blocks.0, blocks.1, blocks.2; their classes are Block"
+    )
+
+
+def test_learning_rates_go_by_plain_names_too() -> None:
+    model, _ = adapted(cnn, peft.LoraConfig(r=3, target_modules=CONV, modules_to_save=["head"]))
+    rates = [Rate(layers=("head",), scale=0.1)]
+    optimizer = make_optimizer(Adam(kind="adam", lr=0.1), model, rates)
+    assert [(len(group["params"]), group["scale"]) for group in optimizer.param_groups] == [
+        (6, 1.0),
+        (2, 0.1),
+    ]
+
+
 def test_a_mistyped_layer_is_answered_with_a_plain_name() -> None:
     model, inputs = adapted(bert, peft.LoraConfig(r=3, target_modules=LINEAR, task_type="SEQ_CLS"))
     with pytest.raises(RecipeError) as raised:
@@ -302,7 +362,7 @@ from sparsify.models import digits_cnn
 
 def digits():
     torch.manual_seed(0)
-    return get_peft_model(digits_cnn(), LoraConfig(r=3, target_modules=["conv2"], modules_to_save=["fc"]))
+    return get_peft_model(digits_cnn(), LoraConfig(r=3, target_modules=["conv2", "conv3"], modules_to_save=["fc"]))
 
 
 def classifier():
@@ -338,3 +398,48 @@ def test_a_run_with_adapters_becomes_a_folder_of_transformers_with_them_merged(
     inputs = {"input_ids": torch.randint(0, 30, (2, 6))}
     own = sparsify.load_run("runs/adapted-1")
     assert torch.allclose(outputs(loaded, inputs), outputs(own, inputs), atol=1e-6)
+
+
+RECIPE = """
+version: 1
+title: digits
+model: {build: "lora_nets:digits"}
+data: {source: digits, validation: 10%}
+targets: {here: {kind: cpu}}
+rules: [{layers: "conv?", group: filter, sparsity: 50%}]
+stages:
+  - {kind: train, name: adapt, epochs: 1, optimizer: {kind: sgd, lr: 0.05, momentum: 0.9}}
+  - {kind: cut}
+  - {kind: repair, examples: 100}
+  - {kind: train, name: finetune, epochs: 1, optimizer: {kind: sgd, lr: 0.01, momentum: 0.9}}
+"""
+
+
+def test_a_recipe_trains_the_adapters_and_resumes_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("lora_nets.py").write_text(NETS)
+    Path("digits.yaml").write_text(RECIPE)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, StepDone) and event.stage == "finetune":
+            raise KeyboardInterrupt
+
+    whole = sparsify.apply("digits.yaml", from_scratch=True, timing=0.02)
+    with pytest.raises(KeyboardInterrupt):
+        sparsify.apply("digits.yaml", from_scratch=True, timing=0.02, listener=stop)
+    resumed = sparsify.apply(resume="runs/digits-2", timing=0.02)
+    assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
+
+    start = importlib.import_module("lora_nets").digits().state_dict()
+    dense, thin = load_file(whole / "dense.safetensors"), sparsify.load_run(whole)
+    moved = {name for name, value in dense.items() if not torch.equal(value, start[name])}
+    trained = {name for name in moved if "running_" not in name and "num_batches" not in name}
+    assert trained == {name for name in start if "lora_" in name or "modules_to_save" in name}
+    narrow = {name: p.shape for name, p in thin.named_parameters() if p.shape != dense[name].shape}
+    assert any(".base_layer." in name for name in narrow) and any(".lora_B." in name for name in narrow)
+
+    assert exit_code(["export", str(whole), "--format", "safetensors", "--out", "digits.safetensors"]) == 0
+    assert "largest difference 0 of the largest" in " ".join(capsys.readouterr().out.split())

@@ -1,4 +1,4 @@
-"""The example of a class-based trainer: a detector is cut between two epochs, and the trainer goes on with it."""
+"""The example of a class-based trainer: a detector is cut between two epochs, and its training goes on."""
 
 import inspect
 import runpy

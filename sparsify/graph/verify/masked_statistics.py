@@ -166,11 +166,12 @@ def run_without_removed(
         restore_buffers(model),
         keep_double(model),
         mode,
-        zero_branches(model, sums),
+        zero_branches(model, sums) as restart,
     ):
         found: list[Tensor] = []
         seed_generators(0)
         for output in call_in_each_state(model, inputs):
             found += float_tensors(output)
             seed_generators(0)
+            restart()
         return found

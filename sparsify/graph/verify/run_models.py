@@ -1,7 +1,7 @@
 """Run a model for a comparison: fixed draws, plain operators, double precision kept."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -37,11 +37,19 @@ def copy_in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return cast_model(copy_model(model), dtype).eval()
 
 
-def run_model(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
-    return run_and_count_casts(model, inputs)[0]
+def run_model(
+    model: nn.Module, inputs: Inputs, restart: Callable[[], None] = lambda: None
+) -> list[torch.Tensor]:
+    """Outputs of the model, and of it with its other adapters, and without any.
+
+    restart: called before it is run once more.
+    """
+    return run_and_count_casts(model, inputs, restart)[0]
 
 
-def run_and_count_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Tensor], int]:
+def run_and_count_casts(
+    model: nn.Module, inputs: Inputs, restart: Callable[[], None] = lambda: None
+) -> tuple[list[torch.Tensor], int]:
     """Run a model. Returns its outputs, and how many of its casts to a lower precision were left out."""
     # Dropout is off in eval mode; operators that still are random draw the same values on both sides.
     with (
@@ -56,6 +64,7 @@ def run_and_count_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Te
         for output in call_in_each_state(model, inputs):
             found += float_tensors(output)
             seed_generators(0)
+            restart()
         return found, mode.casts
 
 

@@ -362,7 +362,8 @@ from sparsify.models import digits_cnn
 
 def digits():
     torch.manual_seed(0)
-    return get_peft_model(digits_cnn(), LoraConfig(r=3, target_modules=["conv2", "conv3"], modules_to_save=["fc"]))
+    config = LoraConfig(r=3, target_modules=["conv2", "conv3"], modules_to_save=["fc"])
+    return get_peft_model(digits_cnn(), config)
 
 
 def classifier():

@@ -13,6 +13,8 @@ from torch import nn
 from sparsify.cost.measure.onnx_export import short_reason
 from sparsify.errors import ModelError, RunError
 from sparsify.exporters import model_card, modeling_file, original_files
+from sparsify.forward.copies import copy_model
+from sparsify.graph.peft_adapters import has_adapters
 from sparsify.graph.surgery.transformers_config import find_config
 from sparsify.runs.save_load import Base, Build
 
@@ -30,6 +32,8 @@ class Folder:
     """Builds the dense model where the recipe names no builder."""
     original: Path | None
     """A folder of the dense model, whose tokenizer is copied."""
+    merged: bool = False
+    """Whether adapters of peft were merged into the model."""
 
 
 def is_hugging_face(model: nn.Module) -> bool:
@@ -39,6 +43,18 @@ def is_hugging_face(model: nn.Module) -> bool:
     import transformers
 
     return isinstance(model, transformers.PreTrainedModel)
+
+
+def merge_adapters(model: nn.Module) -> nn.Module:
+    """The model of transformers inside a model of peft, with the active adapters merged into its weights.
+
+    Any other model as it is. The model itself is left as it is.
+    """
+    if not has_adapters(model):
+        return model
+    own: Any = copy_model(model)
+    merged: nn.Module = own.merge_and_unload().eval()
+    return merged
 
 
 def check_model(model: nn.Module) -> None:
@@ -64,6 +80,10 @@ def save_pretrained(model: nn.Module, given: Folder, folder: Path) -> tuple[str,
         try:
             made = _with_config(model)
         except ModelError as cause:
+            if given.merged:
+                raise ModelError(
+                    f"{cause}; the folder of a model with adapters has no modelling file: {_OTHERS}"
+                ) from None
             made, written = _with_modeling_file(model, given, str(cause), folder)
             notes = (
                 f"config.json alone cannot express the model: {cause}. "

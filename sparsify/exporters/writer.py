@@ -24,6 +24,7 @@ from sparsify.exporters.probe_inputs import (
     make_fixed_probes,
     make_probes,
 )
+from sparsify.graph.peft_adapters import has_adapters
 from sparsify.runs import run_folder
 from sparsify.runs.int8 import EXAMPLES, calibration_batches
 from sparsify.runs.save_load import Build, load_run, read_cut_base
@@ -184,6 +185,10 @@ def _write_checked(request: _Request, probes: Probes, notes: tuple[str, ...]) ->
     model, format, target = request.model, request.format, request.target
     expected = {size: run_in_memory(model, inputs) for size, inputs in probes.compared.items()}
     given = dict(probes.compared)
+    merged = format == "huggingface" and has_adapters(model)
+    if merged:
+        model = hugging_face.merge_adapters(model)
+        notes = (*notes, "the adapters of peft are merged into the weights")
     if format in TRACED_FORMATS:
         given = {size: program_inputs(model, inputs) for size, inputs in given.items()}
     calibration: Calibration = ()
@@ -195,7 +200,7 @@ def _write_checked(request: _Request, probes: Probes, notes: tuple[str, ...]) ->
     tolerance = math.inf if format == "onnx-int8" else TOLERANCE
     with replacing(target) as temporary, silence_torch():
         base = read_cut_base(request.folder)
-        own = hugging_face.Folder(request.folder, base, request.build, request.original)
+        own = hugging_face.Folder(request.folder, base, request.build, request.original, merged)
         notes = (*notes, *write(format, model, own, trace, calibration, temporary))
         checked_by, read = make_reader(format, model, temporary, request.build)
         difference, agreement = None, None

@@ -1,6 +1,7 @@
 """Read a model's structure: model + example inputs -> ModelMap."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
@@ -14,8 +15,9 @@ from sparsify.graph.class_names import class_names
 from sparsify.graph.copy import copy_to_meta
 from sparsify.graph.coupled_groups import find_coupled_groups
 from sparsify.graph.layer_types import WEIGHTS, attributes, layer_type, layer_widths
-from sparsify.graph.model_map import Layer, ModelMap, Tensor
+from sparsify.graph.model_map import Coupled, Layer, ModelMap, Tensor
 from sparsify.graph.names import canonical_names, named_tensors, walk_modules
+from sparsify.graph.peft_adapters import find_adapter_names
 from sparsify.graph.product_macs import TraceResult, find_products
 from sparsify.graph.trace.labels import Ints, Labels
 from sparsify.graph.trace.products import TracedProduct
@@ -38,6 +40,7 @@ def build_map(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> Mode
             labels, classes, _find_producers(copy, labels), list(_find_length_attributes(copy, labels))
         )
     )
+    coupled = tuple(_protect_ranks(coupled, find_adapter_names(model).inside))
     reached = {(part.tensor, part.dim) for group in coupled for part in group.slices}
     return ModelMap(
         layers=tuple(list_layers(model, macs)),
@@ -52,6 +55,17 @@ def build_map(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> Mode
     )
 
 
+_RANK = "it is the rank of an adapter, which peft's configuration states"
+
+
+def _protect_ranks(coupled: Iterable[Coupled], inside: frozenset[str]) -> Iterator[Coupled]:
+    """The groups; those that lie in adapters alone are marked to stay."""
+    for group in coupled:
+        if group.protected is None and inside.issuperset(group.layers):
+            group = replace(group, protected=_RANK)
+        yield group
+
+
 def list_tensors(model: nn.Module) -> Iterable[Tensor]:
     """Parameters and buffers, tied ones once."""
     for name, tensor, saved in named_tensors(model):
@@ -62,6 +76,7 @@ def list_tensors(model: nn.Module) -> Iterable[Tensor]:
 
 def list_layers(model: nn.Module, macs: Mapping[str, int]) -> Iterable[Layer]:
     """Modules with parameters of their own, in the order of the model."""
+    adapters = find_adapter_names(model)
     for name, module in walk_modules(model):
         weight = _find_weight(module)
         if isinstance(module, ParametrizationList) or (
@@ -70,7 +85,16 @@ def list_layers(model: nn.Module, macs: Mapping[str, int]) -> Iterable[Layer]:
             continue
         shape = () if weight is None else tuple(weight[1].shape)
         own, *ancestors = class_names(module)
-        yield Layer(name, own, shape, macs.get(name, 0), *layer_widths(module), tuple(ancestors))
+        yield Layer(
+            name,
+            own,
+            shape,
+            macs.get(name, 0),
+            *layer_widths(module),
+            tuple(ancestors),
+            adapters.plain.get(name, ""),
+            name in adapters.inside,
+        )
 
 
 def _find_weight(module: nn.Module) -> tuple[str, nn.Parameter] | None:

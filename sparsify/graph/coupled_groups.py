@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsify.graph.model_map import Coupled, Slice, Span
-from sparsify.graph.trace.labels import Axis, Ints, Labels
+from sparsify.graph.trace.labels import CREATED, Axis, Ints, Labels
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ def find_coupled_groups(
             the first of them that it reaches; a second group of the same first layer gets a number.
         written: attributes that hold a length.
     """
-    vectors = _find_vectors(labels.axes, classes)
+    axes = [axis for axis in labels.axes if axis.tensor != CREATED]
+    vectors = _find_vectors(axes, classes)
     kinds, reaches = _find_kinds(labels.count, vectors)
     reasons, texts = labels.why_fixed(classes)
     statistics, paired = labels.has_statistics(classes), labels.is_paired(classes)
@@ -49,7 +50,7 @@ def find_coupled_groups(
     for units in _split_by_mark(members, marks):
         unit = int(units[0])
         reached = sorted((axis, vector) for vector in reaches[kinds[unit]] for axis in vectors[vector].axes)
-        name = _find_first_producer(producers, order, [labels.axes[axis] for axis, _ in reached])
+        name = _find_first_producer(producers, order, [axes[axis] for axis, _ in reached])
         if name is None:
             continue
         taken[name] += 1
@@ -57,7 +58,7 @@ def find_coupled_groups(
             vector: compress_spans(*_locate_units(vectors[vector].classes, units))
             for vector in reaches[kinds[unit]]
         }
-        slices = tuple(_make_slice(labels.axes[axis], own[vector], labels) for axis, vector in reached)
+        slices = tuple(_make_slice(axes[axis], own[vector], labels) for axis, vector in reached)
         sizes = tuple(
             Slice(attribute, 0, "size", held)
             for attribute, dim in lengths

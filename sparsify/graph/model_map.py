@@ -1,11 +1,12 @@
 """Structure of a model: layers, tensor shapes and coupled groups. Holds no weights, imports no torch."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from sparsify.forward.recorded_calls import RecordedCall
+from sparsify_schemas.selector import selects
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class Branch:
     """multiply-accumulates that are removed with it"""
     ancestors: tuple[str, ...] = ()
     """names of the classes that its own is derived from, nearest first"""
+    plain: str = ""
+    """name of its module in the model without adapters of peft, where that is another one"""
 
     @property
     def name(self) -> str:
@@ -116,6 +119,11 @@ class Branch:
     def classes(self) -> tuple[str, ...]:
         """Names of classes by which a rule may call it."""
         return self.type, *self.ancestors
+
+    def is_selected(self, patterns: Iterable[str]) -> bool:
+        """Whether a rule with these patterns speaks of it."""
+        names = (self.module, self.plain) if self.plain else (self.module,)
+        return any(selects(patterns, name, self.classes) for name in names)
 
     @cached_property
     def tensors(self) -> frozenset[str]:
@@ -148,11 +156,22 @@ class Layer:
     ancestors: tuple[str, ...] = ()
     """names of its class's parents, nearest first, up to the class of torch.nn; () for a class of torch.nn
     itself"""
+    plain: str = ""
+    """its name in the model without adapters of peft, where that is another one"""
+    adapter: bool = False
+    """whether it is a part of an adapter of peft"""
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of classes by which a rule may call it."""
         return self.type, *self.ancestors
+
+    def is_selected(self, patterns: Iterable[str]) -> bool:
+        """Whether a rule with these patterns speaks of it. Parts of adapters go by their names alone."""
+        if self.adapter:
+            return selects(patterns, self.name, ())
+        names = (self.name, self.plain) if self.plain else (self.name,)
+        return any(selects(patterns, name, self.classes) for name in names)
 
     @property
     def kind(self) -> str:

@@ -62,7 +62,8 @@ def classification_losses(outputs: Any, targets: Any, smoothing: float = 0.0) ->
 def multilabel_losses(outputs: Any, targets: Any) -> Losses:
     """Binary cross-entropy, mean over the labels: outputs and targets [N, labels]."""
     _same_shape(outputs, targets, "a multilabel task needs one logit for each label")
-    each = functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+    wanted = targets.to(outputs.dtype)
+    each = functional.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
     return _per_example(each.mean(dim=1))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsify.data.columns import IGNORED
 from sparsify.data.examples import Datasets, Examples
 from sparsify.data.loader import batches
 from sparsify.data.targets import split_batch
@@ -178,9 +179,19 @@ def _check_logits(logits: Any, classes: int, where: str) -> None:
 
 def measure_batch(objective: Objective, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
     """The loss of a batch, a scalar with a gradient: what criteria look at."""
+    targets = mark_ignored(objective.task, targets)
     return objective.measure_losses(predict(objective, model, inputs, targets), targets).mean
 
 
+def mark_ignored(task: Task, targets: Any) -> Any:
+    """The targets of a batch, with -100 where the task ignores them, as those of a recipe's data have it."""
+    whole = isinstance(targets, Tensor) and not targets.is_floating_point()
+    if not whole or task.ignore == IGNORED or task.kind not in _IGNORING:
+        return targets
+    return targets.masked_fill(targets == task.ignore, IGNORED)
+
+
+_IGNORING = ("segmentation", "language_model", "masked_language_model")
 ROWS, PIXELS, TOKENS = 500, 16, 4
 """examples in a batch of an evaluation, by what the outputs of one are: a row; pixels or boxes; logits of a
 whole vocabulary for each token"""
@@ -251,6 +262,7 @@ def _take_in(
     model: nn.Module, objective: Objective, meters: list[Meter], inputs: Any, targets: Any
 ) -> Tensor:
     """Hand a batch to every meter; (sum of the losses, how much counts)."""
+    targets = mark_ignored(objective.task, targets)
     outputs = predict(objective, model, inputs, targets)
     found: Losses = objective.measure_losses(outputs, targets)
     judged = find_judged(objective, outputs)

@@ -23,6 +23,7 @@ from sparsify.graph.trace import vocabulary
 from sparsify.graph.verify import trial_cuts
 from sparsify.pruning.config_notes import note_config_limits
 from sparsify.pruning.fitting_inputs import find_inputs
+from sparsify.pruning.frozen_notes import note_frozen_weights
 from sparsify.pruning.latency_budget import build_latency_models
 from sparsify.pruning.memory_budget import add_lifetimes
 from sparsify.pruning.plan_inputs import check_inputs, note_batches
@@ -128,7 +129,11 @@ def plan_recipe(
     weighing = build_latency_models(recipe, list_weighing_targets(recipe), model, map, inputs, listener)
     prices = tuple((c.target, name, price) for c in weighing for name, price in price_groups(plan, c).items())
     said = (*note_batches(inputs), *_note_uncounted(counted.missed), *forecast_gsm(recipe, examples))
-    plan = replace(plan, prices=prices, notes=(*plan.notes, *said, *note_config_limits(plan, model)))
+    plan = replace(
+        plan,
+        prices=prices,
+        notes=(*plan.notes, *said, *note_frozen_weights(plan, model), *note_config_limits(plan, model)),
+    )
     if any(p.is_meta for p in model.parameters()):
         return replace(
             plan,

@@ -8,13 +8,12 @@ from itertools import zip_longest
 from typing import Any
 
 from sparsify.formatting.numbers import divide, is_known
+from sparsify.reporting.recipe_defaults import shorten_entry, unfold_constants
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Latency, LayerRow, Report, Side
-from sparsify_schemas.rule import Rule
 from sparsify_schemas.task import BUILT_IN, Facts
 
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)(%|pp|ep|it|dur|[kMGT]|ms|[kMG]?B|[KMG]iB)")
-_PLAIN_RULE = Rule(layers=("*",), group="filter").model_dump(mode="json", by_alias=True)
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def resolve_recipe(recipe: Recipe) -> dict[str, Any]:
     Every default is written out, a constant schedule is its number, and a rule's layers are in order of
     name (a layer is selected when any of them matches).
     """
-    data: dict[str, Any] = _unfold(recipe.model_dump(mode="json", by_alias=True))
+    data: dict[str, Any] = unfold_constants(recipe.model_dump(mode="json", by_alias=True))
     for rule in data["rules"]:
         rule["layers"] = sorted(rule["layers"])
     return data
@@ -87,6 +86,8 @@ def _diff_values(path: str, old: Any, new: Any) -> Iterator[Change]:
         yield from _diff_mappings(path, old, new)
     elif _are_records(old) and _are_records(new) and (old or new):
         yield from _diff_lists(path, old, new)
+    elif path == "data" and None in (old, new):
+        yield make_change(path, shorten_entry(path, old), shorten_entry(path, new))
     else:
         yield make_change(path, old, new)
 
@@ -119,7 +120,7 @@ def _diff_lists(
         left, right = (None if i is None else old[i]), (None if j is None else new[j])
         label = f"{path}[{name}]"
         if left is None or right is None:
-            yield make_change(label, _shorten_entry(path, left), _shorten_entry(path, right))
+            yield make_change(label, shorten_entry(path, left), shorten_entry(path, right))
         else:
             yield from _diff_mappings(label, left, right)
     if matters:
@@ -240,26 +241,8 @@ def _diff_order(path: str, pairs: list[_Partners], labels: list[str]) -> Iterato
         yield make_change(f"{path}.order", before, after)
 
 
-def _shorten_entry(path: str, entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """An entry that only one side has, without default values."""
-    if entry is None:
-        return None
-    defaults = dict(_PLAIN_RULE) if path == "rules" else {}
-    for key in ("layers", "group"):  # these name the rule
-        defaults.pop(key, None)
-    return {k: v for k, v in entry.items() if v is not None and not (k in defaults and defaults[k] == v)}
-
-
 def _are_records(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(v, Mapping) for v in value)
-
-
-def _unfold(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        if value.keys() == {"kind", "value"} and value["kind"] == "constant":
-            return value["value"]
-        return {k: _unfold(v) for k, v in value.items()}
-    return [_unfold(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _are_equal(a: Any, b: Any) -> bool:
@@ -295,7 +278,10 @@ def _list_metrics(report: Report) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, side in (("cut", report.cut), ("dense", report.dense)):
         fields = {field: getattr(side, field) for field in Side.model_fields if field != "metrics"}
-        every = {_metric_path(field, report): value for field, value in fields.items()} | side.metrics
+        if report.history and not report.rounds:  # a loop of one's own that does not say where it cut
+            fields["epochs"] = None
+        every = {_metric_path(field, report): value for field, value in fields.items()}
+        every |= {_further_path(field): value for field, value in side.metrics.items()}
         found |= {f"metrics.{name}.{field}": value for field, value in every.items()}
     found["metrics.macs_left"] = divide(report.cut.macs, report.dense.macs)
     found["metrics.params_left"] = divide(report.cut.params, report.dense.params)
@@ -328,6 +314,12 @@ def _metric_path(field: str, report: Report) -> str:
     is_known_share = judged_by == Facts(name=judged_by.name) and judged_by.name in BUILT_IN
     unit = " (%)" if judged_by.percent and not is_known_share else ""
     return f"{which}_{judged_by.name}{unit}"
+
+
+def _further_path(name: str) -> str:
+    """'validation_r2' for 'validation r2'; a name of the user's own as it is."""
+    which, space, rest = name.partition(" ")
+    return f"{which}_{rest}" if space and which in ("validation", "test") else name
 
 
 def _write_remarks(a: Report, b: Report) -> dict[str, str]:

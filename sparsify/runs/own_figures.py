@@ -1,16 +1,12 @@
-"""What a loop of one's own hands to a saved run: batches to judge by, figures, and the history of its
-training."""
+"""What a loop of one's own hands to a saved run: batches to judge by, and figures."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from sparsify.data.targets import split_batch
-from sparsify.errors import RunError, first_line
+from sparsify.errors import RunError
 from sparsify.objective.objective import Objective
-from sparsify_schemas.report import Epoch, StageRow
 
 Figures = Mapping[str, Mapping[str, float]]
 """dense or cut -> name of a figure, such as 'test mAP' -> value"""
@@ -50,41 +46,6 @@ def collect_figures(
         metrics,
         objective,
     )
-
-
-def read_history(rows: Sequence[Epoch | Mapping[str, Any]] | None) -> tuple[Epoch, ...]:
-    """The epochs of a loop of one's own, numbered where they are not. Raises RunError, which names the
-    row."""
-    found = []
-    for number, row in enumerate(rows or (), 1):
-        if isinstance(row, Epoch):
-            found.append(row)
-            continue
-        defaults = {"stage": "train", "epoch": number, "lr": 0.0, "sparsity": 0.0, "seconds": 0.0}
-        try:
-            found.append(Epoch.model_validate({**defaults, **row}))
-        except ValidationError as error:
-            raise RunError(f"history, row {number}: {first_line(error)}") from None
-    return tuple(found)
-
-
-def list_stages(history: Sequence[Epoch]) -> tuple[StageRow, ...]:
-    """A row for each stage of a history."""
-    names = dict.fromkeys(row.stage for row in history)
-    stages = []
-    for name in names:
-        own = [row for row in history if row.stage == name]
-        stages.append(
-            StageRow(
-                name=name,
-                kind="train",
-                seconds=sum(row.seconds for row in own),
-                epochs=len(own),
-                loss=own[-1].loss,
-                validation_metric=own[-1].validation_metric,
-            )
-        )
-    return tuple(stages)
 
 
 def describe_given(metrics: Figures | None) -> str | None:

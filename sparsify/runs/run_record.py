@@ -39,11 +39,15 @@ class RunRecord:
     """The trials, where the budget limits the accuracy drop."""
     dense_trained: bool = False
     """Whether the dense model had the training before the first cut as well."""
+    placed: bool = True
+    """Whether it is known which epochs came after the cut."""
     baselines: tuple[BaselineResult, ...] = ()
 
     @property
     def epochs(self) -> tuple[int, int]:
-        """Epochs of training before the first cut and after it."""
+        """Epochs of training before the first cut and after it; none where that is not known."""
+        if not self.placed:
+            return 0, 0
         total = sum(stage.epochs for stage in self.stages)
         if not self.rounds:
             return 0, total

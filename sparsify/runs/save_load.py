@@ -40,9 +40,8 @@ from sparsify.runs.own_figures import (
     OwnFigures,
     collect_figures,
     describe_given,
-    list_stages,
-    read_history,
 )
+from sparsify.runs.own_history import UNPLACED, describe_cut, read_history
 from sparsify.runs.reloaded_models import ReloadedModels, check_reloads
 from sparsify.runs.run_record import RunRecord
 from sparsify_schemas.cuts import Cuts, Rounds
@@ -167,7 +166,8 @@ def save_run(
         history: A row for each epoch of your training, in order: `{"loss": 0.3, "validation_metric": 0.9}`,
         and as
             you have them `stage`, `epoch`, `train_metric`, `validation_loss`, `lr`, `sparsity`, `strength`,
-            `seconds`. The report draws them.
+            `seconds`. A row `{"stage": "cut"}` stands where the model was cut, `{"stage": "repair"}` where it
+            was repaired. The report draws them.
         timing: Seconds spent on timing each target.
 
     Returns:
@@ -190,16 +190,21 @@ def save_run(
     given = _default_inputs(plan, datasets) if inputs is None else normalize_inputs(inputs)
     given = _move_to_cpu(apply_record(plan.map.inputs, given))
     own = collect_figures(validation, test, metrics, objective)
-    epochs = read_history(history)
+    done = read_history(history)
     given_elsewhere = describe_given(metrics)
     notes = [*_describe_limits(plan.recipe), *([given_elsewhere] if given_elsewhere else [])]
+    if done.epochs and done.cut is None:
+        notes.append(UNPLACED)
     record = RunRecord(
         plan,
         (result.cuts,),
         result.verdicts,
-        stages=list_stages(epochs),
-        history=epochs,
+        rounds=() if done.cut is None else (describe_cut(result, done.cut),),
+        stages=done.stages,
+        history=done.epochs,
         notes=tuple(notes),
+        dense_trained=True,
+        placed=done.cut is not None,
     )
     build = None if plan.recipe.model else lambda: copy_model(result.dense).cpu()
     try:

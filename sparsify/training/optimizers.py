@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sparsify.errors import ModelError, TrainingError
+from sparsify.graph.peft_adapters import find_adapter_names
 from sparsify.recipe.import_path import resolve
 from sparsify_schemas.selector import selects
 from sparsify_schemas.stage import Adam, AdamW, Optimizer, OtherOptimizer, Rate, Sgd
@@ -51,8 +52,9 @@ def _group_parameters(model: nn.Module, rates: Sequence[Rate]) -> list[Any]:
         return [p for p in model.parameters() if p.requires_grad]
     groups: dict[float, list[nn.Parameter]] = {}
     seen: set[int] = set()
+    plain = find_adapter_names(model).plain
     for name, module in model.named_modules():
-        scale = _find_scale(name, module, rates)
+        scale = _find_scale((name, plain.get(name, name)), module, rates)
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
@@ -60,10 +62,12 @@ def _group_parameters(model: nn.Module, rates: Sequence[Rate]) -> list[Any]:
     return [{"params": own, SCALE: scale} for scale, own in groups.items()]
 
 
-def _find_scale(name: str, module: nn.Module, rates: Sequence[Rate]) -> float:
+def _find_scale(names: Sequence[str], module: nn.Module, rates: Sequence[Rate]) -> float:
     classes = _list_classes(module)
-    fitting = (rate.scale for rate in rates if selects(rate.layers, name, classes))
-    return next(fitting, 1.0)
+    for rate in rates:
+        if any(selects(rate.layers, name, classes) for name in names):
+            return rate.scale
+    return 1.0
 
 
 def _list_classes(module: nn.Module) -> list[str]:
@@ -77,6 +81,8 @@ def find_unmatched(model: nn.Module, rates: Sequence[Rate]) -> dict[str, str]:
         for name, module in model.named_modules()
         if any(True for _ in module.parameters(recurse=False))
     ]
+    plain = find_adapter_names(model).plain
+    owners += [(plain[name], classes) for name, classes in owners if name in plain]
     patterns = [pattern for rate in rates for pattern in rate.layers]
     unmatched = [p for p in patterns if not any(selects((p,), n, _list_classes(m)) for n, m in owners)]
     names = [name for name, _ in owners if name]

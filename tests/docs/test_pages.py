@@ -34,6 +34,7 @@ NEEDS = {
     "detector.md": "pycocotools",
     "hugging-face-trainer.md": "transformers",
     "language-model.md": "transformers",
+    "lora.md": "peft",
     "transformer.md": "transformers",
 }
 WIDE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

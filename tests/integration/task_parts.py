@@ -254,3 +254,8 @@ def good_collate(examples: list[tuple[dict[str, Any], Any]]) -> tuple[dict[str, 
     inputs, ids = dropping_collate(examples)
     mask = (ids > 0).long()
     return {**inputs, "attention_mask": mask}, ids.masked_fill(mask == 0, -100)
+
+
+def classes() -> Any:
+    """Which of the two numbers is larger."""
+    return tuple((x, y.argmax(dim=1)) for x, y in numbers())

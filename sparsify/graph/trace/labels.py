@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 
+CREATED = ""
+"""name of a tensor that the forward call makes: no slice of it is cut"""
+
+
 @dataclass(frozen=True)
 class Axis:
     """One dimension of one tensor: its labels are first, first + 1, ..., first + size - 1."""

@@ -38,6 +38,10 @@ class ModuleStack(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return parts
         return self.run_operator(func, args, kwargs)
 
+    def restart(self) -> None:
+        """The model is run once more from its beginning: sums are counted anew."""
+        self._sums.clear()
+
     def run_operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator."""
         return func(*args, **kwargs)

@@ -9,6 +9,7 @@ from sparsify.errors import ModelError
 from sparsify.forward.call_model import call_model, every_tensor, float_tensors
 from sparsify.forward.calls import Inputs, count_examples, list_calls, resize_batch
 from sparsify.graph.names import walk_modules
+from sparsify.graph.peft_adapters import call_in_other_states
 from sparsify.graph.trace.labels import Labels
 from sparsify.graph.trace.operators import (
     decompose_operators,
@@ -22,6 +23,8 @@ def trace_model(
     model: nn.Module, inputs: Inputs, *, lenient: bool
 ) -> tuple[Labels, list[tuple[TracedProduct, int]]]:
     """Trace the model in eval mode and in train mode (auxiliary heads run only there). Pass a copy of it.
+
+    A model with adapters of peft is also traced with each of them alone, and without any, in eval mode.
 
     Running statistics change, and attentions are replaced by `sparsify.nn.attention`, which writes no
     number of heads into a mask.
@@ -43,17 +46,19 @@ def trace_model(
             model.train(training)
             mode.counting = not training
             try:
-                output = _run_traced(model, mode, inputs, training)
+                outputs = [_run_traced(model, mode, inputs, training)]
             except Exception:
                 if not training or not lenient:
                     raise
                 _fix_half_traced(model, mode, labels)
                 break
             if not training:
+                mode.counting = False
+                outputs += _trace_other_states(model, mode, inputs)
                 labels.evaluated = frozenset(labels.used | labels.ran)
-            if next(float_tensors(output), None) is None and not training:
+            if next(float_tensors(outputs), None) is None and not training:
                 raise ModelError("the model returns no floating-point tensor; a cut could not be checked")
-            for tensor in every_tensor(output):
+            for tensor in every_tensor(outputs):
                 for aspect in mode.labels_of(tensor).aspects:
                     labels.fix(aspect.numpy(), "it feeds the network's output")
     model.eval()
@@ -70,6 +75,12 @@ def _run_traced(model: nn.Module, mode: Tracer, inputs: Inputs, training: bool) 
             if not training or count_examples(list_calls(inputs)[0]) != 1:
                 raise
             return call_model(model, resize_batch(inputs, 2))
+
+
+def _trace_other_states(model: nn.Module, mode: Tracer, inputs: Inputs) -> list[Any]:
+    """What the model returns with its other adapters, and without any."""
+    with decompose_operators(model), torch.random.fork_rng(devices=[]), LeavingTorch(mode), mode:
+        return list(call_in_other_states(model, inputs))
 
 
 def _fix_half_traced(model: nn.Module, mode: Tracer, labels: Labels) -> None:

@@ -23,7 +23,7 @@ from sparsify.graph.trace.axis_labels import AxisLabels, flexible_dims, take_fir
 from sparsify.graph.trace.choose_rule import follow_operator
 from sparsify.graph.trace.index_rules import WRITES_IN_PLACE
 from sparsify.graph.trace.label_algebra import LabelAlgebra
-from sparsify.graph.trace.labels import Labels
+from sparsify.graph.trace.labels import CREATED, Labels
 from sparsify.graph.trace.meta_kernels import (
     ResultSpec,
     describe_result,
@@ -321,8 +321,13 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         """Label a tensor that an operator creates.
 
         A uniform one can have any size (a trial cut shows whether the size comes from elsewhere), others
-        have a fixed size. The initial state of a recurrent module has its hidden units.
+        have a fixed size. The initial state of a recurrent module has its hidden units. An identity matrix
+        passes on what it is multiplied by, so its rows and columns have labels of their own.
         """
+        if name == "eye" and out.dim() == 2 and out.shape[0] == out.shape[1] > 1:
+            axis = self.labels.add_axis(CREATED, 0, out.shape[0])
+            own = torch.arange(axis.first, axis.first + axis.size)
+            return AxisLabels(tuple(out.shape), (own.view(-1, 1), own.view(1, -1)))
         units = self.hidden.get(self.within[-1]) if self.within else None
         if units is None or not isinstance(out, Tensor) or not out.dim() or out.shape[-1] != len(units):
             return (

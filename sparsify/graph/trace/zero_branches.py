@@ -48,14 +48,17 @@ class ZeroBranches(ModuleStack):  # type: ignore[no-untyped-call]
 @contextmanager
 def zero_branches(
     model: nn.Module, sums: Collection[Sum], watched: Collection[str] = (), seen: Watched | None = None
-) -> Iterator[None]:
-    """Run the model with the branches of these sums at zero; does nothing without sums."""
+) -> Iterator[Callable[[], None]]:
+    """Run the model with the branches of these sums at zero; does nothing without sums.
+
+    Yields what to call before the model is run once more.
+    """
     if not sums:
-        yield
+        yield lambda: None
         return
     mode = ZeroBranches(sums, watched, seen)
     with decompose_operators(model), mode.track_modules(model), mode:
-        yield
+        yield mode.restart
 
 
 def first_tensor(args: Any, kwargs: Any) -> Tensor | None:

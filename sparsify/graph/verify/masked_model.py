@@ -59,8 +59,8 @@ def run_masked_model(
                 gone.setdefault((tensor, dim), set()).update(lost.tolist())
             masked = masked_statistics.run_without_removed(wide, inputs, gone, sums)
         else:
-            with zero_branches(wide, sums):
-                masked = run_model(wide, inputs)
+            with zero_branches(wide, sums) as restart:
+                masked = run_model(wide, inputs, restart)
     shapes = [tensor.shape for tensor in found]
     if shapes != [tensor.shape for tensor in masked]:
         raise VerificationError(f"the cut model's outputs changed their shapes{list_groups(blamed)}")

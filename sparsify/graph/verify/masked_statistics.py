@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.forward.call_model import call_model, float_tensors, restore_buffers
+from sparsify.forward.call_model import float_tensors, restore_buffers
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.graph.broadcast_shapes import replace_length
 from sparsify.graph.model_map import Sum
+from sparsify.graph.peft_adapters import call_in_each_state
 from sparsify.graph.precision import keep_double
 from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
 from sparsify.graph.trace.labels import Labels
@@ -64,6 +65,10 @@ class MaskedTracer(Tracer):  # type: ignore[no-untyped-call]
             if (stays := self._kept_indices(axis_labels, dim)) is not None
         }
         return self._run_on_kept(_name, func, args, kwargs, kept) if kept else func(*args, **kwargs)
+
+    def label_created(self, name: str, out: Any) -> AxisLabels | None:
+        """The rows of an identity matrix are whole here: what it is multiplied by has the zeros."""
+        return None if name == "eye" else super().label_created(name, out)
 
     def _join_operands(self, x: Tensor, args: Any) -> AxisLabels:
         """The labels of all operands of a loss."""
@@ -161,7 +166,12 @@ def run_without_removed(
         restore_buffers(model),
         keep_double(model),
         mode,
-        zero_branches(model, sums),
+        zero_branches(model, sums) as restart,
     ):
+        found: list[Tensor] = []
         seed_generators(0)
-        return list(float_tensors(call_model(model, inputs)))
+        for output in call_in_each_state(model, inputs):
+            found += float_tensors(output)
+            seed_generators(0)
+            restart()
+        return found

@@ -1,20 +1,20 @@
 """Run a model for a comparison: fixed draws, plain operators, double precision kept."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from sparsify.errors import VerificationError
 from sparsify.forward.call_model import (
-    call_model,
     float_tensors,
     restore_buffers,
 )
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
 from sparsify.forward.fresh_inputs import seed_generators
+from sparsify.graph.peft_adapters import call_in_each_state
 from sparsify.graph.precision import cast_model, keep_double
 from sparsify.graph.trace.operators import without_fused_attention
 
@@ -37,11 +37,19 @@ def copy_in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return cast_model(copy_model(model), dtype).eval()
 
 
-def run_model(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
-    return run_and_count_casts(model, inputs)[0]
+def run_model(
+    model: nn.Module, inputs: Inputs, restart: Callable[[], None] = lambda: None
+) -> list[torch.Tensor]:
+    """Outputs of the model, and of it with its other adapters, and without any.
+
+    restart: called before it is run once more.
+    """
+    return run_and_count_casts(model, inputs, restart)[0]
 
 
-def run_and_count_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Tensor], int]:
+def run_and_count_casts(
+    model: nn.Module, inputs: Inputs, restart: Callable[[], None] = lambda: None
+) -> tuple[list[torch.Tensor], int]:
     """Run a model. Returns its outputs, and how many of its casts to a lower precision were left out."""
     # Dropout is off in eval mode; operators that still are random draw the same values on both sides.
     with (
@@ -51,8 +59,13 @@ def run_and_count_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Te
         restore_buffers(model),
         keep_double(model) as mode,
     ):
+        found: list[torch.Tensor] = []
         seed_generators(0)
-        return list(float_tensors(call_model(model, inputs))), mode.casts
+        for output in call_in_each_state(model, inputs):
+            found += float_tensors(output)
+            seed_generators(0)
+            restart()
+        return found, mode.casts
 
 
 def compare_outputs(one: nn.Module, other: nn.Module, candidates: Sequence[Inputs]) -> float:

@@ -15,6 +15,7 @@ from sparsify.forward.copies import copy_model
 from sparsify.forward.opaque import is_nested, is_sparse
 from sparsify.graph.length_attributes import choose_attributes, drop_attributes
 from sparsify.graph.model_map import Branch, Coupled, ModelMap
+from sparsify.graph.peft_adapters import find_adapter_names
 from sparsify.graph.precision import cast_model
 from sparsify.graph.proportional_groups import bundle_groups
 from sparsify.graph.residual_branches import find_branches
@@ -187,7 +188,10 @@ def add_branches(model: nn.Module, model_map: ModelMap, inputs: Inputs, macs: Ma
             "group 'depth' needs a model with weights: "
             "a trial cut decides whether a residual block can be removed"
         )
-    model_map = replace(model_map, branches=find_branches(copy_model(model), model_map, inputs, macs))
+    plain = find_adapter_names(model).plain
+    found = find_branches(copy_model(model), model_map, inputs, macs)
+    named = tuple(replace(branch, plain=plain.get(branch.module, "")) for branch in found)
+    model_map = replace(model_map, branches=named)
     reasons: dict[str, str] = {}
     inputs = convert_inputs(inputs, torch.float32)
     trial = _randomize_weights(model, inputs)

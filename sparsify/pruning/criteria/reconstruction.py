@@ -237,7 +237,7 @@ def _score_units(
 class _Surgeon:
     """One layer that reads the group: as units go, its weight W, the inverse of H, and each unit's cost.
 
-    The cost of unit u with the columns a of the input is tr(B^-1 P), B = H^-1[a, a] and P = W[a] G W[a]'. When
+    The cost of unit u with the columns a of the input is tr(B^-1 P), B = H^-1[a, a], P = W[a] G W[a]'. When
     unit v leaves, W[a] loses K W[v] with K = H^-1[a, v] H^-1[v, v]^-1, so that with C = W[a] G W[v]' and
     D = W[v] G W[v]'
 

@@ -26,7 +26,6 @@ from sparsify.pruning.planning.plan_notes import describe_kept_layers, write_not
 from sparsify.pruning.planning.unvisited_layers import find_unproven_layers
 from sparsify.recipe import NOWHERE, Positions
 from sparsify_schemas.recipe import Recipe
-from sparsify_schemas.selector import selects
 from sparsify_schemas.table import Steps
 
 NO_STEPS: Mapping[str, Steps] = MappingProxyType({})
@@ -109,7 +108,7 @@ def _mark_protected(recipe: Recipe, positions: Positions, map: ModelMap, problem
             for group in map.coupled:
                 coupled.append(_protect_group(group, why) if group.name in own else group)
             map = replace(_mark_branches(map, layer.name, why), coupled=tuple(coupled))
-        for branch in [b for b in map.branches if selects(rule.layers, b.module, b.classes)]:
+        for branch in [b for b in map.branches if b.is_selected(rule.layers)]:
             map = _mark_branches(map, branch.module, f"rules.{index} protects '{branch.module}'")
     return map
 

@@ -6,7 +6,7 @@ budgets as plain amounts, a rule's `sparsity` as the share of what is left.
 """
 
 import math
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from math import prod
 from typing import assert_never
@@ -14,6 +14,7 @@ from typing import assert_never
 from pydantic import TypeAdapter
 
 from sparsify.cost.cost_model import Costs, absolute_limits
+from sparsify.graph.model_map import Branch, Layer
 from sparsify.pruning.planning.plan import Assignment, Plan, count_kept_by_limits, join_ranked
 from sparsify.recipe.schedules import value
 from sparsify_schemas.budget import Budget
@@ -22,7 +23,6 @@ from sparsify_schemas.group import count_inside, in_one_tensor, is_unstructured,
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.rule import Keep, Rule
 from sparsify_schemas.schedule import Schedule
-from sparsify_schemas.selector import selects
 from sparsify_schemas.stage import Cut, Gradual, Repair, Train, goal
 from sparsify_schemas.units import Amount, Share, Size, Time
 
@@ -130,17 +130,14 @@ def keep_present_rules(plan: Plan, rules: Sequence[Rule], left: Set[str]) -> dic
     left: names of the layers that have not."""
     found = {}
     for index, rule in enumerate(rules):
-        named = [
-            (layer.name, layer.classes, layer.name in left)
-            for layer in plan.map.layers
-            if not removes_branches(rule.group)
-        ]
+        present: list[Layer | Branch] = []
+        if not removes_branches(rule.group):
+            present += [layer for layer in plan.map.layers if layer.name in left]
         if rule.protect or removes_branches(rule.group):
             for branch in plan.map.branches:
-                there = any(tensor.rpartition(".")[0] in left for tensor in branch.tensors)
-                named.append((branch.module, branch.classes, there))
-        present = [(name, classes) for name, classes, there in named if there]
-        kept = tuple(pattern for pattern in rule.layers if _selects_any(pattern, present))
+                if any(tensor.rpartition(".")[0] in left for tensor in branch.tensors):
+                    present.append(branch)
+        kept = tuple(pattern for pattern in rule.layers if _is_any_selected(pattern, present))
         if kept:
             limits = {name: share for name, share in rule.keep.limits.items() if name in left}
             found[index] = rule.model_copy(
@@ -149,8 +146,8 @@ def keep_present_rules(plan: Plan, rules: Sequence[Rule], left: Set[str]) -> dic
     return found
 
 
-def _selects_any(pattern: str, named: Iterable[tuple[str, Collection[str]]]) -> bool:
-    return any(selects((pattern,), name, classes) for name, classes in named)
+def _is_any_selected(pattern: str, parts: Iterable[Layer | Branch]) -> bool:
+    return any(part.is_selected((pattern,)) for part in parts)
 
 
 def make_holding_rule(rule: Rule, penalties: bool) -> Rule:

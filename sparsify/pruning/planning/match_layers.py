@@ -13,7 +13,6 @@ from sparsify_schemas.group import removes_branches
 from sparsify_schemas.penalty import GroupLasso
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.rule import Rule
-from sparsify_schemas.selector import selects
 
 _MANY = 8
 """names that a message lists at most"""
@@ -28,10 +27,8 @@ def match_layers(
         return _match_branches(recipe, positions, map, index, problems)
     found: dict[str, Layer] = {}
     for _at, pattern in enumerate(rule.layers):
-        hits = [layer for layer in map.layers if selects((pattern,), layer.name, layer.classes)]
-        if not hits and not (
-            rule.protect and any(selects((pattern,), b.module, b.classes) for b in map.branches)
-        ):
+        hits = [layer for layer in map.layers if layer.is_selected((pattern,))]
+        if not hits and not (rule.protect and any(b.is_selected((pattern,)) for b in map.branches)):
             problems.append(
                 positions.problem(
                     f"rules.{index}.layers",
@@ -67,7 +64,7 @@ def _match_branches(
     """The residual blocks and branches of one rule; of those inside each other the outermost."""
     hits: list[Branch] = []
     for pattern in recipe.rules[index].layers:
-        own = [b for b in map.branches if selects((pattern,), b.module, b.classes)]
+        own = [b for b in map.branches if b.is_selected((pattern,))]
         if not own:
             text = f"'{pattern}' matches no residual block or branch of the model"
             problems.append(positions.problem(f"rules.{index}.layers", text, _describe_branches(map)))
@@ -101,7 +98,7 @@ def _describe_branches(map: ModelMap) -> str:
     free = [b for b in map.branches if b.group.protected is None]
     if not free:
         return "none of its branches can leave; use another group"
-    names = _join_names([b.module for b in free])
+    names = _join_names([b.plain or b.module for b in free])
     classes = _join_names(_list_class_names(free))
     return f"those that can leave are {names}; their classes are {classes}"
 
@@ -113,8 +110,8 @@ def _acts_on(map: ModelMap, rule: Rule, layer: Layer) -> bool:
 
 
 def _suggest_names(pattern: str, map: ModelMap) -> str:
-    names = [layer.name for layer in map.layers]
-    classes = _list_class_names(map.layers)
+    names = [layer.plain or layer.name for layer in map.layers if not layer.adapter]
+    classes = _list_class_names([layer for layer in map.layers if not layer.adapter])
     close = [*_suggest_globs(pattern, map), *get_close_matches(pattern, [*names, *classes], n=1)]
     if close:
         return f"did you mean '{close[0]}'?"
@@ -135,12 +132,12 @@ def _suggest_globs(pattern: str, map: ModelMap) -> Iterable[str]:
     if pattern.startswith("re:") or not set(pattern) & set("*?["):
         return
     literal = max(re.split(r"[*?.]|\[[^]]*\]?", pattern), key=len) or pattern
-    parts = {part for layer in map.layers for part in layer.name.split(".")}
+    parts = {part for layer in map.layers for part in (layer.plain or layer.name).split(".")}
     for part in get_close_matches(
         literal, sorted(parts | {part.rstrip("0123456789") for part in parts}), n=3
     ):
         glob = pattern.replace(literal, part)
-        if any(selects((glob,), layer.name, layer.classes) for layer in map.layers):
+        if any(layer.is_selected((glob,)) for layer in map.layers):
             yield glob
 
 

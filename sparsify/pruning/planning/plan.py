@@ -72,14 +72,16 @@ class Plan:
         """First 16 hexadecimal digits of the SHA-256 of recipe,
         map and assignments; independent of key order.
 
-        Names of base classes do not count: what rules reach by them stands in the assignments.
+        Names of base classes, and names without adapters, do not count: what rules reach by them stands in
+        the assignments.
         Of the inputs count methods, shapes and element types, not the numbers that they are drawn by.
         """
         body = self._body() | {
             "floors": [asdict(f) for f in self.floors if not f.what.startswith("latency.")]
         }
         for part in (*body["map"]["layers"], *body["map"]["branches"]):
-            del part["ancestors"]
+            for name in ("ancestors", "plain", "adapter"):
+                part.pop(name, None)
         told = {key: value for key, value in body["map"].items() if key not in ("unreached", "in_training")}
         body["map"] = told | {"inputs": _describe_calls(self.map.inputs)}
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]

@@ -86,8 +86,8 @@ def _repair_notes(report: Report) -> Iterator[str]:
             correlation = format_fixed(stage.agreement.correlation, 3)
             yield (
                 f"Warning: after '{stage.name}' the outputs hardly follow the inputs (correlation with the "
-                f"dense outputs {correlation}); cut less, limit what each layer loses by "
-                "keep.limits, or repair."
+                f"dense outputs {correlation}); cut less, choose by criterion 'reconstruction', limit what "
+                "each layer loses by keep.limits, or repair."
             )
         if stage.repair is not None:
             yield describe_repair(stage.name, stage.repair)

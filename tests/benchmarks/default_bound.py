@@ -45,6 +45,8 @@ class Network:
     group: str = "filter"
     weights: str | None = None
     """file of given weights, in ~/.cache/sparsify/weights"""
+    build: str | None = None
+    """another model than the recipe's"""
 
 
 NETWORKS = {
@@ -56,7 +58,13 @@ NETWORKS = {
     "digits CNN": Network("digits-cnn", "Conv2d", "macs: 20%"),
     "autoencoder": Network("autoencoder-fashion-mnist", "[Conv2d, ConvTranspose2d]", "macs: 40%"),
     "MLP": Network("mlp-diabetes", "Linear", "params: 25%", group="neuron"),
-    "ConvNet": Network("convnet-cifar10-ssl", "Conv2d", "macs: 40%"),
+    "VGG-16": Network(
+        "resnet56-cifar10-repair",
+        "Conv2d",
+        "macs: 50%",
+        weights="cifar_vgg16.pt",
+        build="{build: sparsify.models.cifar_vgg16}",
+    ),
 }
 
 
@@ -73,6 +81,7 @@ def prepare(name: str, criterion: str, folder: Path) -> Trained:
     network = NETWORKS[name]
     rule = f"{{layers: {network.layers}, group: {network.group}, criterion: {{kind: {criterion}}}}}"
     overrides = [f"budget={{{network.budget}}}", f"rules=[{rule}]", "targets={}"]
+    overrides += [] if network.build is None else [f"model={network.build}"]
     path = RECIPES / f"{network.recipe}.yaml"
     weights = folder / f"{network.recipe}.safetensors"
     if network.weights is not None:

@@ -264,9 +264,9 @@ class _Surgeon:
         left = torch.tensor(units)
         blocks = self._blocks(left)
         products = self.products[left]
-        if blocks.shape[1] == 1:
-            return (products / blocks).flatten()
-        return torch.linalg.solve(blocks, products).diagonal(dim1=1, dim2=2).sum(1)
+        solved = products / blocks if blocks.shape[1] == 1 else torch.linalg.solve(blocks, products)
+        costs: Tensor = solved.diagonal(dim1=1, dim2=2).sum(1)
+        return costs
 
     def remove(self, unit: int) -> None:
         """Refit the other columns, and leave the unit's out."""

@@ -87,7 +87,7 @@ def prepare(name: str, criterion: str, folder: Path) -> Trained:
     if network.weights is not None:
         weights = Path.home() / ".cache/sparsify/weights" / network.weights
     if not weights.exists():
-        given = sparsify.load_recipe(path, [*overrides, "budget={macs: 90%}"])
+        given = sparsify.load_recipe(path, [*overrides, "budget={params: 90%}"]).recipe
         stages = (given.stages[0], Cut(kind="cut", repair=False))
         training = given.model_copy(update={"stages": stages})
         run = sparsify.apply(training, from_scratch=True, out=folder, timing=0.01)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sparsify.errors import RunError
+from sparsify_cli.output import write_result
 from sparsify_cli.render import say
 from sparsify_cli.shipped import RecipeCopy, copy_recipe, recipe_names
 
@@ -93,7 +94,7 @@ def command(
             raise _make_error(path)
     for path, text in new.items():
         _write_new(path, text)
-        typer.echo(str(path))
+        write_result(str(path))
     say(f"next: sparsify validate {copy.recipe}, then {copy.command}")
 
 

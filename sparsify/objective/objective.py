@@ -23,6 +23,7 @@ from sparsify.objective.losses import Losses, MeasureLosses
 from sparsify.objective.metrics import Meter, Metric, make_metrics, read_meter, update_meter
 from sparsify.objective.predictions import call_on_batch, find_prediction
 from sparsify.recipe.import_path import resolve
+from sparsify.recipe.user_code import run_user_code
 from sparsify_schemas.task import LOSS, Facts, Task
 
 
@@ -126,7 +127,9 @@ def _import_loss(path: str) -> Callable[[Any, Any], Any]:
     except ImportError as error:
         raise DataError(f"task.loss '{path}': {error}") from error
     if isinstance(found, type):  # such as torch.nn:SmoothL1Loss
-        found = found()
+        where = f"task.loss '{path}'"
+        with run_user_code(where, lambda why: DataError(f"{where} failed: {why}")):
+            found = found()
     if not callable(found):
         raise DataError(f"task.loss '{path}' is a {type(found).__name__}, which cannot be called")
     function: Callable[[Any, Any], Any] = found

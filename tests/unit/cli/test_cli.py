@@ -133,8 +133,9 @@ def test_a_missing_run_is_one_line_that_names_what_to_do(call) -> None:
 
 def test_two_formats_at_once_are_a_usage_error(call) -> None:
     code, out, err = call("report", GOLDEN / "lenet5.report.json", "--json", "--md")
-    assert (code, out) == (2, "")
-    assert "exclude each other" in err
+    message = "Invalid value: --json and --md exclude each other"
+    assert (code, json.loads(out)) == (2, {"error": "UsageError", "message": message, "problems": []})
+    assert message in err
 
 
 def test_report_as_html_is_the_page_with_the_recipe(call) -> None:

@@ -36,6 +36,23 @@ def first_line(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
+def find_newer(error: Exception) -> str:
+    """What shows that a newer version wrote a file that does not validate; '' where it is just wrong.
+
+    A higher number of the format, or keys that are all right but for those that this version does not know.
+    """
+    if not isinstance(error, ValidationError):
+        return ""
+    faults = error.errors(include_url=False, include_context=False)
+    for fault in faults:
+        version = fault["input"]
+        if fault["loc"] == ("version",) and isinstance(version, int) and version > 1:
+            return f"version: {version}"
+    if all(fault["type"] == "extra_forbidden" for fault in faults):
+        return f"it has '{'.'.join(map(str, faults[0]['loc']))}'"
+    return ""
+
+
 def describe_error(error: BaseException) -> str:
     """An error of somebody else's code on one line of at most 1000 characters: `ValueError: what it says`.
 

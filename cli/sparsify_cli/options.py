@@ -40,4 +40,5 @@ Strict = Annotated[
         "have to be narrowed.",
     ),
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing file that is of another kind.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]

@@ -12,7 +12,7 @@ from sparsify.files import read_bytes as read_file
 from sparsify.formatting.table import Table
 from sparsify.reporting import report_tables
 from sparsify.reporting.headline import write_headline
-from sparsify.reporting.html import to_html
+from sparsify.reporting.html import PAGE, to_html
 from sparsify.reporting.provenance_table import provenance_table
 from sparsify.reporting.report_file import read_report
 from sparsify.reporting.training_tables import history_table
@@ -75,6 +75,8 @@ def _open_page(run: Path, found: Report) -> None:
     """Open the run's page. It is made again where it is missing (runs of earlier versions) or was changed."""
     page = _find_folder(run) / run_folder.HTML
     if not page.exists() or run_folder.hash_file(page) != found.files.get(run_folder.HTML):
+        if page.is_file() and page.stat().st_size and not PAGE.is_own(read_file(page)):
+            raise RunError(f"{page} is no page of sparsify any more; rename it, and the page is made again")
         files.write_bytes(page, _make_page(run, found).encode())
     write_result(str(page))
     if not webbrowser.open(page.resolve().as_uri()):

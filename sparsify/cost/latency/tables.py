@@ -85,10 +85,10 @@ def read_table(name: str, target: Target) -> Table:
         mend = (
             "measure it again on its machine" if target.table is not None else "delete it to measure it again"
         )
-        raise TargetError(
-            f"target '{name}': {path} is damaged and cannot be read as a table of latencies "
-            f"({_first_fault(error)}); {mend}"
-        ) from None
+        damaged = (
+            f"{path} is damaged and cannot be read as a table of latencies ({_first_fault(error)}); {mend}"
+        )
+        raise TargetError(f"target '{name}': {files.explain_unreadable(path, error, damaged)}") from None
     if target.table is None and found.machine != describe_machine(target):
         raise TargetError(
             f"target '{name}': {path} was measured on another machine "
@@ -109,6 +109,17 @@ def write_table(table: Table, path: Path) -> None:
         raise TargetError(
             f"cannot write the table {path}: {error}; set SPARSIFY_CACHE to a folder that can be written to"
         ) from None
+
+
+def _is_table(body: bytes) -> bool:
+    try:
+        Table.model_validate_json(body)
+    except ValidationError:
+        return False
+    return True
+
+
+TABLE = files.Kind("a table of latencies", _is_table)
 
 
 def merge_with_file(table: Table, path: Path) -> Table:

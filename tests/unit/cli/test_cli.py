@@ -155,6 +155,15 @@ def test_open_shows_the_page_and_makes_it_anew_where_it_is_missing_or_was_change
     assert opened == [page.resolve().as_uri()]
     assert page.read_text() == call("report", run, "--html")[1]
     page.write_text("<script>")
+    assert call("report", run, "--open") == (
+        1,
+        "",
+        f"{page} is no page of sparsify any more; rename it, and the page is made again\n",
+    )
+    assert page.read_text() == "<script>" and len(opened) == 1
+    page.rename("mine.html")
+    call("report", run, "--open")
+    page.write_text(page.read_text().replace("LeNet", "XeNet"))
     call("report", run, "--open")
     assert page.read_text() == call("report", run, "--html")[1]
     page.write_text("as the run left it")

@@ -54,11 +54,11 @@ def check_output(path: Path, kind: Kind, option: str = "--out", force: bool = Fa
 
     Raises RunError, which names the option that chooses another place.
     """
+    _check_regular(path)
     if path.is_dir():
         raise RunError(f"cannot write {path}: it is a folder; name a file in it")
     if not path.parent.is_dir():
         raise RunError(f"cannot write {path}: there is no folder {path.parent}")
-    _check_regular(path)
     if force or not path.exists():
         return
     is_own = path.stat().st_size <= LARGEST and kind.is_own(read_bytes(path))
@@ -79,8 +79,14 @@ def write_output(path: Path, data: bytes, kind: Kind, option: str = "--out", for
 
 
 def _check_regular(path: Path) -> None:
-    """Devices and pipes would be replaced by a file. Raises RunError."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+    """Devices and pipes would be replaced by a file, and a loop of links leads nowhere. Raises RunError."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from None
+    if not path.is_file() and not path.is_dir():
         raise RunError(f"cannot write {path}: it is a device or a pipe; name a file")
 
 

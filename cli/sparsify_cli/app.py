@@ -24,9 +24,10 @@ from sparsify_cli.failures import (
     print_error,
     print_object,
     print_unexpected,
+    shorten,
     show_warnings,
 )
-from sparsify_cli.output import separate_output
+from sparsify_cli.output import separate_output, show_usage
 
 _ClickError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 """What wrong usage raises: of click, or of the copy of it that newer versions of typer have."""
@@ -160,8 +161,9 @@ def _run_command(arguments: Sequence[str]) -> int:
     try:
         code = _load_commands()(args=arguments, prog_name="sparsify", standalone_mode=False)
     except _ClickError as error:
+        error.message = shorten(error.message)
         print_object("UsageError", error.format_message(), arguments)
-        error.show()
+        show_usage(error.show)
         code = error.exit_code
     except typer.Abort:
         return 1

@@ -1,6 +1,5 @@
 """`sparsify explain`: say what a word of the recipe language means, or what a command does."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from textwrap import wrap
@@ -10,7 +9,7 @@ import typer
 
 from sparsify_cli.app import COMMANDS
 from sparsify_cli.flow import to_flow
-from sparsify_cli.output import write_result
+from sparsify_cli.output import find_stream, write_result
 from sparsify_cli.render import find_width, show_json
 from sparsify_cli.topics import FAMILIES, WITHOUT_ENTRY, Key, Topic, all_topics, find_topic
 from sparsify_schemas.lookup import list_fields
@@ -88,7 +87,7 @@ def _wrap(line: str, indent: int) -> list[str]:
     """Wrap a line to the width of the terminal. Spaces inside a formula are kept."""
     return wrap(
         line,
-        find_width(sys.stdout),
+        find_width(find_stream()),
         subsequent_indent=" " * indent,
         break_long_words=False,
         break_on_hyphens=False,

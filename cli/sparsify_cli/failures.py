@@ -48,15 +48,32 @@ def print_object(kind: str, message: str, arguments: Sequence[str], problems: Se
 
 
 def _escape(line: str) -> str:
-    """Escape control characters, which a name in a damaged file may hold, and cut off long lines."""
-    if len(line) > LONGEST:
-        line = f"{line[:LONGEST]}..."
-    return "".join(map(escape_character, line))
+    """Escape control characters, which a name in a damaged file may hold, and shorten long lines."""
+    return "".join(map(escape_character, shorten(line)))
+
+
+def shorten(line: str) -> str:
+    """A line of at most 2000 characters; its end, which says what is wrong, stays."""
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 605]} ... {line[-600:]}"
+
+
+def explain_os_error(error: BaseException) -> SparsifyError | None:
+    """What the system refused and nothing else explained: a name that is too long, a loop of links."""
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
+        return SparsifyError(f"{str(error).removeprefix('Symlink loop from ')}: a loop of links")
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    name = "" if error.filename is None else f"{error.filename}: "
+    return SparsifyError(f"{name}{error.strerror}")
 
 
 def print_unexpected(error: BaseException, arguments: Sequence[str]) -> None:
     """An error that nobody expected: a failure of the user's code where that raised it, else a bug."""
     place = find_user_code(error)
+    refused = explain_os_error(error) if place is None else None
+    if refused is not None:
+        print_error(refused, arguments)
+        return
     if place is not None:
         message = f"{place} failed: {describe_error(error)}"
         hint = "run it again with SPARSIFY_DEBUG=1 to see what called it"

@@ -106,7 +106,7 @@ def _make_sample(file: Path) -> RecipeCopy:
 def _has_text(path: Path, text: str) -> bool:
     """Whether a file is there with this text: two recipes may share a Python file."""
     try:
-        return path.read_text(encoding="utf-8") == text
+        return path.is_file() and path.read_text(encoding="utf-8") == text
     except (OSError, ValueError):
         return False
 

@@ -8,7 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -76,6 +76,53 @@ def write_message(text: str, *, nl: bool = True) -> None:
         _drop(sys.stderr)
 
 
+class Messages(io.TextIOBase):
+    """stderr while a command runs. What cannot be written any more is lost, and no print of anybody fails."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding if self._stream is not None else "utf-8"
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:
+            try:
+                self._stream.write(text)
+            except (OSError, ValueError):  # its reader is gone; it is closed
+                _drop(self._stream)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError):
+                _drop(self._stream)
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._stream.fileno()
+
+
+def show_usage(show: Callable[[], None]) -> None:
+    """Let typer print its message on stderr, or nowhere where its reader is gone."""
+    if sys.stderr is None:
+        return
+    try:
+        show()
+    except OSError:
+        _drop(sys.stderr)
+
+
 def _drop(stream: TextIO) -> None:
     """Lead a stream that cannot be written to nowhere: what it still holds would fail again at the end."""
     with suppress(OSError, ValueError):
@@ -93,7 +140,8 @@ def separate_output() -> Iterator[None]:
     stream, put_back = _take_stdout()
     _output.stream, _output.is_separate, _output.has_results = stream, True, False
     try:
-        with redirect_stdout(sys.stderr):
+        messages = Messages(sys.stderr)
+        with redirect_stdout(messages), redirect_stderr(messages):
             yield
     finally:
         _output.stream, _output.is_separate = None, False

@@ -43,9 +43,9 @@ def say(text: str) -> None:
     write_message(escape_controls(text))
 
 
-def find_width(stream: TextIO) -> int:
+def find_width(stream: TextIO | None) -> int:
     """Columns of a line: those of the terminal up to 120, $COLUMNS, or 100 in a pipe."""
-    if "COLUMNS" not in os.environ and not stream.isatty():
+    if "COLUMNS" not in os.environ and not (stream and stream.isatty()):
         return PIPE
     return min(WIDEST, max(NARROWEST, shutil.get_terminal_size((PIPE, 24)).columns))
 

@@ -19,6 +19,7 @@ from sparsify.forward.opaque import explain_errors
 from sparsify.forward.trial_calls import mark_fixed_calls
 from sparsify.graph import build_map, coverage
 from sparsify.graph.model_map import ModelMap
+from sparsify.graph.sound_values import check_sound
 from sparsify.graph.trace import vocabulary
 from sparsify.graph.verify import trial_cuts
 from sparsify.pruning.config_notes import note_config_limits
@@ -108,6 +109,7 @@ def plan_recipe(
     _check_initialized(model)
     given = find_inputs(recipe, model) if inputs is None else check_inputs(inputs, model)
     inputs = mark_fixed_calls(model, vocabulary.add_names_and_vocabularies(model, given))
+    check_sound(model, inputs)
     counted = count_macs_by_module(model, inputs)
     macs = counted.by_module
     model = copy_model(model)

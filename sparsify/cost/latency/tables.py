@@ -80,8 +80,8 @@ def read_table(name: str, target: Target) -> Table:
             )
         return Table(machine=describe_machine(target), target=target)
     try:
-        found = Table.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        found = Table.model_validate_json(files.read_bytes(path))
+    except (RunError, ValidationError) as error:
         mend = (
             "measure it again on its machine" if target.table is not None else "delete it to measure it again"
         )
@@ -125,8 +125,8 @@ TABLE = files.Kind("a table of latencies", _is_table)
 def merge_with_file(table: Table, path: Path) -> Table:
     """The table, with layers and networks of an earlier file that it does not have."""
     try:
-        before = Table.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        before = Table.model_validate_json(files.read_bytes(path))
+    except (RunError, ValidationError):
         return table
     if before.machine != table.machine:
         return table

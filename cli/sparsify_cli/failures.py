@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import sysconfig
 import traceback
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any, TextIO
 
-from sparsify.errors import RecipeError, SparsifyError, SparsifyWarning, describe_error
+from sparsify.errors import RecipeError, SparsifyError, SparsifyWarning, describe_error, first_line
 from sparsify.formatting.table import escape_character
 from sparsify_cli.output import has_results, write_message, write_result
 
@@ -22,6 +23,10 @@ LONGEST = 2000
 _OWN = tuple(str(Path(__import__(name).__file__ or "").parent) for name in ("sparsify", "sparsify_schemas"))
 _OWN += (str(Path(__file__).parent),)
 _LIBRARIES = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+_ALLOCATION = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
+"""How torch says that memory is used up."""
 
 
 class UserCodeError(SparsifyError):
@@ -61,6 +66,11 @@ def explain_os_error(error: BaseException) -> SparsifyError | None:
     """What the system refused and nothing else explained: a name that is too long, a loop of links."""
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
         return SparsifyError(f"{str(error).removeprefix('Symlink loop from ')}: a loop of links")
+    is_torchs = isinstance(error, RuntimeError) and _ALLOCATION.search(str(error)) is not None
+    if is_torchs or isinstance(error, MemoryError):
+        return SparsifyError(
+            f"there is not enough memory ({first_line(error)}); use a smaller batch or model"
+        )
     if not isinstance(error, OSError) or error.errno is None:
         return None
     name = "" if error.filename is None else f"{error.filename}: "

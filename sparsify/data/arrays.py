@@ -1,5 +1,6 @@
 """Read examples from an .npz file, or from what a user's callable returns."""
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -18,11 +19,14 @@ from sparsify.data.columns import Column, Varied, count_examples, leaves, map_pa
 from sparsify.data.examples import Collate, Examples
 from sparsify.data.targets import convert_targets, describe, split_target
 from sparsify.errors import DataError
+from sparsify.forward.free_memory import check_memory
 from sparsify.recipe.import_path import resolve
 from sparsify.recipe.user_code import run_user_code
 from sparsify_schemas.data import Data
 from sparsify_schemas.task import Task
 
+MOST = 1_000_000
+"""Examples that are taken from a Dataset which does not say how many it has; it may never end."""
 _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 _NAMES = ("x_train", "y_train", "x_test", "y_test")
 
@@ -38,6 +42,7 @@ def read_npz(path: Path, task: Task) -> tuple[Examples, Examples]:
             if missing:
                 held = ", ".join(archive.files[:8]) or "nothing"
                 raise DataError(f"{path}: has no {', '.join(missing)} (it holds {held})")
+            _check_claims(path)
             x_train, y_train, x_test, y_test = (archive[n] for n in _NAMES)
     except (
         OSError,
@@ -54,6 +59,28 @@ def read_npz(path: Path, task: Task) -> tuple[Examples, Examples]:
         make_examples(_array(x_train, f"{path}: x_train"), y_train, task, f"{path}: x_train"),
         make_examples(_array(x_test, f"{path}: x_test"), y_test, task, f"{path}: x_test"),
     )
+
+
+def _check_claims(path: Path) -> None:
+    """Refuse arrays that hold less than their headers say, or more than fits, before anything is read.
+
+    Raises DataError, ValueError.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for name in _NAMES:
+            entry = archive.getinfo(f"{name}.npy")
+            with archive.open(entry) as stream:
+                version = np.lib.format.read_magic(stream)
+                header = np.lib.format.read_array_header_1_0
+                if version >= (2, 0):
+                    header = np.lib.format.read_array_header_2_0
+                shape, _, dtype = header(stream)
+                claimed = math.prod(shape) * dtype.itemsize
+                held = entry.file_size - stream.tell()
+            what = f"{path}: {name} of {'x'.join(map(str, shape))} {dtype}"
+            if claimed > held and not dtype.hasobject:
+                raise DataError(f"{what} would take {claimed:,} bytes, and the file holds {held:,} of it")
+            check_memory(claimed, what, "use a part of it", DataError)
 
 
 def read_callable(spec: Data, task: Task) -> tuple[Examples, Examples]:
@@ -252,7 +279,11 @@ def _items(dataset: Any, name: str) -> list[Any]:
         return DataError(f"{name}: reading the Dataset failed: {why}")
 
     with run_user_code(name, failed, keep_chance=True):
-        found = list(islice(items, count))
+        found = list(islice(items, MOST + 1 if count is None else count))
+    if count is None and len(found) > MOST:
+        raise DataError(
+            f"{name}: the Dataset has no length and more than {MOST:,} examples; write its `__len__`"
+        )
     if not found:
         raise DataError(f"{name}: has no examples")
     if count is not None and len(found) < count:

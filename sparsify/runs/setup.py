@@ -34,7 +34,7 @@ from sparsify.recipe import Loaded, load
 from sparsify.recipe.default_repair import add_default_repair
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
-from sparsify.runs.preflight import check_targets
+from sparsify.runs.preflight import check_batches, check_targets
 from sparsify.runs.reloaded_models import check_reloads
 from sparsify.runs.save_load import (
     Base,
@@ -243,6 +243,7 @@ def plan_request(
 ) -> Plan:
     """Make the plan, and mark in it that the weights are random or that the recipe's `model:` is not used."""
     _check_rates(request.loaded, model)
+    check_batches(model, inputs, request.loaded.recipe.targets)
     state, spec = request.state, request.loaded.recipe.model
     plan = make_plan(
         request.loaded,

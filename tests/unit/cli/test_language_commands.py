@@ -161,6 +161,27 @@ class TestBoundary:
         assert self.failing(monkeypatch, SystemExit(0), file="/home/me/nets.py") == 1
         assert capsys.readouterr() == ("", "/home/me/nets.py:1: command failed: it called sys.exit(0)\n")
 
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (MemoryError("Unable to allocate 9 TiB"), "Unable to allocate 9 TiB"),
+            (
+                RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 B"),
+                "DefaultCPUAllocator: can't allocate memory: 8 B",
+            ),
+        ],
+    )
+    def test_memory_that_is_used_up_is_no_bug(
+        self,
+        error: Exception,
+        message: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        assert self.failing(monkeypatch, error) == 1
+        said = f"there is not enough memory ({message}); use a smaller batch or model\n"
+        assert capsys.readouterr().err == said
+
     def test_a_bug_with_its_traceback(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:

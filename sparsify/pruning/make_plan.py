@@ -11,7 +11,7 @@ from torch import nn
 from sparsify.cost.cost_model import Costs
 from sparsify.cost.latency.calibrate import read_width_steps
 from sparsify.cost.measure import copy_model, count_macs_by_module
-from sparsify.errors import ModelError
+from sparsify.errors import ModelError, RecipeError
 from sparsify.events import Listener, silence
 from sparsify.forward import call_model
 from sparsify.forward.calls import Call, Inputs, list_calls
@@ -31,6 +31,7 @@ from sparsify.pruning.planning.compile import compile_plan
 from sparsify.pruning.planning.cut_targets import list_own_budgets
 from sparsify.pruning.planning.gsm_forecast import forecast_gsm
 from sparsify.pruning.planning.match_layers import list_weighing_targets
+from sparsify.pruning.planning.no_ops import list_no_ops
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import choose, price_groups
 from sparsify.pruning.scoring import score_units
@@ -91,6 +92,9 @@ def make_plan(
     )
 
 
+_IDLE = "change it, or run without --strict"
+
+
 def plan_recipe(
     recipe: Recipe,
     model: nn.Module,
@@ -129,7 +133,15 @@ def plan_recipe(
     plan = compile_plan(recipe, map, positions=positions, strict=strict, clocks=clocks, steps=steps)
     weighing = build_latency_models(recipe, list_weighing_targets(recipe), model, map, inputs, listener)
     prices = tuple((c.target, name, price) for c in weighing for name, price in price_groups(plan, c).items())
-    said = (*note_batches(inputs), *_note_uncounted(counted.missed), *forecast_gsm(recipe, examples))
+    idle = tuple(list_no_ops(recipe, examples))
+    if strict and idle:
+        raise RecipeError(positions.problem(path, text, _IDLE) for path, text in idle)
+    said = (
+        *(f"{path} {text}" for path, text in idle),
+        *note_batches(inputs),
+        *_note_uncounted(counted.missed),
+        *forecast_gsm(recipe, examples),
+    )
     plan = replace(plan, prices=prices, notes=(*plan.notes, *said, *note_config_limits(plan, model)))
     if any(p.is_meta for p in model.parameters()):
         return replace(

@@ -18,7 +18,8 @@ from sparsify import modelfile
 from sparsify.cost.measure import check_target
 from sparsify.data import Datasets, load_data
 from sparsify.data.digest import hash_datasets
-from sparsify.errors import ModelError, RecipeError, RunError, SparsifyError
+from sparsify.data.odd_data import list_warnings
+from sparsify.errors import DataError, ModelError, RecipeError, RunError, SparsifyError
 from sparsify.events import Event, Listener, RunStarted, StepDone, silence
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
@@ -245,6 +246,10 @@ def plan_request(
     _check_rates(request.loaded, model)
     check_batches(model, inputs, request.loaded.recipe.targets)
     state, spec = request.state, request.loaded.recipe.model
+    data = request.loaded.recipe.data
+    odd = () if data is None or datasets is None else tuple(list_warnings(data, datasets))
+    if state.strict and odd:
+        raise DataError(f"{odd[0]}; change it, or run without --strict")
     plan = make_plan(
         request.loaded,
         model,
@@ -253,6 +258,7 @@ def plan_request(
         strict=state.strict,
         listener=listener,
     )
+    plan = replace(plan, notes=(*odd, *plan.notes))
     path = Path(state.model_file or "")
     if spec is not None and state.model_file is not None and path.is_dir():
         note = (

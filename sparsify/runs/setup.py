@@ -118,6 +118,11 @@ def make_request(
     path = None if model_file is None else Path(model_file).resolve()
     if path is not None and not path.exists():
         raise ModelError(f"there is no model file {model_file}")
+    if path is not None and (path / run_folder.STATE).exists() and not (path / run_folder.REPORT).exists():
+        raise ModelError(
+            f"{model_file} is a run that has not finished and has no cut model yet; "
+            f"continue it with 'sparsify apply --resume {model_file}'"
+        )
     state = run_folder.State(
         recipe=run_folder.recipe_json(loaded.recipe),
         model_file=None if path is None else str(path),

@@ -23,7 +23,7 @@ class Problem:
         return ": ".join(parts) + (f"; {self.hint}" if self.hint else "")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The message of an error on one line of at most 300 characters.
 
     The first of several faults, with its place.
@@ -32,8 +32,47 @@ def first_line(error: Exception) -> str:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         text = f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
     else:
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        text = (_read_text(error) or type(error).__name__).splitlines()[0]
     return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def find_newer(error: Exception) -> str:
+    """What shows that a newer version wrote a file that does not validate; '' where it is just wrong.
+
+    A higher number of the format, or keys that are all right but for those that this version does not know.
+    """
+    if not isinstance(error, ValidationError):
+        return ""
+    faults = error.errors(include_url=False, include_context=False)
+    for fault in faults:
+        version = fault["input"]
+        if fault["loc"] == ("version",) and isinstance(version, int) and version > 1:
+            return f"version: {version}"
+    if all(fault["type"] == "extra_forbidden" for fault in faults):
+        return f"it has '{'.'.join(map(str, faults[0]['loc']))}'"
+    return ""
+
+
+def describe_error(error: BaseException) -> str:
+    """An error of somebody else's code on one line of at most 1000 characters: `ValueError: what it says`.
+
+    An exit is said as the call that asked for it. An error may have no text, or fail to give it.
+    """
+    if isinstance(error, SystemExit):
+        code = "" if error.code is None else repr(error.code)
+        return f"it called sys.exit({code})"[:1000]
+    text = " ".join(_read_text(error).split())
+    text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= 1000 else f"{text[:1000]}..."
+
+
+def _read_text(error: BaseException) -> str:
+    try:
+        return str(error).strip()
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a `__str__` of somebody else's that fails itself
+        return ""
 
 
 class SparsifyError(Exception):
@@ -84,3 +123,7 @@ class RunError(SparsifyError):
 
 class VerificationError(SparsifyError):
     """A cut model differs from the masked one, or a file from its model; nothing was saved."""
+
+
+class SparsifyWarning(UserWarning):
+    """Something that the user should know of and that stops nothing."""

@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from sparsify.errors import RunError
+from sparsify.errors import RunError, find_newer
 
 LARGEST = 2**29
 """Bytes of a file that is read as text."""
@@ -30,6 +31,65 @@ def read_bytes(path: Path) -> bytes:
         raise RunError(f"cannot read {path}: {error.strerror or error}") from None
 
 
+def explain_unreadable(path: Path, error: Exception, otherwise: str) -> str:
+    """Why a file of ours cannot be read: a newer version wrote it, or what the caller says otherwise."""
+    sign = find_newer(error)
+    return (
+        f"{path} was written by a newer sparsify ({sign}); read it with that version" if sign else otherwise
+    )
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file that is written where the user says."""
+
+    name: str
+    """as in 'is not ...'"""
+    is_own: Callable[[bytes], bool]
+    """whether this is what a file of the kind holds"""
+
+
+def check_output(path: Path, kind: Kind, option: str = "--out", force: bool = False) -> None:
+    """Refuse to replace a file that is not of the kind that will be written. An empty file may go.
+
+    Raises RunError, which names the option that chooses another place.
+    """
+    _check_regular(path)
+    if path.is_dir():
+        raise RunError(f"cannot write {path}: it is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise RunError(f"cannot write {path}: there is no folder {path.parent}")
+    if force or not path.exists():
+        return
+    is_own = path.stat().st_size <= LARGEST and kind.is_own(read_bytes(path))
+    if path.stat().st_size and not is_own:
+        raise RunError(
+            f"{path} exists already and is not {kind.name}; "
+            f"choose another place with {option}, or replace it with --force"
+        )
+
+
+def write_output(path: Path, data: bytes, kind: Kind, option: str = "--out", force: bool = False) -> None:
+    """Write a whole file where the user says, or nothing. A link stays a link.
+
+    Raises RunError, also where `check_output` does.
+    """
+    check_output(path, kind, option, force)
+    write_bytes(path.resolve(), data)
+
+
+def _check_regular(path: Path) -> None:
+    """Devices and pipes would be replaced by a file, and a loop of links leads nowhere. Raises RunError."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from None
+    if not path.is_file() and not path.is_dir():
+        raise RunError(f"cannot write {path}: it is a device or a pipe; name a file")
+
+
 def as_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
@@ -42,6 +102,7 @@ def replace_file(path: Path, shared: bool = False) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp" if shared else f".{path.name}.tmp")
     try:
+        _check_regular(path)
         try:
             # A link that someone left in the folder would lead to another file.
             temporary.unlink(missing_ok=True)

@@ -5,12 +5,11 @@ error that the user can correct, and `typer.Exit(3)` when a budget was missed.
 """
 
 import io
-import os
 import sys
-import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from difflib import get_close_matches
+from functools import wraps
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -18,11 +17,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from sparsify.errors import SparsifyError, VerificationError
-from sparsify.formatting.table import escape_character
+from sparsify.errors import SparsifyError, VerificationError, describe_error
+from sparsify_cli.failures import (
+    UserCodeError,
+    find_user_code,
+    print_error,
+    print_object,
+    print_unexpected,
+    shorten,
+    show_warnings,
+)
+from sparsify_cli.output import separate_output, show_usage
 
-LONGEST = 2000
-"""Characters in a line of an error message."""
+_ClickError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+"""What wrong usage raises: of click, or of the copy of it that newer versions of typer have."""
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("sparsify_cli.init", "Write a commented recipe to start from, or copy one."),
     "recipes": ("sparsify_cli.recipes", "List the recipes that ship with the package."),
@@ -77,7 +85,7 @@ class Commands(CommandNames):
             ctx.fail(f"no command '{cmd_name}'; {hint}")
         module, _ = COMMANDS[cmd_name]
         single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        single.command(name=cmd_name)(import_module(module).command)
+        single.command(name=cmd_name)(_keep_output(import_module(module).command))
         made: TyperCommand = typer.main.get_command(single)  # type: ignore[assignment]
         return made
 
@@ -130,50 +138,50 @@ def exit_code(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A file name that is not UTF-8 must not break the message about it.
             stream.reconfigure(errors="backslashreplace")
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return _run_command(arguments)
+        with show_warnings():
+            return _run_command(given)
     except VerificationError as error:
-        return _print_error(error, 3)
+        print_error(error, given)
+        return 3
     except SparsifyError as error:
-        return _print_error(error, 1)
-    except BrokenPipeError:
-        # A reader such as `| head` is done; without this Python complains at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print_error(error, given)
         return 1
+    except BrokenPipeError:
+        return 1  # a reader such as `| head` is done
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
-        return _print_bug(error)
+    except BaseException as error:
+        print_unexpected(error, given)
+        return 1
 
 
-def _run_command(arguments: Sequence[str] | None) -> int:
+def _run_command(arguments: Sequence[str]) -> int:
     try:
-        _load_commands()(args=arguments, prog_name="sparsify")
-    except SystemExit as stop:
-        sys.stdout.flush()
+        code = _load_commands()(args=arguments, prog_name="sparsify", standalone_mode=False)
+    except _ClickError as error:
+        error.message = shorten(error.message)
+        print_object("UsageError", error.format_message(), arguments)
+        show_usage(error.show)
+        code = error.exit_code
+    except typer.Abort:
+        return 1
+    except SystemExit as stop:  # of shell completion, and of a reader that is done
         return stop.code if isinstance(stop.code, int) else 0
-    return 0
+    return code if isinstance(code, int) else 0
 
 
-def _print_error(error: SparsifyError, code: int) -> int:
-    typer.echo("\n".join(_escape(line) for line in str(error).splitlines()), err=True)
-    return code
+def _keep_output(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, whose output alone goes to stdout, and which no sys.exit of the user's code ends."""
 
+    @wraps(command)
+    def run(*given: Any, **named: Any) -> None:
+        try:
+            with separate_output():
+                command(*given, **named)
+        except SystemExit as stop:
+            place = find_user_code(stop) or "code that the recipe names"
+            raise UserCodeError(f"{place} failed: {describe_error(stop)}") from stop
 
-def _escape(line: str) -> str:
-    """Escape control characters, which a name in a damaged file may hold, and cut off long lines."""
-    if len(line) > LONGEST:
-        line = f"{line[:LONGEST]}..."
-    return "".join(map(escape_character, line))
-
-
-def _print_bug(error: Exception) -> int:
-    typer.echo(f"sparsify: {type(error).__name__}: {error}; this is a bug", err=True)
-    if os.environ.get("SPARSIFY_DEBUG"):
-        typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-    else:
-        typer.echo(
-            "run it again with SPARSIFY_DEBUG=1 to see where, and please report that with the recipe",
-            err=True,
-        )
-    return 1
+    return run

@@ -22,8 +22,14 @@ def command(
     model: OptionalModelFile = None,
     overrides: Overrides = None,
     out: Annotated[
-        Path, typer.Option("--out", metavar="FOLDER", help="Where the run's folder is made.")
-    ] = Path("runs"),
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            help="Where the run's folder is made; ./runs when left out.",
+            show_default=False,
+        ),
+    ] = None,
     allow: Allow = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Train from random weights instead of reading a model.")
@@ -43,6 +49,10 @@ def command(
     """
     if recipe is None and resume is None:
         raise typer.BadParameter("give a recipe (and a model), or --resume RUN")
+    if resume is not None and out is not None:
+        raise typer.BadParameter(
+            f"--resume goes on in {resume}, and --out names another folder; leave it out"
+        )
     folder = [resume] if resume is not None else []
     try:
         from sparsify.runs.apply import apply
@@ -52,7 +62,7 @@ def command(
             run = apply(
                 recipe,
                 model,
-                out=out,
+                out=out or Path("runs"),
                 overrides=overrides or (),
                 allow=allow or (),
                 from_scratch=from_scratch,

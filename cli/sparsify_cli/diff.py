@@ -12,6 +12,7 @@ from sparsify.recipe import load
 from sparsify.reporting.diff import Change, diff_recipes, diff_runs, resolve_recipe
 from sparsify.reporting.report_file import read_report
 from sparsify_cli.changes import list_tables
+from sparsify_cli.output import write_result
 from sparsify_cli.render import show, show_json
 
 
@@ -46,7 +47,7 @@ def command(
             rows = [{"changed": not c.same, **row} for c, row in zip(changes, rows, strict=True)]
         show_json(rows)
     elif as_markdown:
-        typer.echo(markdown(list_tables(changes)) or _say_same(runs[0]))
+        write_result(markdown(list_tables(changes)) or _say_same(runs[0]))
     else:
         show(*(list_tables(changes) or (_say_same(runs[0]),)))
 

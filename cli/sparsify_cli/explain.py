@@ -1,6 +1,5 @@
 """`sparsify explain`: say what a word of the recipe language means, or what a command does."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from textwrap import wrap
@@ -10,6 +9,7 @@ import typer
 
 from sparsify_cli.app import COMMANDS
 from sparsify_cli.flow import to_flow
+from sparsify_cli.output import find_stream, write_result
 from sparsify_cli.render import find_width, show_json
 from sparsify_cli.topics import FAMILIES, WITHOUT_ENTRY, Key, Topic, all_topics, find_topic
 from sparsify_schemas.lookup import list_fields
@@ -36,7 +36,7 @@ def command(
     elif as_json:
         show_json(asdict(find_topic(what)))
     else:
-        typer.echo("\n".join(_write_page(find_topic(what))))
+        write_result("\n".join(_write_page(find_topic(what))))
 
 
 def _list_topics(as_json: bool) -> None:
@@ -44,15 +44,17 @@ def _list_topics(as_json: bool) -> None:
     if as_json:
         show_json({name: topic.summary for name, topic in topics.items()})
         return
-    typer.echo("Keys of a recipe")
+    write_result("Keys of a recipe")
     for name in [*(field.name for field in list_fields(Recipe)), *WITHOUT_ENTRY]:
-        typer.echo("\n".join(_write_entry(name, topics[name].summary, 12)))
-    typer.echo("\nKinds to choose from")
+        write_result("\n".join(_write_entry(name, topics[name].summary, 12)))
+    write_result("\nKinds to choose from")
     for name in ("group", *FAMILIES):
-        typer.echo("\n".join(_write_entry(name, ", ".join(member for member, _ in topics[name].members), 12)))
-    typer.echo(f"\nCommands\n  {', '.join(COMMANDS)}")
-    typer.echo("\nExamples: `sparsify explain recipe`, `sparsify explain penalty`,")
-    typer.echo("`sparsify explain group_lasso.scope`, `sparsify explain units`.")
+        write_result(
+            "\n".join(_write_entry(name, ", ".join(member for member, _ in topics[name].members), 12))
+        )
+    write_result(f"\nCommands\n  {', '.join(COMMANDS)}")
+    write_result("\nExamples: `sparsify explain recipe`, `sparsify explain penalty`,")
+    write_result("`sparsify explain group_lasso.scope`, `sparsify explain units`.")
 
 
 def _write_page(topic: Topic) -> Iterator[str]:
@@ -85,7 +87,7 @@ def _wrap(line: str, indent: int) -> list[str]:
     """Wrap a line to the width of the terminal. Spaces inside a formula are kept."""
     return wrap(
         line,
-        find_width(sys.stdout),
+        find_width(find_stream()),
         subsequent_indent=" " * indent,
         break_long_words=False,
         break_on_hyphens=False,

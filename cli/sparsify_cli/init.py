@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sparsify.errors import RunError
+from sparsify_cli.output import write_result
 from sparsify_cli.render import say
 from sparsify_cli.shipped import RecipeCopy, copy_recipe, recipe_names
 
@@ -93,7 +94,7 @@ def command(
             raise _make_error(path)
     for path, text in new.items():
         _write_new(path, text)
-        typer.echo(str(path))
+        write_result(str(path))
     say(f"next: sparsify validate {copy.recipe}, then {copy.command}")
 
 
@@ -105,7 +106,7 @@ def _make_sample(file: Path) -> RecipeCopy:
 def _has_text(path: Path, text: str) -> bool:
     """Whether a file is there with this text: two recipes may share a Python file."""
     try:
-        return path.read_text(encoding="utf-8") == text
+        return path.is_file() and path.read_text(encoding="utf-8") == text
     except (OSError, ValueError):
         return False
 

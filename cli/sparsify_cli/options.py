@@ -36,8 +36,9 @@ Strict = Annotated[
     bool,
     typer.Option(
         "--strict",
-        help="Make it an error where a layer must be protected, or where a layer that no call runs would "
-        "have to be narrowed.",
+        help="Make it an error where a layer must be protected, where a layer that no call runs would have "
+        "to be narrowed, or where a part of the recipe has no effect.",
     ),
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing file that is of another kind.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]

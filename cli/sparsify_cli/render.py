@@ -4,13 +4,11 @@ import json
 import math
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
-import typer
-
 from sparsify.formatting.table import Line, Table, escape_controls, lay_out
+from sparsify_cli.output import explain_full_disk, find_stream, write_message, write_result
 
 NARROWEST, WIDEST, PIPE = 40, 120, 100
 _STYLES = {"title": "bold", "head": "dim", "rule": "dim", "row": "", "note": "", "blank": ""}
@@ -24,26 +22,30 @@ _WORDS = {
 
 def show(*parts: str | Table) -> None:
     """Print sentences and tables on stdout, with empty lines between them and without empty tables."""
-    lines = list(_list_lines(parts, find_width(sys.stdout)))
-    if sys.stdout.isatty():
-        _print_styled(lines)
+    stream = find_stream()
+    if stream is None:
+        return
+    lines = list(_list_lines(parts, find_width(stream)))
+    if stream.isatty():
+        with explain_full_disk(stream):
+            _print_styled(lines, stream)
     else:
-        typer.echo("\n".join(line.text for line in lines))
+        write_result("\n".join(line.text for line in lines))
 
 
 def show_json(value: Any) -> None:
     """Print JSON on stdout. Numbers that are not finite become null."""
-    typer.echo(json.dumps(_replace_infinite(value), indent=2, ensure_ascii=False))
+    write_result(json.dumps(_replace_infinite(value), indent=2, ensure_ascii=False))
 
 
 def say(text: str) -> None:
     """Print a line on stderr."""
-    typer.echo(escape_controls(text), err=True)
+    write_message(escape_controls(text))
 
 
-def find_width(stream: TextIO) -> int:
+def find_width(stream: TextIO | None) -> int:
     """Columns of a line: those of the terminal up to 120, $COLUMNS, or 100 in a pipe."""
-    if "COLUMNS" not in os.environ and not stream.isatty():
+    if "COLUMNS" not in os.environ and not (stream and stream.isatty()):
         return PIPE
     return min(WIDEST, max(NARROWEST, shutil.get_terminal_size((PIPE, 24)).columns))
 
@@ -60,12 +62,12 @@ def _list_lines(parts: tuple[str | Table, ...], cells: int) -> Iterator[Line]:
         yield from lay_out(table, cells)
 
 
-def _print_styled(lines: list[Line]) -> None:
+def _print_styled(lines: list[Line], stream: TextIO) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
-    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    console = Console(file=stream, highlight=False, soft_wrap=True)
+    unicode = (stream.encoding or "").lower().startswith("utf")
     for line in lines:
         shown = line.text.replace("-", "─") if line.role == "rule" and unicode else line.text
         text = Text(shown, _STYLES[line.role])

@@ -12,12 +12,13 @@ from sparsify.files import read_bytes as read_file
 from sparsify.formatting.table import Table
 from sparsify.reporting import report_tables
 from sparsify.reporting.headline import write_headline
-from sparsify.reporting.html import to_html
+from sparsify.reporting.html import PAGE, to_html
 from sparsify.reporting.provenance_table import provenance_table
 from sparsify.reporting.report_file import read_report
 from sparsify.reporting.training_tables import history_table
 from sparsify.runs import run_folder
 from sparsify_cli.options import RunFolder
+from sparsify_cli.output import write_result
 from sparsify_cli.render import show, show_json
 from sparsify_schemas.report import Report
 
@@ -43,9 +44,9 @@ def command(
     if as_json:
         show_json(found.model_dump(mode="json"))
     elif as_markdown:
-        typer.echo(report_tables.to_markdown(found), nl=False)
+        write_result(report_tables.to_markdown(found), nl=False)
     elif as_html:
-        typer.echo(_make_page(run, found), nl=False)
+        write_result(_make_page(run, found), nl=False)
     elif in_browser:
         _open_page(run, found)
     else:
@@ -74,8 +75,10 @@ def _open_page(run: Path, found: Report) -> None:
     """Open the run's page. It is made again where it is missing (runs of earlier versions) or was changed."""
     page = _find_folder(run) / run_folder.HTML
     if not page.exists() or run_folder.hash_file(page) != found.files.get(run_folder.HTML):
+        if page.is_file() and page.stat().st_size and not PAGE.is_own(read_file(page)):
+            raise RunError(f"{page} is no page of sparsify any more; rename it, and the page is made again")
         files.write_bytes(page, _make_page(run, found).encode())
-    typer.echo(str(page))
+    write_result(str(page))
     if not webbrowser.open(page.resolve().as_uri()):
         raise RunError(f"no browser could be started; open {page} in a browser")
 

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from sparsify_cli.output import write_result
 from sparsify_schemas.export import SCHEMAS, text_of
 
 
@@ -15,4 +16,4 @@ def command(
     """Print the JSON Schema of recipe, cuts, report, table or profile, for editors and other languages."""
     if what not in SCHEMAS:
         raise typer.BadParameter(f"no schema of '{what}'; known: {', '.join(SCHEMAS)}")
-    typer.echo(text_of(SCHEMAS[what]()), nl=False)
+    write_result(text_of(SCHEMAS[what]()), nl=False)

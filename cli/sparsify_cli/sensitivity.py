@@ -68,6 +68,10 @@ def command(
         int,
         typer.Option("--examples", metavar="N", min=1, help="Validation examples that layers are judged on."),
     ] = 1000,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace existing files that are of another kind or another profile."),
+    ] = False,
     overrides: Overrides = None,
     allow: Allow = None,
     as_json: Annotated[bool, typer.Option("--json", help="The profile as JSON.")] = False,
@@ -82,12 +86,16 @@ def command(
     A recipe uses the limits by `keep: {limits: sensitivity.json}` in its rules.
     """
     allowed = _read_tolerance(by, limits)
+    if plot is not None and plot.resolve() == out.resolve():
+        raise typer.BadParameter(f"--plot and --out both name {out}")
     try:
         from sparsify import files
-        from sparsify.reporting.html import profile_html
+        from sparsify.reporting.html import PAGE, profile_html
         from sparsify.runs.sensitivity import profile_layers
         from sparsify_cli.progress import narrate
 
+        if plot is not None:
+            files.check_output(plot, PAGE, "--plot", force)
         with narrate(quiet) as listener:
             found = profile_layers(
                 recipe,
@@ -98,6 +106,7 @@ def command(
                 examples=examples,
                 overrides=overrides or (),
                 allow=allow or (),
+                force=force,
                 listener=listener,
             )
     except KeyboardInterrupt:
@@ -108,7 +117,7 @@ def command(
         )
         raise typer.Exit(130) from None
     if plot is not None:
-        files.write_bytes(plot, profile_html(found).encode())
+        files.write_output(plot, profile_html(found).encode(), PAGE, "--plot", force)
     if as_json:
         show_json(found.model_dump(mode="json"))
     else:

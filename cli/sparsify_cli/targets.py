@@ -1,15 +1,18 @@
 """`sparsify targets`: list what can be timed here; measure which widths are fast on a target."""
 
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from sparsify import files
 from sparsify.errors import SparsifyError, TargetError
 from sparsify.formatting.numbers import MISSING, count_noun, format_milliseconds
 from sparsify.formatting.table import Table, make_columns
 from sparsify.recipe import list_presets
+from sparsify_cli.options import Force
 from sparsify_cli.render import say, show, show_json
 from sparsify_schemas.target import Cpu, Target
 
@@ -48,6 +51,7 @@ def command(
         Path | None,
         typer.Option("--out", metavar="FILE", help="Write the table here as well.", show_default=False),
     ] = None,
+    force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """List the targets and what is installed here; `measure NAME` finds which widths are fast on a target.
@@ -59,7 +63,7 @@ def command(
         return
     if name is None:
         raise typer.BadParameter("say which target to measure; `sparsify targets` lists them")
-    _measure_target(name, recipe, model, out, as_json)
+    _measure_target(name, recipe, model, out, force, as_json)
 
 
 def _list_targets(as_json: bool) -> None:
@@ -124,7 +128,7 @@ def _format_steps(steps: object, measured: bool) -> str:
 
 
 def _measure_target(
-    name: str, recipe: Path | None, model: Path | None, out: Path | None, as_json: bool
+    name: str, recipe: Path | None, model: Path | None, out: Path | None, force: bool, as_json: bool
 ) -> None:
     from sparsify.cost.latency import tables
     from sparsify.cost.latency.width_steps import measure_steps
@@ -138,6 +142,10 @@ def _measure_target(
             f"target '{name}' is described by {target.table}; measure it on the machine that it is for"
         )
     check_target(name, target)
+    if out is not None:
+        with suppress(OSError):  # the check says what is wrong
+            out.parent.mkdir(parents=True, exist_ok=True)
+        files.check_output(out, tables.TABLE, force=force)
     table = tables.read_table(name, target)
     with narrate(False) as listener:
         table = table.model_copy(update={"steps": measure_steps(target, listener)})
@@ -146,7 +154,8 @@ def _measure_target(
             measure_layers(recipe, model, name, target, listener=listener)
     table = tables.read_table(name, target)
     if out is not None:
-        tables.write_table(table, out)
+        files.check_output(out, tables.TABLE, force=force)
+        tables.write_table(table, out.resolve())
     _show_table(name, table, out or tables.table_path(target), as_json)
 
 

@@ -11,6 +11,7 @@ from sparsify.errors import Problem, RecipeError
 from sparsify.recipe import load
 from sparsify.recipe.default_repair import with_default_repair
 from sparsify_cli.options import Overrides
+from sparsify_cli.output import write_result
 from sparsify_cli.render import show_json
 from sparsify_schemas.group import facts_of
 from sparsify_schemas.recipe import Recipe
@@ -40,7 +41,7 @@ def command(
         valid = [one for one in checked if one.recipe is not None]
         lines = [line for one in valid for line in _write_lines(one, short=len(recipes) > 1)]
         if lines:
-            typer.echo("\n".join(lines))
+            write_result("\n".join(lines))
     problems = [problem for one in checked for problem in one.problems]
     if problems:
         raise RecipeError(problems)

@@ -39,7 +39,8 @@ FAMILY_PAGES = {
 COMMON = (
     "- Every command takes `--help`, and every command that prints a result takes `--json`.",
     "- `--set path.to.key=value` replaces a value wherever a recipe is read.",
-    "- Results go to stdout, progress and messages to stderr.",
+    "- Results go to stdout, progress and messages to stderr, and so does what your own code prints.",
+    "- With `--json` an error is an object on stdout too, with `error`, `message` and `problems`.",
     "- Exit codes: 0 done; 1 a bad recipe, model or data; 2 wrong usage; 3 a budget missed or a verification",
     "  failed; 130 interrupted; 143 stopped by SIGTERM.",
     "",

@@ -1,5 +1,6 @@
 """Read examples from an .npz file, or from what a user's callable returns."""
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -21,16 +22,22 @@ from sparsify.data.columns import (
     divide_by_65535,
     leaves,
     map_leaves,
+    map_parts,
     scale_pixels,
     stack,
 )
 from sparsify.data.examples import Collate, Examples
 from sparsify.data.targets import convert_targets, describe, split_target
 from sparsify.errors import DataError
+from sparsify.forward.free_memory import check_memory
 from sparsify.recipe.import_path import resolve_callable
+from sparsify.recipe.user_code import run_user_code
 from sparsify_schemas.data import Data
 from sparsify_schemas.task import Task
 
+MOST = 1_000_000
+"""Examples that are taken from a Dataset which does not say how many it has; it may never end."""
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 _NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -45,6 +52,7 @@ def read_npz(path: Path, task: Task) -> tuple[Examples, Examples]:
             if missing:
                 held = ", ".join(archive.files[:8]) or "nothing"
                 raise DataError(f"{path}: has no {', '.join(missing)} (it holds {held})")
+            _check_claims(path)
             x_train, y_train, x_test, y_test = (archive[n] for n in _NAMES)
     except (
         OSError,
@@ -63,6 +71,28 @@ def read_npz(path: Path, task: Task) -> tuple[Examples, Examples]:
     )
 
 
+def _check_claims(path: Path) -> None:
+    """Refuse arrays that hold less than their headers say, or more than fits, before anything is read.
+
+    Raises DataError, ValueError.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for name in _NAMES:
+            entry = archive.getinfo(f"{name}.npy")
+            with archive.open(entry) as stream:
+                version = np.lib.format.read_magic(stream)
+                header = np.lib.format.read_array_header_1_0
+                if version >= (2, 0):
+                    header = np.lib.format.read_array_header_2_0
+                shape, _, dtype = header(stream)
+                claimed = math.prod(shape) * dtype.itemsize
+                held = entry.file_size - stream.tell()
+            what = f"{path}: {name} of {'x'.join(map(str, shape))} {dtype}"
+            if claimed > held and not dtype.hasobject:
+                raise DataError(f"{what} would take {claimed:,} bytes, and the file holds {held:,} of it")
+            check_memory(claimed, what, "use a part of it", DataError)
+
+
 def read_callable(spec: Data, task: Task) -> tuple[Examples, Examples]:
     """Call `package.module:callable`, which returns (train, test).
 
@@ -71,10 +101,9 @@ def read_callable(spec: Data, task: Task) -> tuple[Examples, Examples]:
     """
     source = spec.source
     function = resolve_callable("data.source", source)
-    try:
+    where = f"data.source '{source}'"
+    with run_user_code(where, lambda why: DataError(f"{where} failed: {why}"), keep_chance=True):
         returned = function()
-    except Exception as error:
-        raise DataError(f"data.source '{source}' failed: {type(error).__name__}: {error}") from error
     if not isinstance(returned, tuple | list) or len(returned) != 2:
         raise DataError(f"data.source '{source}' returned {_describe_kind(returned)}; expected (train, test)")
     return (
@@ -86,12 +115,11 @@ def read_callable(spec: Data, task: Task) -> tuple[Examples, Examples]:
 def read_collate(path: str) -> Collate:
     """The callable that makes batches, whose result is checked each time. Raises DataError."""
     function = resolve_callable("task.collate", path)
+    where = f"task.collate '{path}'"
 
     def collate(examples: list[tuple[Any, Any]]) -> tuple[Any, Any]:
-        try:
+        with run_user_code(where, lambda why: DataError(f"{where} failed: {why}")):
             made = function(examples)
-        except Exception as error:
-            raise DataError(f"task.collate '{path}' failed: {type(error).__name__}: {error}") from error
         if isinstance(made, Mapping):
             made = split_target(made, None)
         if not isinstance(made, tuple | list) or len(made) != 2 or made[1] is None:
@@ -169,12 +197,12 @@ class _Reader:
 
     def _read_item(self, number: int, seed: int) -> Any:
         seed_example(seed, number)
-        try:
+
+        def failed(why: str) -> DataError:
+            return DataError(f"{self.name}: reading example {number} failed: {why}")
+
+        with run_user_code(self.name, failed):
             return self.dataset[number]
-        except Exception as error:
-            raise DataError(
-                f"{self.name}: reading example {number} failed: {type(error).__name__}: {error}"
-            ) from error
 
 
 def _from_items(items: list[Any], spec: Data, task: Task, name: str) -> Examples:
@@ -246,13 +274,19 @@ def _items(dataset: Any, name: str) -> list[Any]:
     count = None
     items: Iterable[Any]
     if isinstance(dataset, Iterable):
-        count, items = _read_length(dataset), dataset
+        count, items = _read_length(dataset, name), dataset
     else:
         items = (dataset[i] for i in range(_count_items(dataset, name)))
-    try:
-        found = list(islice(items, count))
-    except Exception as error:
-        raise DataError(f"{name}: reading the Dataset failed: {type(error).__name__}: {error}") from error
+
+    def failed(why: str) -> DataError:
+        return DataError(f"{name}: reading the Dataset failed: {why}")
+
+    with run_user_code(name, failed, keep_chance=True):
+        found = list(islice(items, MOST + 1 if count is None else count))
+    if count is None and len(found) > MOST:
+        raise DataError(
+            f"{name}: the Dataset has no length and more than {MOST:,} examples; write its `__len__`"
+        )
     if not found:
         raise DataError(f"{name}: has no examples")
     if count is not None and len(found) < count:
@@ -260,20 +294,21 @@ def _items(dataset: Any, name: str) -> list[Any]:
     return found
 
 
-def _read_length(dataset: Any) -> int | None:
+def _read_length(dataset: Any, name: str) -> int | None:
     """How many examples an iterable set says that it has, at which reading stops; None where it says
     nothing."""
-    try:
-        return len(dataset)
-    except (TypeError, NotImplementedError):
-        return None
+    with run_user_code(name, lambda why: DataError(f"{name}: the Dataset's length cannot be read: {why}")):
+        try:
+            return len(dataset)
+        except (TypeError, NotImplementedError):
+            return None
 
 
 def _count_items(dataset: Any, name: str) -> int:
-    try:
-        return len(dataset)
-    except TypeError:
-        raise DataError(f"{name}: the Dataset has no length") from None
+    count = _read_length(dataset, name)
+    if count is None:
+        raise DataError(f"{name}: the Dataset has no length")
+    return count
 
 
 def make_examples(inputs: Column, y: Any, task: Task, name: str) -> Examples:
@@ -305,7 +340,17 @@ def _check_lengths(inputs: Column, targets: Column, name: str) -> None:
 
 
 def _targets(y: Any, name: str) -> Column:
-    return y if isinstance(y, Varied) else _arrays(y, name)
+    return _make_signed(y if isinstance(y, Varied) else _arrays(y, name))
+
+
+def _make_signed(column: Column) -> Column:
+    """Numbers of numpy's unsigned types as int64: torch cannot compare, sort or index by them."""
+    if isinstance(column, Tensor):
+        return column.long() if column.dtype in _UNSIGNED else column
+    if isinstance(column, Varied):
+        items = (_make_signed(item) if isinstance(item, Tensor) else item for item in column.items)
+        return Varied(tuple(items))
+    return map_parts(column, _make_signed)
 
 
 def _arrays(value: Any, name: str) -> Column:
@@ -369,11 +414,35 @@ def _is_last(shape: tuple[int, ...]) -> bool:
 
 def _array(value: Any, name: str) -> Tensor:
     if isinstance(value, Tensor):
+        _check_plain(value, name)
         return value.detach().cpu()
+    if isinstance(value, list | tuple):
+        for part in value:
+            if isinstance(part, Tensor):
+                _check_plain(part, name)
+
+    def failed(why: str) -> DataError:
+        return DataError(f"{name}: cannot be converted to a tensor ({why})")
+
+    with run_user_code(name, failed):  # of an object's own __array__
+        array = np.array(value)
     try:
-        return torch.from_numpy(np.array(value))
+        return torch.from_numpy(array)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{name}: cannot be converted to a tensor ({error})") from error
+        raise failed(str(error)) from error
+
+
+def _check_plain(value: Tensor, name: str) -> None:
+    """Refuse tensors whose numbers cannot be read one by one. Raises DataError."""
+    if value.is_meta:
+        raise DataError(f"{name}: a tensor on the meta device has no numbers; make it on the cpu")
+    if value.is_nested:
+        raise DataError(f"{name}: a tensor is nested; return a list of tensors")
+    if value.layout != torch.strided:
+        layout = str(value.layout).removeprefix("torch.")
+        raise DataError(f"{name}: a tensor is sparse ({layout}); call .to_dense() on it")
+    if value.is_quantized:
+        raise DataError(f"{name}: a tensor is quantized; call .dequantize() on it")
 
 
 def _describe_kind(value: Any) -> str:

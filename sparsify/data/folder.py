@@ -13,6 +13,7 @@ from sparsify.data.examples import Examples
 from sparsify.data.images import Kind, read_image, read_kind, read_mask
 from sparsify.data.targets import convert_targets
 from sparsify.errors import DataError
+from sparsify.forward.free_memory import check_memory
 from sparsify_schemas.task import Task
 
 
@@ -181,6 +182,10 @@ def _count_channels(kinds: Sequence[tuple[Path, Kind]], wanted: int | None) -> i
 
 def _read_images(paths: Sequence[Path], form: _Form, may_vary: bool) -> Tensor | Varied:
     """[N, C, H, W], bytes where all are; a list where sizes differ and may."""
+    if form.size is not None:
+        size = len(paths) * form.channels * form.size**2 * (4 if form.is_real else 1)
+        what = f"{len(paths)} images of {form.channels}x{form.size}x{form.size}"
+        check_memory(size, what, "set a smaller data.size", DataError)
     images = [read_image(path, form.channels, form.size) for path in paths]
     if form.is_real:
         images = [image.float() / 255 if image.dtype == torch.uint8 else image for image in images]

@@ -1,5 +1,6 @@
 """Draw example inputs for a forward call of the model, or for several calls of its methods."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,12 +10,17 @@ from torch import Tensor
 from sparsify.data.examples import Datasets
 from sparsify.errors import DataError
 from sparsify.forward.calls import Call, Inputs, simplify_inputs
+from sparsify.forward.free_memory import check_memory
 from sparsify.forward.fresh_inputs import Draw, draw_tensor
 from sparsify_schemas.model import Call as Called
 from sparsify_schemas.model import Input
 from sparsify_schemas.recipe import Recipe
 
 Entry = Input | tuple[Input | None, ...] | None
+
+
+_COPIES = 4
+"""of example inputs that are held at once: they are called on, converted to float64, and drawn anew"""
 
 
 def example_inputs(
@@ -137,6 +143,9 @@ def _draw_tensor(entry: Input, axis: int | None, batch: int | None, generator: t
     shape = list(entry.dimensions)
     if axis is not None and batch is not None:
         shape[axis] = batch
+    size = _COPIES * math.prod(shape) * torch.empty(0, dtype=dtype).element_size()
+    what = f"example inputs of {_format_shape(tuple(shape))}, with copies for trial calls,"
+    check_memory(size, what, "name a smaller shape", DataError)
     return draw_numbers(entry, tuple(shape), dtype, generator)
 
 

@@ -184,11 +184,25 @@ def _check_images(spec: Data, inputs: Tensor) -> None:
             f"data.normalize needs pixels or real numbers; "
             f"the inputs of '{spec.source}' are {_name_type(inputs)}; leave it out"
         )
+    if spec.normalize is not None:
+        _check_normalization(spec.normalize.mean, spec.normalize.std)
     if spec.augment.is_used and len(shape) != 3:
         raise DataError(
             "data.augment changes images (channels, height, width); "
             f"the examples of '{spec.source}' are {shape_text}; leave it out"
         )
+
+
+def _check_normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Refuse what float32 cannot hold: a std that becomes 0, a mean that becomes infinite."""
+    for value in (0.0, 1.0):
+        pixels = (value - torch.tensor(mean, dtype=torch.float32)) / torch.tensor(std, dtype=torch.float32)
+        for place, found in enumerate(pixels.tolist()):
+            if not abs(found) <= 1e30:
+                raise DataError(
+                    f"data.normalize makes a pixel of {value:g} {found:.1e} in channel {place} "
+                    f"(mean {mean[place]:g}, std {std[place]:g}); mean and std are those of pixels in 0..1"
+                )
 
 
 def describe_column(column: Column, with_type: bool = False) -> str:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sparsify.errors import ModelError, describe_error
+
 Given = tuple[Any, ...] | Mapping[str, Any]
 """the arguments of one call, by position or keyword: tensors, plain values, and lists, mappings or
 dataclasses of these"""
@@ -86,7 +88,12 @@ def call_without_copies(model: nn.Module, inputs: Inputs) -> Any:
 
 def _call_once(model: nn.Module, each: Call) -> Any:
     method = model if each.method == "forward" else getattr(model, each.method)
-    return method(**each.inputs) if isinstance(each.inputs, Mapping) else method(*each.inputs)
+    try:
+        return method(**each.inputs) if isinstance(each.inputs, Mapping) else method(*each.inputs)
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # sys.exit, say, which would end the program as if all were well
+        raise ModelError(f"the model's {each.method} failed: {describe_error(error)}") from error
 
 
 def map_tensors(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:

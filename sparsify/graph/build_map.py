@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from sparsify.errors import ModelError
+from sparsify.errors import ModelError, describe_error
 from sparsify.forward.call_model import check_model, move_inputs_to_meta
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
@@ -128,7 +128,7 @@ def _trace_model(
         raise
     except Exception as error:
         raise ModelError(
-            f"the model could not be traced with the inputs of the recipe: {type(error).__name__}: {error}"
+            f"the model could not be traced with the inputs of the recipe: {describe_error(error)}"
         ) from error
 
 

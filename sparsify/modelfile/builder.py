@@ -5,6 +5,7 @@ from torch import nn
 
 from sparsify.errors import ModelError
 from sparsify.recipe.import_path import resolve
+from sparsify.recipe.user_code import run_user_code
 from sparsify_schemas.model import Model
 
 
@@ -19,11 +20,13 @@ def build_model(spec: Model) -> nn.Module:
         raise ModelError(
             f"{where} is a {type(builder).__name__}, which cannot build a model; name a function or a class"
         )
-    try:
+    given = ", ".join(f"{k}={v!r}" for k, v in spec.args.items()) or "no arguments"
+
+    def failed(why: str) -> ModelError:
+        return ModelError(f"{where} failed with {given}: {why}")
+
+    with run_user_code(where, failed, keep_chance=True):
         model = builder(**spec.args)
-    except Exception as error:
-        given = ", ".join(f"{k}={v!r}" for k, v in spec.args.items()) or "no arguments"
-        raise ModelError(f"{where} failed with {given}: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{where} returned a {type(model).__name__}; expected a torch.nn.Module")
     return model

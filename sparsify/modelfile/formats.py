@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from sparsify.errors import ModelError
+from sparsify.errors import ModelError, describe_error
 from sparsify.modelfile.safe_unpickle import find_admitted
 
 State = dict[str, Tensor]
@@ -199,6 +199,6 @@ def _check_complete(module: nn.Module, path: Path) -> nn.Module:
             part.state_dict()
     except Exception as error:
         raise ModelError(
-            f"{path}: the pickled {type(module).__name__} is not complete ({type(error).__name__}: {error})"
+            f"{path}: the pickled {type(module).__name__} is not complete ({describe_error(error)})"
         ) from error
     return module

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsify.errors import ModelError
+from sparsify.errors import ModelError, describe_error
 from sparsify.recipe.import_path import load_module
 
 _OURS = ("torch.nn", "sparsify.models")
@@ -62,7 +62,7 @@ def find_admitted(path: Path, allow: Sequence[str]) -> list[Known]:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception as error:
         raise ModelError(
-            f"{path}: its pickle cannot be read ({type(error).__name__}: {error}); "
+            f"{path}: its pickle cannot be read ({describe_error(error)}); "
             "it is damaged, or was not written by torch.save with its usual protocol"
         ) from error
     judged = [_judge_name(name, allow) for name in names]

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from sparsify.data.columns import IGNORED, count_examples
 from sparsify.errors import DataError, TrainingError
+from sparsify.recipe.user_code import run_user_code
 from sparsify_schemas.task import Kind
 
 
@@ -123,10 +124,8 @@ def losses_of_function(function: Callable[[Any, Any], Any], name: str) -> Measur
     """The losses that a user's function returns: the mean over a batch, or a number for each example."""
 
     def measure(outputs: Any, targets: Any) -> Losses:
-        try:
+        with run_user_code(f"loss '{name}'", lambda why: TrainingError(f"loss '{name}' failed: {why}")):
             value = function(outputs, targets)
-        except Exception as error:
-            raise TrainingError(f"loss '{name}' failed: {type(error).__name__}: {error}") from error
         return _spread(value, count_examples(targets), name)
 
     return measure

@@ -12,6 +12,7 @@ from sparsify.errors import DataError, TrainingError
 from sparsify.objective.losses import check_tokens, match_numbers, match_pixels, shift_tokens
 from sparsify.objective.torchmetrics_import import torchmetrics
 from sparsify.recipe.import_path import resolve
+from sparsify.recipe.user_code import run_user_code
 from sparsify_schemas import task as spec
 from sparsify_schemas.task import Facts, Kind, Task, metrics_of
 
@@ -145,10 +146,9 @@ def _make_metric(asked: spec.Metric, kind: Kind) -> Metric:
 def _make_own(found: Any, use: str, args: Mapping[str, Any]) -> Meter:
     if not isinstance(found, type):
         return MeanMeter(partial(found, **args), use)
-    try:
+    where = f"task.metrics '{use}'"
+    with run_user_code(where, lambda why: DataError(f"{where} failed: {why}")):
         meter: Meter = found(**args)
-    except Exception as error:
-        raise DataError(f"task.metrics '{use}' failed: {type(error).__name__}: {error}") from error
     if not (hasattr(meter, "update") and hasattr(meter, "compute")):
         raise DataError(f"task.metrics '{use}' has no methods update(outputs, targets) and compute()")
     own: Meter = _keep_in_process(meter)
@@ -225,23 +225,22 @@ def _build_of_classes(
 def update_meter(metric: Metric, meter: Meter, outputs: Any, targets: Any) -> None:
     """Hand a batch to a meter. Raises TrainingError, which names the metric."""
     try:
-        meter.update(outputs, targets)
-    except (TrainingError, DataError):
+        with run_user_code(f"metric '{metric.facts.name}'", partial(_failed, metric)):
+            meter.update(outputs, targets)
+    except TrainingError as error:
+        if isinstance(error.__cause__, TrainingError | DataError):
+            raise error.__cause__ from None
         raise
-    except Exception as error:
-        raise TrainingError(
-            f"metric '{metric.facts.name}' failed: {type(error).__name__}: {error}"
-        ) from error
+
+
+def _failed(metric: Metric, why: str) -> TrainingError:
+    return TrainingError(f"metric '{metric.facts.name}' failed: {why}")
 
 
 def read_meter(metric: Metric, meter: Meter) -> float:
     """The figure as a number. Raises TrainingError, which names the metric."""
-    try:
+    with run_user_code(f"metric '{metric.facts.name}'", partial(_failed, metric)):
         value = meter.compute()
         if isinstance(value, Mapping):
             value = value[metric.facts.name] if metric.facts.name in value else next(iter(value.values()))
         return float(value)
-    except Exception as error:
-        raise TrainingError(
-            f"metric '{metric.facts.name}' failed: {type(error).__name__}: {error}"
-        ) from error

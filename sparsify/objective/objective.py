@@ -24,6 +24,7 @@ from sparsify.objective.losses import Losses, MeasureLosses
 from sparsify.objective.metrics import Meter, Metric, make_metrics, read_meter, update_meter
 from sparsify.objective.predictions import call_on_batch, find_prediction
 from sparsify.recipe.import_path import resolve_callable
+from sparsify.recipe.user_code import run_user_code
 from sparsify_schemas.task import LOSS, Facts, Task
 
 
@@ -125,7 +126,9 @@ def _import_loss(path: str) -> Callable[[Any, Any], Any]:
     found = resolve_callable("task.loss", path)
     function: Callable[[Any, Any], Any] = found
     if isinstance(found, type):  # such as torch.nn:SmoothL1Loss
-        function = found()
+        where = f"task.loss '{path}'"
+        with run_user_code(where, lambda why: DataError(f"{where} failed: {why}")):
+            function = found()
     if not callable(function):
         raise DataError(f"task.loss '{path}' makes a {type(function).__name__}, which cannot be called")
     return function

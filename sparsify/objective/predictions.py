@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from sparsify.errors import TrainingError
+from sparsify.errors import SparsifyError, TrainingError, describe_error
 from sparsify_schemas.task import Task
 
 
@@ -19,14 +20,20 @@ def call_on_batch(model: nn.Module, inputs: Any, where: str = "") -> Any:
         if isinstance(inputs, Mapping):
             return model(**inputs)
         return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+    except (SparsifyError, KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:  # whatever a model of somebody else's raises, sys.exit among it
         raise TrainingError(
             f"{where}the model does not take a batch {describe_batch(inputs)}: {_line(error)}"
         ) from error
 
 
-def _line(error: Exception) -> str:
-    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
+def _line(error: BaseException) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    usual = (RuntimeError, ValueError, TypeError, AttributeError, IndexError)
+    is_plain = type(error) in usual or isinstance(error, torch.OutOfMemoryError)
+    return str(error) if is_plain else describe_error(error)
 
 
 def describe_batch(inputs: Any) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 from sparsify.cost.cost_model import Costs
 from sparsify.cost.latency.calibrate import read_width_steps
 from sparsify.cost.measure import copy_model, count_macs_by_module
-from sparsify.errors import ModelError
+from sparsify.errors import ModelError, RecipeError
 from sparsify.events import Listener, silence
 from sparsify.forward import call_model
 from sparsify.forward.calls import Call, Inputs, list_calls
@@ -19,6 +19,7 @@ from sparsify.forward.opaque import explain_errors
 from sparsify.forward.trial_calls import mark_fixed_calls
 from sparsify.graph import build_map, coverage
 from sparsify.graph.model_map import ModelMap
+from sparsify.graph.sound_values import check_sound
 from sparsify.graph.trace import vocabulary
 from sparsify.graph.verify import trial_cuts
 from sparsify.pruning.config_notes import note_config_limits
@@ -31,6 +32,7 @@ from sparsify.pruning.planning.compile import compile_plan
 from sparsify.pruning.planning.cut_targets import list_own_budgets
 from sparsify.pruning.planning.gsm_forecast import forecast_gsm
 from sparsify.pruning.planning.match_layers import list_weighing_targets
+from sparsify.pruning.planning.no_ops import list_no_ops
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import choose, price_groups
 from sparsify.pruning.scoring import score_units
@@ -91,6 +93,9 @@ def make_plan(
     )
 
 
+_IDLE = "change it, or run without --strict"
+
+
 def plan_recipe(
     recipe: Recipe,
     model: nn.Module,
@@ -109,6 +114,7 @@ def plan_recipe(
     _check_initialized(model)
     given = find_inputs(recipe, model) if inputs is None else check_inputs(inputs, model)
     inputs = mark_fixed_calls(model, vocabulary.add_names_and_vocabularies(model, given))
+    check_sound(model, inputs)
     counted = count_macs_by_module(model, inputs)
     macs = counted.by_module
     model = copy_model(model)
@@ -128,12 +134,18 @@ def plan_recipe(
     plan = compile_plan(recipe, map, positions=positions, strict=strict, clocks=clocks, steps=steps)
     weighing = build_latency_models(recipe, list_weighing_targets(recipe), model, map, inputs, listener)
     prices = tuple((c.target, name, price) for c in weighing for name, price in price_groups(plan, c).items())
-    said = (*note_batches(inputs), *_note_uncounted(counted.missed), *forecast_gsm(recipe, examples))
-    plan = replace(
-        plan,
-        prices=prices,
-        notes=(*plan.notes, *said, *note_frozen_weights(plan, model), *note_config_limits(plan, model)),
+    idle = tuple(list_no_ops(recipe, examples))
+    if strict and idle:
+        raise RecipeError(positions.problem(path, text, _IDLE) for path, text in idle)
+    said = (
+        *(f"{path} {text}" for path, text in idle),
+        *note_batches(inputs),
+        *_note_uncounted(counted.missed),
+        *forecast_gsm(recipe, examples),
+        *note_frozen_weights(plan, model),
+        *note_config_limits(plan, model),
     )
+    plan = replace(plan, prices=prices, notes=(*plan.notes, *said))
     if any(p.is_meta for p in model.parameters()):
         return replace(
             plan,

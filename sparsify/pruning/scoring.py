@@ -109,6 +109,6 @@ def check_scores(scores: Scores) -> None:
     for name, values in scores.items():
         if not torch.tensor(values).isfinite().all():
             raise ModelError(
-                f"the weights of '{name}' or of what is coupled to it are not finite; "
-                "restart from weights without NaN or inf"
+                f"the weights of '{name}' or of what is coupled to it are not finite, or so large that their "
+                "norms are not; restart from sound weights"
             )

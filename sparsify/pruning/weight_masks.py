@@ -283,6 +283,6 @@ def _flag_beyond_pattern(pattern: Pattern, scores: Tensor) -> Tensor:
 def check_scores(scores: Tensor, names: Iterable[str]) -> None:
     if not bool(scores.isfinite().all()):
         raise ModelError(
-            f"the weights of {', '.join(map(repr, names))} are not finite; restart "
-            "from weights without NaN or inf"
+            f"the weights of {', '.join(map(repr, names))} are not finite, or so large that their squares "
+            "are not; restart from sound weights"
         )

@@ -10,8 +10,11 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from sparsify.errors import DataError
+from sparsify.recipe.user_code import run_user_code
 
 _AWAY = "a recipe must not name; name a callable of your own"
+_MISSING = object()
+_SCRIPT_HINT = "; keep what belongs to a script below `if __name__ == '__main__':`"
 
 
 def resolve(path: str) -> Any:
@@ -25,7 +28,10 @@ def resolve(path: str) -> Any:
         raise ImportError(f"'{path}' is in the standard library, which {_AWAY}")
     found = load_module(module)
     try:
-        thing = getattr(found, name)
+        with run_user_code(f"'{path}'", lambda why: ImportError(f"reading '{path}' failed: {why}")):
+            thing: Any = getattr(found, name, _MISSING)
+        if thing is _MISSING:
+            raise AttributeError
         is_named = isinstance(thing, type | FunctionType | BuiltinFunctionType)
         if is_named and _is_standard(thing.__module__ or ""):
             raise ImportError(
@@ -58,17 +64,22 @@ def _is_standard(module: str) -> bool:
 
 def load_module(name: str) -> ModuleType:
     """Import a module; the current folder is searched last. Raises ImportError as `resolve` does."""
-    try:
-        with _current_folder():
+
+    def failed(why: str) -> ImportError:
+        hint = _SCRIPT_HINT if why.startswith("it called sys.exit") else ""
+        return ImportError(f"importing '{name}' failed: {why}{hint}")
+
+    missing: ModuleNotFoundError | None = None
+    with _current_folder(), run_user_code(f"importing '{name}'", failed, keep_chance=True):
+        try:
             return import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise ImportError(
-                f"there is no module '{error.name}' (looked in the installed packages and in {Path.cwd()})"
-            ) from error
-        raise ImportError(f"importing '{name}' failed: {error}") from error
-    except Exception as error:
-        raise ImportError(f"importing '{name}' failed: {type(error).__name__}: {error}") from error
+        except ModuleNotFoundError as error:
+            missing = error
+    if missing.name and (name == missing.name or name.startswith(missing.name + ".")):
+        raise ImportError(
+            f"there is no module '{missing.name}' (looked in the installed packages and in {Path.cwd()})"
+        ) from missing
+    raise ImportError(f"importing '{name}' failed: {missing}") from missing
 
 
 @contextmanager

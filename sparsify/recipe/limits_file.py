@@ -6,7 +6,7 @@ from pathlib import Path as File
 from pydantic import ValidationError
 
 from sparsify.errors import Problem, RunError, first_line
-from sparsify.files import read_bytes
+from sparsify.files import explain_unreadable, read_bytes
 from sparsify.recipe.from_python import from_python
 from sparsify.recipe.nodes import Items, Leaf, Node, Path, Table
 from sparsify_schemas.profile import Profile
@@ -86,11 +86,9 @@ def _read_profile(named: Leaf, path: Path, problems: list[Problem]) -> Profile |
     except RunError as error:
         problems.append(named.place.problem(path, str(error), f"'{make}' writes one"))
     except ValidationError as error:
-        problems.append(
-            named.place.problem(
-                path, f"{file} is not a sensitivity profile ({first_line(error)})", f"'{make}' writes one"
-            )
-        )
+        newer = explain_unreadable(file, error, "")
+        other = f"{file} is not a sensitivity profile ({first_line(error)})"
+        problems.append(named.place.problem(path, newer or other, "" if newer else f"'{make}' writes one"))
     else:
         if profile.limits:
             return profile

@@ -9,13 +9,18 @@ from sparsify.recipe.nodes import Place
 
 LARGEST = 256 * 1024
 """Bytes of a recipe; PyYAML reads about 200 kB a second."""
+_OPENED = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+"""Pipes that a shell has opened, with somebody who writes to them: `sparsify validate <(make-recipe)`."""
 
 
 def read_file(file: str) -> str:
     """Read the text of a recipe, never more than the bound. Raises RecipeError."""
     try:
-        if File(file).stat().st_size > LARGEST and stat.S_ISREG(File(file).stat().st_mode):
+        status = File(file).stat()
+        if status.st_size > LARGEST and stat.S_ISREG(status.st_mode):
             raise _make_error(file, f"too large for a recipe: more than {LARGEST // 1024} KiB")
+        if _is_special(status.st_mode) and not file.startswith(_OPENED):
+            raise _make_error(file, "a pipe or a device, not a recipe file", "write the recipe to a file")
         with File(file).open("rb") as stream:
             data = stream.read(LARGEST + 1)
     except OSError as error:
@@ -25,6 +30,11 @@ def read_file(file: str) -> str:
     if len(data) > LARGEST:
         raise _make_error(file, f"too large for a recipe: more than {LARGEST // 1024} KiB")
     return _decode(file, data)
+
+
+def _is_special(mode: int) -> bool:
+    """Whether reading may wait for ever, or never end."""
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _make_error(file: str, message: str, hint: str = "") -> RecipeError:

@@ -204,10 +204,12 @@ def _report_choice(path: Path, error: ErrorDetails, root: Table) -> Problem:
     if path[-1:] == ("kind",):
         return _unknown_kind(path, value, known, root)
     if path == ("version",):
+        is_newer = isinstance(value, int) and value > 1
         return place.problem(
             path,
             "expected 1, the version of the language that this sparsify reads, found "
             f"{describe_value(value)}",
+            "it was written for a newer sparsify; use that version" if is_newer else "",
         )
     hint = suggest(value, known) if isinstance(value, str) else ""
     choices = known[0] if len(known) == 1 else f"one of {', '.join(known)}"

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sparsify.errors import RunError, first_line
-from sparsify.files import read_bytes
+from sparsify.files import explain_unreadable, read_bytes
 from sparsify_schemas.report import Report
 
 FILE = "report.json"
@@ -32,6 +32,5 @@ def read_report(run: Path) -> Report:
     try:
         return Report.model_validate_json(read_bytes(file))
     except ValidationError as error:
-        raise RunError(
-            f"{file}: damaged, not a report ({first_line(error)}); make it again with 'sparsify apply'"
-        ) from None
+        damaged = f"{file}: damaged, not a report ({first_line(error)}); make it again with 'sparsify apply'"
+        raise RunError(explain_unreadable(file, error, damaged)) from None

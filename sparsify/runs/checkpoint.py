@@ -23,6 +23,10 @@ _CUTS = TypeAdapter(tuple[Cuts, ...])
 _ROUNDS = TypeAdapter(tuple[Round, ...])
 
 
+class _NewerError(Exception):
+    """The checkpoint is of a version that is not known here."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The state of a run between two epochs, or after a cut."""
@@ -88,7 +92,14 @@ class Checkpoint:
                 check_entries(archive)  # torch itself does not check the CRCs
             body = torch.load(path, map_location="cpu", weights_only=True)
             check_sizes(body, path)
+            version = body.get("version") if isinstance(body, dict) else None
+            if isinstance(version, int) and version > 1:
+                raise _NewerError(f"version: {version}")
             return cls._parse(body)
+        except _NewerError as error:
+            raise RunError(
+                f"{path} was written by a newer sparsify ({error}); continue the run with that version"
+            ) from None
         except Exception as error:  # torch, zipfile and pickle each raise their own errors for a damaged file
             raise RunError(
                 f"{path} is damaged ({first_line(error)}); the run cannot be resumed, start a new one"

@@ -9,10 +9,14 @@ from torch import nn
 from sparsify.cost.measure.onnx_quantize import quantise
 from sparsify.cost.measure.runtimes import make_shared_pattern, prepare, prepare_onnx, to_arrays
 from sparsify.data import Datasets
-from sparsify.errors import ModelError, RecipeError
+from sparsify.errors import ModelError, RecipeError, TargetError
+from sparsify.formatting.numbers import format_size
 from sparsify.forward.calls import Inputs, resize_batch
+from sparsify.forward.copies import copy_model
+from sparsify.forward.free_memory import read_free_memory
 from sparsify.forward.trial_calls import eval_mode
 from sparsify.objective.objective import Objective
+from sparsify.pruning.repair.memory import COPIES, affordable_examples
 from sparsify.recipe import Loaded
 from sparsify.runs.int8 import export_onnx_bytes, select_int8
 from sparsify.training.layout import why_not_in_layout
@@ -22,6 +26,8 @@ from sparsify_schemas.criterion import FromData
 from sparsify_schemas.stage import Train
 from sparsify_schemas.target import Cpu, Target
 
+_SMALL = 1024
+"""a batch up to this is not looked at"""
 _EXPORTED = ("onnxruntime", "openvino")
 
 
@@ -58,6 +64,21 @@ def check_stages(loaded: Loaded, model: nn.Module, datasets: Datasets, objective
                 problems.append(loaded.positions.problem(f"stages.{index}.{key}", why))
     if problems:
         raise RecipeError(problems)
+
+
+def check_batches(model: nn.Module, inputs: Inputs, targets: Mapping[str, Target]) -> None:
+    """Refuse batches that do not fit into memory, as far as one example tells. Raises TargetError."""
+    free = read_free_memory()
+    for name, target in targets.items():
+        if target.batch <= _SMALL or free is None or not isinstance(target, Cpu) or target.table is not None:
+            continue
+        # Timing holds the input and the output of a module once, and not in copies.
+        fitting = affordable_examples(copy_model(model).eval(), inputs, target.batch, COPIES * free)
+        if fitting < target.batch:
+            raise TargetError(
+                f"target '{name}' has batch {target.batch:,}, and about {fitting:,} examples fit into the "
+                f"{format_size(free)} of memory that are free; set a smaller batch"
+            )
 
 
 def check_targets(model: nn.Module, inputs: Inputs, targets: Mapping[str, Target]) -> None:

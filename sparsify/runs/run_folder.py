@@ -12,7 +12,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Self
@@ -83,6 +83,12 @@ class State:
             raise RunError(f"{folder} holds no interrupted run: {STATE} is missing")
         try:
             values = json.loads(read_bytes(path))
+            unknown = sorted(set(values) - {field.name for field in fields(cls)})
+            if unknown:
+                raise RunError(
+                    f"{path} was written by a newer sparsify (it has '{unknown[0]}'); "
+                    "continue the run with that version"
+                )
             state = cls(**{**values, "allow": tuple(values["allow"])})
             texts = (state.model_file, state.failure, *state.allow)
             if not all(isinstance(text, str | None) for text in texts) or None in state.allow:

@@ -348,7 +348,8 @@ def read_cuts(folder: Path) -> tuple[Cuts, ...]:
             return Rounds.model_validate_json(body).rounds
         return (Cuts.model_validate_json(body),)
     except ValidationError as error:
-        raise RunError(f"{path} is damaged: {first_line(error)}") from None
+        damaged = f"{path} is damaged: {first_line(error)}"
+        raise RunError(files.explain_unreadable(path, error, damaged)) from None
 
 
 def _is_version_2(body: bytes) -> bool:

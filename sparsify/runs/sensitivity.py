@@ -67,6 +67,7 @@ def profile_layers(
     examples: int = EXAMPLES,
     overrides: Sequence[str] = (),
     allow: Sequence[str] = (),
+    force: bool = False,
     listener: Listener = silence,
 ) -> Profile:
     """Judge every layer that the rules reach.
@@ -79,11 +80,13 @@ def profile_layers(
             within the tolerance. It is in points of accuracy by ablation, a fraction of the loss by taylor,
             and by gsm the fraction of all units below the threshold.
         examples: Validation examples to judge on.
+        force: Replace whatever `out` is, unless it is this profile, which is continued.
 
     Raises:
         SparsifyError: The recipe, the model or the data are wrong.
         RunError: `out` holds the profile of something else.
     """
+    _check_place(out, force)
     # Without limits: the file that the recipe names for them may be the one that this call writes.
     request = make_request(recipe, model_file, overrides, allow, False, False, limits=False)
     loaded = request.loaded.recipe
@@ -113,7 +116,7 @@ def profile_layers(
             judged_by=objective.deciding,
             curves=tuple(empty_curves(plan)),
         )
-        profile = _resume_profile(out, empty)
+        profile = _resume_profile(out, empty, force)
         training = batches(datasets.train, 64, seed=derive_seed(loaded.seed, 0, 0))
         taken = scoring.take_batches(training, loaded)
 
@@ -123,9 +126,9 @@ def profile_layers(
         setting = Setting(plan, model, objective, judge, list(batches(validation, _BATCH)), taken)
         for longer in measure_points(profile, setting, listener):
             profile = longer
-            write_profile(profile, out)
+            write_profile(profile, out, force)
     profile = set_limits(profile, tolerance)
-    write_profile(profile, out)
+    write_profile(profile, out, force)
     return profile
 
 
@@ -198,15 +201,34 @@ def read_profile(path: Path) -> Profile:
     try:
         return Profile.model_validate_json(read_bytes(path))
     except ValidationError as error:
-        raise RunError(
+        other = (
             f"{path} is damaged or not a sensitivity profile ({first_line(error)}); "
-            "delete it, or name another file with --out"
-        ) from None
+            "choose another place with --out, or replace it with --force"
+        )
+        raise RunError(files.explain_unreadable(path, error, other)) from None
 
 
-def write_profile(profile: Profile, path: Path) -> None:
+def _check_place(out: Path, force: bool) -> None:
+    """Refuse a file that is no profile before anything is measured. Raises RunError."""
+    if not force and out.is_file() and out.stat().st_size:
+        read_profile(out)  # says what is wrong with it
+    files.check_output(out, PROFILE, force=force)
+
+
+def write_profile(profile: Profile, path: Path, force: bool = False) -> None:
     """Write a profile to its file, whole or not at all. Raises RunError."""
-    files.write_bytes(path, (profile.model_dump_json(indent=1) + "\n").encode())
+    files.write_output(path, (profile.model_dump_json(indent=1) + "\n").encode(), PROFILE, force=force)
+
+
+def _is_profile(body: bytes) -> bool:
+    try:
+        Profile.model_validate_json(body)
+    except ValidationError:
+        return False
+    return True
+
+
+PROFILE = files.Kind("a sensitivity profile", _is_profile)
 
 
 def set_limits(profile: Profile, tolerance: Tolerance | None) -> Profile:
@@ -310,17 +332,24 @@ def _compute_digest(request: RunRequest, by: By, examples: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _resume_profile(out: Path, empty: Profile) -> Profile:
+def _resume_profile(out: Path, empty: Profile, force: bool) -> Profile:
     """The profile that an earlier call has begun, else the empty one.
 
-    Raises RunError when the file holds the profile of something else.
+    Raises RunError when the file holds the profile of something else and is not to be replaced.
     """
-    if not out.exists():
+    if not out.exists() or not out.stat().st_size:
         return empty
-    found = read_profile(out)
+    try:
+        found = read_profile(out)
+    except RunError:
+        if force:
+            return empty
+        raise
+    if found.digest != empty.digest and force:
+        return empty
     if found.digest != empty.digest:
         raise RunError(
             f"{out} is a profile made with another model, data, rules or method; "
-            "name another file with --out, or delete it"
+            "choose another place with --out, or replace it with --force"
         )
     return found.model_copy(update={"network": empty.network})

@@ -18,7 +18,8 @@ from sparsify import modelfile
 from sparsify.cost.measure import check_target
 from sparsify.data import Datasets, load_data
 from sparsify.data.digest import hash_datasets
-from sparsify.errors import ModelError, RecipeError, RunError, SparsifyError
+from sparsify.data.odd_data import list_warnings
+from sparsify.errors import DataError, ModelError, RecipeError, RunError, SparsifyError
 from sparsify.events import Event, Listener, RunStarted, StepDone, silence
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
@@ -34,7 +35,7 @@ from sparsify.recipe import Loaded, load
 from sparsify.recipe.default_repair import add_default_repair
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
-from sparsify.runs.preflight import check_stages, check_targets
+from sparsify.runs.preflight import check_batches, check_stages, check_targets
 from sparsify.runs.reloaded_models import check_reloads
 from sparsify.runs.save_load import (
     Base,
@@ -117,6 +118,11 @@ def make_request(
     path = None if model_file is None else Path(model_file).resolve()
     if path is not None and not path.exists():
         raise ModelError(f"there is no model file {model_file}")
+    if path is not None and (path / run_folder.STATE).exists() and not (path / run_folder.REPORT).exists():
+        raise ModelError(
+            f"{model_file} is a run that has not finished and has no cut model yet; "
+            f"continue it with 'sparsify apply --resume {model_file}'"
+        )
     state = run_folder.State(
         recipe=run_folder.recipe_json(loaded.recipe),
         model_file=None if path is None else str(path),
@@ -244,7 +250,12 @@ def plan_request(
 ) -> Plan:
     """Make the plan, and mark in it that the weights are random or that the recipe's `model:` is not used."""
     _check_rates(request.loaded, model)
+    check_batches(model, inputs, request.loaded.recipe.targets)
     state, spec = request.state, request.loaded.recipe.model
+    data = request.loaded.recipe.data
+    odd = () if data is None or datasets is None else tuple(list_warnings(data, datasets))
+    if state.strict and odd:
+        raise DataError(f"{odd[0]}; change it, or run without --strict")
     plan = make_plan(
         request.loaded,
         model,
@@ -253,6 +264,7 @@ def plan_request(
         strict=state.strict,
         listener=listener,
     )
+    plan = replace(plan, notes=(*odd, *plan.notes))
     path = Path(state.model_file or "")
     if spec is not None and state.model_file is not None and path.is_dir():
         note = (

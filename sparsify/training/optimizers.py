@@ -10,6 +10,7 @@ from torch import nn
 from sparsify.errors import ModelError, TrainingError
 from sparsify.graph.peft_adapters import find_adapter_names
 from sparsify.recipe.import_path import resolve
+from sparsify.recipe.user_code import run_user_code
 from sparsify_schemas.selector import selects
 from sparsify_schemas.stage import Adam, AdamW, Optimizer, OtherOptimizer, Rate, Sgd
 
@@ -108,10 +109,9 @@ def _make_other(spec: OtherOptimizer, parameters: list[Any]) -> torch.optim.Opti
         near = get_close_matches(spec.use, _names(), 1)
         hint = f"did you mean '{near[0]}'?" if near else "write package.module:callable for one of your own"
         raise TrainingError(f"torch.optim has no optimizer '{spec.use}'; {hint}") from None
-    try:
+    where = f"optimizer '{spec.use}'"
+    with run_user_code(where, lambda why: TrainingError(f"{where}: {why}")):
         made = found(parameters, lr=0.0, **spec.args)
-    except Exception as error:
-        raise TrainingError(f"optimizer '{spec.use}': {type(error).__name__}: {error}") from error
     if not isinstance(made, torch.optim.Optimizer):
         raise TrainingError(f"optimizer '{spec.use}' returned a {type(made).__name__}, no torch optimizer")
     if isinstance(made, torch.optim.LBFGS):

@@ -442,7 +442,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
         (("version: 1", "version: 2"),),
         (
             "recipe.yaml:1:10: version: expected 1, the version of the language that this sparsify "
-            "reads, found the number 2"
+            "reads, found the number 2; it was written for a newer sparsify; use that version"
         ),
     ),
     "a callable of data with a dot": (

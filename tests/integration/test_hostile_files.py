@@ -422,6 +422,10 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda run: ((run / run_folder.CHECKPOINT).unlink(), (run / run_folder.CHECKPOINT).mkdir()),
         "is damaged (it is not a regular file)",
     ),
+    "a newer version": (
+        lambda run: saved(run, put("version", 2)),
+        "checkpoint.pt was written by a newer sparsify (version: 2); continue the run with that version",
+    ),
     "another recipe": (lambda run: saved(run, put("recipe", "x")), "belongs to another run; start a new one"),
     "a stage that is none": (
         lambda run: saved(run, put("stage", -1)),

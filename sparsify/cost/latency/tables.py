@@ -80,15 +80,15 @@ def read_table(name: str, target: Target) -> Table:
             )
         return Table(machine=describe_machine(target), target=target)
     try:
-        found = Table.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        found = Table.model_validate_json(files.read_bytes(path))
+    except (RunError, ValidationError) as error:
         mend = (
             "measure it again on its machine" if target.table is not None else "delete it to measure it again"
         )
-        raise TargetError(
-            f"target '{name}': {path} is damaged and cannot be read as a table of latencies "
-            f"({_first_fault(error)}); {mend}"
-        ) from None
+        damaged = (
+            f"{path} is damaged and cannot be read as a table of latencies ({_first_fault(error)}); {mend}"
+        )
+        raise TargetError(f"target '{name}': {files.explain_unreadable(path, error, damaged)}") from None
     if target.table is None and found.machine != describe_machine(target):
         raise TargetError(
             f"target '{name}': {path} was measured on another machine "
@@ -111,11 +111,22 @@ def write_table(table: Table, path: Path) -> None:
         ) from None
 
 
+def _is_table(body: bytes) -> bool:
+    try:
+        Table.model_validate_json(body)
+    except ValidationError:
+        return False
+    return True
+
+
+TABLE = files.Kind("a table of latencies", _is_table)
+
+
 def merge_with_file(table: Table, path: Path) -> Table:
     """The table, with layers and networks of an earlier file that it does not have."""
     try:
-        before = Table.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        before = Table.model_validate_json(files.read_bytes(path))
+    except (RunError, ValidationError):
         return table
     if before.machine != table.machine:
         return table

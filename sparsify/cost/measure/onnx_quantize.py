@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sparsify.cost.measure.onnx_export import silence_torch
 from sparsify.cost.measure.onnx_inputs import Entry, is_quantised, list_entries
-from sparsify.errors import ModelError
+from sparsify.errors import ModelError, describe_error
 
 
 def quantise(file: bytes, batches: Iterable[Sequence[NDArray[Any]]]) -> bytes:
@@ -49,9 +49,7 @@ def quantise(file: bytes, batches: Iterable[Sequence[NDArray[Any]]]) -> bytes:
         except ModelError:
             raise
         except Exception as error:
-            raise ModelError(
-                f"ONNX Runtime cannot quantise the model: {type(error).__name__}: {error}"
-            ) from error
+            raise ModelError(f"ONNX Runtime cannot quantise the model: {describe_error(error)}") from error
         return Path(target).read_bytes()
 
 

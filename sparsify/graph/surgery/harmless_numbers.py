@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sparsify.errors import describe_error
 from sparsify.forward.call_model import call_model, float_tensors
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
@@ -74,7 +75,7 @@ def run_in_both_modes(copy: nn.Module, inputs: Inputs) -> list[list[Tensor] | st
                 seed_generators(0)
                 found.append(list(float_tensors(call_model(copy.train(training), inputs))))
         except Exception as error:
-            found.append(f"{type(error).__name__}: {error}")
+            found.append(describe_error(error))
     return found
 
 

@@ -60,4 +60,4 @@ def _list_other_widths(origin: Origin, map: ModelMap) -> tuple[str, ...]:
 
 
 def _advise_new_limits(origin: Origin) -> str:
-    return f"delete {origin.file} and have the limits of this network found: {origin.command}"
+    return f"have the limits of this network found: {origin.command} --force"

@@ -109,7 +109,23 @@ def _acts_on(map: ModelMap, rule: Rule, layer: Layer) -> bool:
     return group_type_of(rule.group).fits(map, layer)
 
 
+def _suggest_writing(pattern: str) -> str:
+    """For what other languages write: lists in one text, braces, a class with its package."""
+    if pattern.startswith("re:"):
+        return ""
+    inside = pattern[1:-1] if pattern.startswith("{") and pattern.endswith("}") else pattern
+    names = [name.strip() for name in inside.split(",")]
+    if len(names) > 1 and all(names) and not set(inside) & set("{}"):
+        return f"write several layers as a list: [{', '.join(names)}]"
+    if pattern.startswith("torch.nn.") or pattern.startswith("nn."):
+        return f"write the class without its package: {pattern.rpartition('.')[2]}"
+    return ""
+
+
 def _suggest_names(pattern: str, map: ModelMap) -> str:
+    written = _suggest_writing(pattern)
+    if written:
+        return written
     names = [layer.plain or layer.name for layer in map.layers if not layer.adapter]
     classes = _list_class_names([layer for layer in map.layers if not layer.adapter])
     close = [*_suggest_globs(pattern, map), *get_close_matches(pattern, [*names, *classes], n=1)]

@@ -79,8 +79,8 @@ _Outputs = _LayerOutputs | AttentionOutputs | RecurrentOutputs | _NoOutputs
 """what the dense model tells of one layer"""
 
 
-class _Stopped(BaseException):
-    """Nothing of what the model would go on to compute is needed: a model's own code does not catch this."""
+class _Stopped(Exception):
+    """Nothing of what the model would go on to compute is needed. One that catches it goes on to its end."""
 
 
 def refit_layers(

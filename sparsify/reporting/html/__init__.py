@@ -4,7 +4,7 @@
 text, `plots` draws inline SVG, and `sections` fills the sections.
 """
 
-from sparsify.reporting.html.document import to_html
+from sparsify.reporting.html.document import PAGE, to_html
 from sparsify.reporting.html.sensitivity_page import profile_html
 
-__all__ = ["profile_html", "to_html"]
+__all__ = ["PAGE", "profile_html", "to_html"]

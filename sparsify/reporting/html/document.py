@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from importlib.resources import files
 
+from sparsify.files import Kind
 from sparsify.formatting.table import Table
 from sparsify.reporting import table_titles as titles
 from sparsify.reporting.headline import write_headline
@@ -45,6 +46,7 @@ def whole_page(title: str, *body: Html) -> str:
     style = files("sparsify.reporting.html").joinpath("style.css").read_text(encoding="utf-8")
     head = (
         tag("meta", at={"charset": "utf-8"}),
+        tag("meta", at={"name": "generator", "content": "sparsify"}),
         tag("meta", at={"http-equiv": "Content-Security-Policy", "content": _POLICY}),
         tag("meta", at={"name": "viewport", "content": "width=device-width, initial-scale=1"}),
         tag("meta", at={"name": "color-scheme", "content": "light dark"}),
@@ -53,6 +55,14 @@ def whole_page(title: str, *body: Html) -> str:
     )
     page = tag("html", tag("head", *head), tag("body", *body), at={"lang": "en"})
     return f"<!doctype html>\n{page.text}\n"
+
+
+def _is_page(body: bytes) -> bool:
+    start = body[:1000]
+    return start.startswith(b"<!doctype html>") and b'name="generator" content="sparsify"' in start
+
+
+PAGE = Kind("a page of sparsify", _is_page)
 
 
 def _make_sections(report: Report, recipe: str | None) -> Iterator[Html]:

@@ -133,8 +133,9 @@ def test_a_missing_run_is_one_line_that_names_what_to_do(call) -> None:
 
 def test_two_formats_at_once_are_a_usage_error(call) -> None:
     code, out, err = call("report", GOLDEN / "lenet5.report.json", "--json", "--md")
-    assert (code, out) == (2, "")
-    assert "exclude each other" in err
+    message = "Invalid value: --json and --md exclude each other"
+    assert (code, json.loads(out)) == (2, {"error": "UsageError", "message": message, "problems": []})
+    assert message in err
 
 
 def test_report_as_html_is_the_page_with_the_recipe(call) -> None:
@@ -154,6 +155,15 @@ def test_open_shows_the_page_and_makes_it_anew_where_it_is_missing_or_was_change
     assert opened == [page.resolve().as_uri()]
     assert page.read_text() == call("report", run, "--html")[1]
     page.write_text("<script>")
+    assert call("report", run, "--open") == (
+        1,
+        "",
+        f"{page} is no page of sparsify any more; rename it, and the page is made again\n",
+    )
+    assert page.read_text() == "<script>" and len(opened) == 1
+    page.rename("mine.html")
+    call("report", run, "--open")
+    page.write_text(page.read_text().replace("LeNet", "XeNet"))
     call("report", run, "--open")
     assert page.read_text() == call("report", run, "--html")[1]
     page.write_text("as the run left it")

@@ -125,8 +125,8 @@ class TestStart:
             "import sys\n"
             "from sparsify_cli.app import exit_code\n"
             "exit_code(['--help'])\n"
-            "print([m for m in sys.modules if m.startswith('sparsify_cli.') and m != "
-            "'sparsify_cli.app'])"
+            "from sparsify_cli.app import COMMANDS\n"
+            "print([module for module, _ in COMMANDS.values() if module in sys.modules])"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "[]"
@@ -136,12 +136,13 @@ class TestStart:
 class TestBoundary:
     """What a command raises, what the user sees."""
 
-    def failing(self, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
-        def command() -> None:
-            raise error
-
+    def failing(
+        self, monkeypatch: pytest.MonkeyPatch, error: BaseException, *, file: str = app.__file__
+    ) -> int:
+        """The exit code where an error is raised in the first line of a file, by default one of ours."""
         module = type(sys)("failing")
-        module.command = command  # type: ignore[attr-defined]
+        module.error = error  # type: ignore[attr-defined]
+        exec(compile("def command() -> None: raise error", file, "exec"), module.__dict__)
         monkeypatch.setitem(sys.modules, "failing", module)
         monkeypatch.setitem(app.COMMANDS, "failing", ("failing", "Fails."))
         return exit_code(["failing"])
@@ -163,6 +164,43 @@ class TestBoundary:
         error = capsys.readouterr().err
         assert error.startswith("sparsify: ZeroDivisionError: oops; this is a bug\n")
         assert "Traceback" not in error
+
+    def test_an_error_of_code_that_is_not_ours_is_no_bug(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.failing(monkeypatch, ZeroDivisionError("oops"), file="/home/me/nets.py") == 1
+        assert capsys.readouterr() == (
+            "",
+            "/home/me/nets.py:1: command failed: ZeroDivisionError: oops\n"
+            "run it again with SPARSIFY_DEBUG=1 to see what called it\n",
+        )
+
+    def test_an_exit_of_code_that_is_not_ours_is_a_failure(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.failing(monkeypatch, SystemExit(0), file="/home/me/nets.py") == 1
+        assert capsys.readouterr() == ("", "/home/me/nets.py:1: command failed: it called sys.exit(0)\n")
+
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (MemoryError("Unable to allocate 9 TiB"), "Unable to allocate 9 TiB"),
+            (
+                RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 B"),
+                "DefaultCPUAllocator: can't allocate memory: 8 B",
+            ),
+        ],
+    )
+    def test_memory_that_is_used_up_is_no_bug(
+        self,
+        error: Exception,
+        message: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        assert self.failing(monkeypatch, error) == 1
+        said = f"there is not enough memory ({message}); use a smaller batch or model\n"
+        assert capsys.readouterr().err == said
 
     def test_a_bug_with_its_traceback(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

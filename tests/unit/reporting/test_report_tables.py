@@ -3,6 +3,7 @@
 The golden pages are made by `sparsify report tests/golden/lenet5.report.json` (--md for the Markdown).
 """
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -250,12 +251,27 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
         read_report(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2}', "null", "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 0}', "null", "\x00"])
 def test_a_damaged_report_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(RunError, match="damaged, not a report") as caught:
         read_report(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sign"), [({"version": 2}, "version: 2"), ({"emissions": 1}, "it has 'emissions'")]
+)
+def test_a_report_of_a_newer_version_is_not_called_damaged(
+    tmp_path: Path, change: dict[str, int], sign: str
+) -> None:
+    body = json.loads(report().model_dump_json())
+    (tmp_path / "report.json").write_text(json.dumps(body | change))
+    with pytest.raises(RunError) as caught:
+        read_report(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}/report.json was written by a newer sparsify ({sign}); read it with that version"
+    )
 
 
 def test_it_says_by_how_many_processes_it_was_trained() -> None:

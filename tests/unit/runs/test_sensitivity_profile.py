@@ -351,8 +351,8 @@ def test_limits_of_another_network(tmp_path: Path) -> None:
     own = planned(None).map.network
     assert planned(None).notes == planned(own).notes == (), "an old file, and one of this network"
     anew = (
-        "delete limits.json and have the limits of this network found: sparsify "
-        "sensitivity RECIPE MODEL --by taylor --limits 2% --out limits.json"
+        "have the limits of this network found: sparsify sensitivity RECIPE MODEL --by taylor "
+        "--limits 2% --out limits.json --force"
     )
     assert planned(own, by="taylor", kernel=1).notes == (
         (
@@ -390,7 +390,7 @@ def test_a_profile_of_something_else_is_not_gone_on_with(weights: Path, tmp_path
         profile_layers(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=30)
     assert str(caught.value) == (
         f"{tmp_path}/p.json is a profile made with another model, data, rules or "
-        "method; name another file with --out, or delete it"
+        "method; choose another place with --out, or replace it with --force"
     )
     (tmp_path / "p.json").write_text("{")
     with pytest.raises(RunError, match=r"p\.json is damaged or not a sensitivity profile \(it: Invalid JSON"):

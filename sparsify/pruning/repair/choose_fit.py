@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from sparsify.distributed import add_over_processes
-from sparsify.pruning.repair.regression import Fit, fit_intercept, fit_ridge, mean_of_all, mean_square
+from sparsify.pruning.repair.regression import (
+    TINY,
+    Fit,
+    fit_intercept,
+    fit_ridge,
+    mean_of_all,
+    mean_square,
+)
 from sparsify_schemas.report import LayerRepair
 
 UNCHANGED = 1e-6
@@ -51,6 +58,7 @@ def choose_fit(
     *,
     shiftable: bool,
     mask: Tensor | None = None,
+    sizes: Tensor | None = None,
 ) -> tuple[LayerRepair, Fit | None]:
     """What became of a layer, and its new weights where they do better than `start`.
 
@@ -63,6 +71,9 @@ def choose_fit(
         examples: how many the rows come from.
         shiftable: whether the layer can take another intercept.
         mask: which of its weights may change, where the cut set some to zero.
+        sizes: [rows], by which what is made is divided behind the layer. A few rows of a language model are
+            a thousand times as large as the others and alone decide the error as it stands: new weights must
+            do better with every row divided by its size as well.
     """
     fitted, judged = split_rows(len(rows), examples, settings)
     processes = settings.processes
@@ -74,7 +85,13 @@ def choose_fit(
         return repair_row(name, "skipped", before, before, NO_INTERCEPT), None
     fit = fit_rows(rows[fitted], targets[fitted], start, settings, shiftable=shiftable, mask=mask)
     after = mean_square(rows[judged], targets[judged], fit, processes) / spread
-    if not after < before:
+    better = after < before
+    if better and sizes is not None:
+        scales = sizes[judged].clamp_min(TINY).reciprocal()
+        fits = start, fit
+        errors = [mean_square(rows[judged], targets[judged], one, processes, scales) for one in fits]
+        better = errors[1] < errors[0]
+    if not better:
         return repair_row(name, "reverted", before, after), None
     return repair_row(name, "refitted", before, after), fit
 

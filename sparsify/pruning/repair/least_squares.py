@@ -327,20 +327,40 @@ def _refit_layer(
     targets = message.targets.float()
     if len(rows) != len(targets):
         return repair_row(site.name, "skipped", reason="it runs at other places than in the dense model")
+    groups = groups_of(layer)
+    wanted, sizes = [targets.reshape(len(targets), groups, -1)], None
     if message.addend is not None and addend is not None and _has_places(layer, addend, message):
         own = output_rows(layer, addend, message.places)
         lost = (message.addend - own).float()
-        targets = targets + (lost / _find_gain(norm, lost) if site.through_norm else lost)
-    groups = groups_of(layer)
-    targets = targets.reshape(len(targets), groups, -1)
+        lost = lost / _find_gain(norm, lost) if site.through_norm else lost
+        both = (targets + lost).reshape(len(targets), groups, -1)
+        if isinstance(layer, nn.Linear):
+            # What comes behind such a sum in a transformer divides each row by its size.
+            sizes = (targets + message.addend).float().square().mean(1).sqrt()
+            wanted = [both, *wanted]
+        else:
+            wanted = [both]
     mean = message.mean if norm is not None else None
-    start = Fit(weight_matrix(layer).double(), _find_intercept(layer, norm, mean, groups, targets.shape[2]))
+    outputs = wanted[0].shape[2]
+    start = Fit(weight_matrix(layer).double(), _find_intercept(layer, norm, mean, groups, outputs))
     shiftable = layer._parameters.get("bias") is not None or mean is not None
     dtype = layer.get_parameter("weight").dtype
     mask = settings.mask_of(f"{site.name}.weight" if site.name else "weight", start.weight)
-    row, fit = choose_fit(
-        site.name, rows, targets, start, dtype, examples, settings, shiftable=shiftable, mask=mask
-    )
+    for aim in wanted:
+        row, fit = choose_fit(
+            site.name,
+            rows,
+            aim,
+            start,
+            dtype,
+            examples,
+            settings,
+            shiftable=shiftable,
+            mask=mask,
+            sizes=sizes,
+        )
+        if row.outcome != "reverted":
+            break
     if fit is not None:
         set_weight(layer, fit.weight)
         _set_intercept(layer, norm, mean, fit.intercept.flatten())

@@ -82,10 +82,14 @@ def fit_intercept(inputs: Tensor, targets: Tensor, start: Fit, processes: Any = 
     return Fit(start.weight, (y_mean - x_mean @ start.weight)[:, 0])
 
 
-def mean_square(inputs: Tensor, targets: Tensor, fit: Fit, processes: Any = None) -> float:
-    """Mean of (Y - X W - b)^2 over rows, of all processes, and outputs."""
+def mean_square(
+    inputs: Tensor, targets: Tensor, fit: Fit, processes: Any = None, scales: Tensor | None = None
+) -> float:
+    """Mean of (Y - X W - b)^2 over rows, of all processes, and outputs; scales: [rows], multiplies each row's
+    difference."""
     made = inputs.transpose(0, 1) @ fit.weight.to(inputs.dtype) + fit.intercept[:, None].to(inputs.dtype)
-    return mean_of_all((targets.transpose(0, 1) - made).square(), processes)
+    missed = targets.transpose(0, 1) - made
+    return mean_of_all((missed if scales is None else missed * scales[:, None]).square(), processes)
 
 
 def mean_of_all(values: Tensor, processes: Any = None) -> float:

@@ -15,6 +15,7 @@ from sparsify.forward.trial_calls import eval_mode
 from sparsify.objective.objective import Objective
 from sparsify.recipe import Loaded
 from sparsify.runs.int8 import export_onnx_bytes, select_int8
+from sparsify.training.features import why_not_compared
 from sparsify.training.layout import why_not_in_layout
 from sparsify.training.mixing import why_unmixable
 from sparsify.training.recompute import why_not_recomputed
@@ -53,6 +54,9 @@ def check_stages(loaded: Loaded, model: nn.Module, datasets: Datasets, objective
             ("recompute_activations", why_not_recomputed(model)) if stage.recompute_activations else None,
             ("layout", why_not_in_layout(model, stage.layout, datasets.train, objective)),
         ]
+        if stage.distill is not None and stage.distill.features is not None:
+            why = why_not_compared(model, stage.distill.features, datasets.train, objective)
+            found.append(("distill.features", why))
         for key, why in filter(None, found):
             if why is not None:
                 problems.append(loaded.positions.problem(f"stages.{index}.{key}", why))

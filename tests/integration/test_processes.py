@@ -41,7 +41,15 @@ RECIPE = {
     "stages": [
         {"kind": "train", "name": "learn", "epochs": 2, "batch": 32, "optimizer": SGD},
         {"kind": "cut"},
-        {"kind": "train", "name": "tune", "epochs": 1, "batch": 32, "penalties": False, "optimizer": SGD},
+        {
+            "kind": "train",
+            "name": "tune",
+            "epochs": 1,
+            "batch": 32,
+            "penalties": False,
+            "optimizer": SGD,
+            "distill": {"features": ["0", "ReLU"]},
+        },
     ],
 }
 FINE = {"warmup": "3it", "clip": 0.5, "accumulate": 4}
@@ -96,6 +104,7 @@ SHARDED = GRADUAL | {
             "precision": "fp16",
             "clip": 1.0,
             "shard": True,
+            "distill": {"features": "0"},
         },
     ],
 }

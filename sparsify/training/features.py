@@ -90,6 +90,10 @@ class FeaturePairs:
         with record_outputs(self._teacher, self._names, self._taught):
             yield
 
+    def forget(self) -> None:
+        """Drop what was kept, and the memory that it takes."""
+        self._own, self._taught = {}, {}
+
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
         """(what a layer returned, what it returned in the teacher, of the units that stayed) for each call of
         each layer.

@@ -33,6 +33,7 @@ class Hints:
     def add_to(self, losses: Losses) -> Losses:
         """The losses of the batch that was recorded, with the term of the features."""
         found = self.pairs.named_pairs()
+        self.pairs.forget()
         variances = [self.variances.get(name, 0.0) for name, _, _ in found]
         return add_feature_losses(losses, [(own, t) for _, own, t in found], self.weight, variances)
 
@@ -88,6 +89,7 @@ def _measure_variances(
                 wide = taught.double()
                 part = torch.stack([wide.new_tensor(wide.numel()), wide.sum(), wide.square().sum()])
                 sums[name] = sums.get(name, torch.zeros_like(part)) + part
+    pairs.forget()
     variances = {}
     for name, value in sums.items():
         count, total, square = broadcast(value).tolist()

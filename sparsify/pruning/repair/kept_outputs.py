@@ -113,7 +113,9 @@ def _follow_sequence(name: str, sequence: nn.Sequential, found: dict[str, Tensor
 
 
 def _passes_outputs_on(module: nn.Module) -> bool:
-    """Whether a module without weights has an output for each input."""
+    """Whether a module has an output for each input, and no weights that were cut with them."""
+    if isinstance(module, nn.PReLU):
+        return True
     has_weights = any(True for _ in module.parameters())
     kind = type(module).__module__.removeprefix("torch.nn.modules.")
     return not has_weights and (

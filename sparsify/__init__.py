@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sparsify.runs.apply import apply
     from sparsify.runs.save_load import load_run, save_run
     from sparsify.runs.sensitivity import sensitivity
+    from sparsify.training.features import FeaturePairs
     from sparsify.training.hooks import attach
 
     __version__: str
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "Call": ("sparsify.forward.calls", "Call"),
     "SparsifyError": ("sparsify.errors", "SparsifyError"),
+    "FeaturePairs": ("sparsify.training.features", "FeaturePairs"),
     "apply": ("sparsify.runs.apply", "apply"),
     "attach": ("sparsify.training.hooks", "attach"),
     "bench": ("sparsify.cost.measure.timing", "bench"),
@@ -59,6 +61,7 @@ _WHERE = {
 }
 __all__ = [
     "Call",
+    "FeaturePairs",
     "SparsifyError",
     "__version__",
     "apply",

@@ -296,14 +296,15 @@ class Recipe(Spec):
         return self
 
     def _check_distillation(self) -> None:
-        """The teacher is the dense model as the first cut found it."""
+        """The teacher is the dense model as the first cut found it, unless a file is named."""
         for index, stage in enumerate(self.stages):
             before = any(goal(earlier) is not None for earlier in self.stages[:index])
-            if isinstance(stage, Train) and stage.distill is not None and not before:
+            distill = stage.distill if isinstance(stage, Train) else None
+            if distill is not None and not distill.is_from_file and not before:
                 raise AtKey(
                     ("stages", index, "distill"),
                     f"'{stage.name}' distils from the dense model, and no stage before it cuts; move "
-                    "'distill' to a stage after a cut",
+                    "'distill' to a stage after a cut, or name a file as its 'teacher'",
                 )
 
     def _check_repairs(self) -> None:

@@ -126,20 +126,45 @@ class Gradual(Goal):
 
 
 class Distill(Spec):
-    """Learn from the dense model besides the labels.
+    """Learn from a teacher besides the labels: from the dense model, or one of a file.
 
-    loss = (1 - weight) * the task's loss + weight * T^2 * KL(softmax(dense / T) || softmax(outputs / T))
+    loss = (1 - weight) * the task's loss + weight * T^2 * KL(softmax(teacher / T) || softmax(outputs / T))
+           + features_weight * mean over the layers of mean((f - t)^2) / var(t)
 
-    over classes, or over the two values of each label of a multilabel task; (outputs - dense)^2 in place of
-    the second term for a regression or a task of its own.
+    over classes, or over the two values of each label of a multilabel task; (outputs - teacher)^2 in place of
+    the second term for a regression or a task of its own. f is what a layer of `features` returns, t what it
+    returns in the teacher, of the units that stayed.
 
-    Source: Hinton et al., arXiv:1503.02531.
+    Source: Hinton et al., arXiv:1503.02531; Romero et al., arXiv:1412.6550, without the regressor, since the
+    log of the cuts says which units stayed.
     """
 
+    teacher: Text = "dense"
+    """`dense`, the model as the first cut found it; or a file relative to this recipe: weights for the
+    recipe's own `model`, a whole model, the folder of a run (its cut model), or dense.safetensors in it"""
     temperature: Above = 4.0
     """T: softens both distributions"""
-    weight: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.5
-    """share of the loss that follows the dense model"""
+    weight: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.5
+    """share of the loss that follows the teacher's outputs; 0 with `features` alone"""
+    features: Layers | None = None
+    """modules whose outputs are drawn to the teacher's: globs on their names, `re:` and a regular expression,
+    or names of classes"""
+    features_weight: Above = 1.0
+    """factor of what `features` adds to the loss, which is 1 where each layer returns no more than the
+    teacher's mean"""
+
+    @property
+    def is_from_file(self) -> bool:
+        """Whether the teacher is read from a file."""
+        return self.teacher != "dense"
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> "Distill":
+        if self.features is None and self.features_weight != 1.0:
+            raise AtKey("features_weight", "there are no 'features' to weigh; name them, or leave it out")
+        if self.features is None and not self.weight:
+            raise AtKey("weight", "a weight of 0 leaves the teacher out; write one above 0, or 'features'")
+        return self
 
 
 class Rate(Spec):
@@ -210,8 +235,8 @@ class Train(Spec):
     patience: Positive | None = None
     """epochs without a better deciding metric after which the stage ends early"""
     distill: Distill | None = None
-    """learn from the dense model besides the labels, in a stage after a cut: `distill: {}`, or with
-    `temperature` and `weight`"""
+    """learn from a teacher besides the labels: `distill: {}` from the dense model, in a stage after a cut, or
+    with a `teacher` from a file in any"""
 
     @property
     def mixes(self) -> dict[Literal["mixup", "cutmix"], float]:

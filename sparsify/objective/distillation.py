@@ -1,5 +1,6 @@
 """Distillation: a loss that follows a teacher besides the targets."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,11 +14,18 @@ from sparsify_schemas.task import Task
 
 
 def distillation_losses(
-    outputs: Tensor, targets: Tensor, teacher: Tensor, temperature: float = 4.0, weight: float = 0.5
+    outputs: Tensor,
+    targets: Tensor,
+    teacher: Tensor,
+    temperature: float = 4.0,
+    weight: float = 0.5,
+    features: Sequence[tuple[Tensor, Tensor]] = (),
+    features_weight: float = 1.0,
 ) -> Tensor:
     """The loss of each example, with a share that follows a teacher: [N].
 
         (1 - weight) * cross-entropy + weight * T^2 * KL(softmax(teacher / T) || softmax(outputs / T))
+        + features_weight * mean over the pairs (f, t) of mean((f - t)^2) / var(t)
 
     Args:
         outputs: Logits [N, classes] of the model that learns.
@@ -25,6 +33,9 @@ def distillation_losses(
         teacher: Logits [N, classes] of the teacher, without a gradient.
         temperature: T.
         weight: Share of the loss that follows the teacher.
+        features: What layers of both return, each pair of one shape: `pairs()` of `sparsify.FeaturePairs`.
+        features_weight: Factor of their term, whose mean is that of each example, and whose variance is that
+            of the whole batch.
 
     Returns:
         One loss for each example; take the mean and call `backward`.
@@ -32,7 +43,7 @@ def distillation_losses(
     Raises:
         RuntimeError: The shapes do not fit each other.
 
-    Source: Hinton et al., arXiv:1503.02531.
+    Source: Hinton et al., arXiv:1503.02531; Romero et al., arXiv:1412.6550.
 
     Examples:
         >>> logits, labels = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
@@ -40,7 +51,41 @@ def distillation_losses(
         tensor([0.])
     """
     own = classification_losses(outputs, targets)
-    return mix_losses(own, _class_divergence(outputs, teacher, temperature), weight).sums
+    losses = mix_losses(own, _class_divergence(outputs, teacher, temperature), weight)
+    if features:
+        losses = add_feature_losses(losses, features, features_weight)
+    return losses.sums
+
+
+def add_feature_losses(
+    losses: Losses,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    weight: float,
+    variances: Sequence[float] | None = None,
+) -> Losses:
+    """The losses, and weight * mean over the pairs (f, t) of mean((f - t)^2) / var(t) for what counts in each
+    example.
+
+    pairs: what a layer returns in the model and in the teacher, in one shape: [N, ...] gives each example its
+    own mean, any other shape gives every example that of the whole. variances: var(t) of each pair; that of
+    the pair itself when left out. A pair whose t does not vary is left out.
+    """
+    count, terms, counted = len(losses.sums), [], torch.zeros((), device=losses.sums.device)
+    for place, (own, taught) in enumerate(pairs):
+        own, taught = own.float(), taught.detach().float()
+        variance = taught.var(correction=0) if variances is None else taught.new_tensor(variances[place])
+        square = (own - taught).square()
+        is_of_examples = square.dim() > 1 and len(square) == count
+        each = square.flatten(1).mean(dim=1) if is_of_examples else square.mean().expand(count)
+        varies = variance > _CONSTANT * taught.square().mean()
+        terms.append(torch.where(varies, each / torch.where(varies, variance, 1.0), 0.0))
+        counted = counted + varies
+    distance = torch.stack(terms).sum(dim=0) / counted.clamp(min=1)
+    return Losses(losses.sums + weight * distance * losses.weights, losses.weights)
+
+
+_CONSTANT = 1e-12
+"""of the mean square: a variance that rounding alone explains"""
 
 
 def mix_losses(own: Losses, divergence: Tensor, weight: float) -> Losses:

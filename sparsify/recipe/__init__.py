@@ -1,7 +1,7 @@
 """From recipe text to a validated Recipe, with every problem at its line and column. Imports no torch.
 
-read -> compose -> merge parents -> overrides -> variables -> presets -> limits -> pydantic -> explain ->
-check
+read -> compose -> merge parents -> overrides -> variables -> presets -> limits -> teachers -> pydantic ->
+explain -> check
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,7 @@ from sparsify.recipe.limits_file import Origin, replace_limits
 from sparsify.recipe.nodes import Node, Path, Place, Table, list_places, to_plain
 from sparsify.recipe.overrides import apply_overrides
 from sparsify.recipe.target_presets import list_presets, replace_presets
+from sparsify.recipe.teacher_files import resolve_teachers
 from sparsify.recipe.validation_messages import explain_errors
 from sparsify.recipe.variables import Filled, fill_variables, find_unused
 from sparsify.recipe.wording import describe_value
@@ -95,7 +96,7 @@ def load(
     filled = fill_variables(root, find_unused(merged.root, merged.own))
     placed, preset_problems = replace_presets(filled.root)
     limited = replace_limits(placed, limits)
-    filled = replace(filled, root=limited.root)
+    filled = replace(filled, root=resolve_teachers(limited.root))
     problems = [
         *merged.problems,
         *override_problems,

@@ -1,6 +1,7 @@
 """The stages of a plan as a table: what each trains, cuts or repairs."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import assert_never
 
 from sparsify.formatting.numbers import (
@@ -99,7 +100,11 @@ def _describe_mixing(stage: Train) -> str:
 
 def _describe_distillation(spec: Distill) -> str:
     weight, temperature = format_plain(spec.weight), format_plain(spec.temperature)
-    return f"distilled from the dense model (weight {weight}, temperature {temperature})"
+    teacher = Path(spec.teacher).name if spec.is_from_file else "the dense model"
+    parts = [f"weight {weight}", f"temperature {temperature}"] if spec.weight else []
+    if spec.features is not None:
+        parts.append(f"features {', '.join(spec.features)} with weight {format_plain(spec.features_weight)}")
+    return f"distilled from {teacher} ({', '.join(parts)})"
 
 
 def _describe_cuts(stage: Train) -> str:

@@ -19,6 +19,7 @@ from sparsify.objective.objective import Objective
 from sparsify.pruning.repair.memory import COPIES, affordable_examples
 from sparsify.recipe import Loaded
 from sparsify.runs.int8 import export_onnx_bytes, select_int8
+from sparsify.training.features import why_not_compared
 from sparsify.training.layout import why_not_in_layout
 from sparsify.training.mixing import why_unmixable
 from sparsify.training.recompute import why_not_recomputed
@@ -59,6 +60,9 @@ def check_stages(loaded: Loaded, model: nn.Module, datasets: Datasets, objective
             ("recompute_activations", why_not_recomputed(model)) if stage.recompute_activations else None,
             ("layout", why_not_in_layout(model, stage.layout, datasets.train, objective)),
         ]
+        if stage.distill is not None and stage.distill.features is not None:
+            why = why_not_compared(model, stage.distill.features, datasets.train, objective)
+            found.append(("distill.features", why))
         for key, why in filter(None, found):
             if why is not None:
                 problems.append(loaded.positions.problem(f"stages.{index}.{key}", why))

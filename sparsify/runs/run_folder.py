@@ -70,7 +70,8 @@ class State:
     data: dict[str, str] | None = None
     """Part of the data -> its SHA-256; None in runs of older versions."""
     sources: dict[str, str] | None = None
-    """What names a callable in the recipe -> SHA-256 of its source files; None in runs of older versions."""
+    """What names a callable or a teacher's file in the recipe -> SHA-256 of its files; None in runs of older
+    versions."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -5,7 +5,7 @@ Read and check everything, make or lock the run's folder, find out how far the r
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from sparsify.runs.save_load import (
     write_start,
 )
 from sparsify.runs.source_digests import check_data, check_sources, hash_sources
+from sparsify.runs.teachers import read_teachers
 from sparsify.runs.trackers import check_trackers, track_events
 from sparsify.training.accelerator import make_accelerator
 from sparsify.training.optimizers import find_unmatched
@@ -90,6 +91,8 @@ class Run:
     """Selects the units to keep."""
     first: int = 0
     """Index of the first stage."""
+    teachers: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Path -> model, of teachers that train stages name."""
 
 
 def make_request(
@@ -174,9 +177,11 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
         check_target(name, target)
     plan = plan_request(request, model, inputs, datasets, listener)
     inputs = apply_record(plan.map.inputs, inputs)
+    teachers: dict[str, nn.Module] = {}
     if datasets is not None:
         check_trainable(model, datasets, objective)
         check_stages(request.loaded, model, datasets, objective)
+        teachers = read_teachers(request.loaded, request.state.allow, model, datasets, objective)
     if request.folder is None:
         check_targets(model, inputs, recipe.targets)
     folder = request.folder or _create_folder(accelerator, out, recipe.title)
@@ -198,6 +203,7 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
             accelerator=accelerator,
             timing=timing,
             listener=_log_events(listener, folder) if is_main else silence,
+            teachers=teachers,
         )
         if is_main and not (folder / run_folder.CHECKPOINT).exists():
             _write_start(run, base)

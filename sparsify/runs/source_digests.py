@@ -1,13 +1,15 @@
-"""Digests of the code that a recipe names and of its data, so that a run goes on with what it began with."""
+"""Digests of the code and the teachers that a recipe names and of its data, so that a run goes on with what
+it began with."""
 
 import hashlib
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sparsify.errors import RunError
 from sparsify.recipe.import_path import load_module, resolve
-from sparsify.runs.run_folder import State
+from sparsify.runs.run_folder import State, hash_file
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.stage import Train
 
@@ -16,17 +18,30 @@ _OWN = ("sparsify", "torch")
 
 
 def hash_sources(recipe: Recipe) -> dict[str, str]:
-    """What names a callable, such as "task.loss 'mytask:loss'" -> SHA-256 of the files that it stands in.
+    """What names a callable, such as "task.loss 'mytask:loss'" -> SHA-256 of the files that it stands in; and
+    what names a teacher's file -> its SHA-256.
 
-    Callables of this package and of torch are left out, and so is what cannot be imported: reading the data
-    or the model says so.
+    Callables of this package and of torch are left out, and so is what cannot be imported or read: reading
+    the data or the model says so.
     """
     found = {}
     for key, path in list_callables(recipe):
         files = find_files(path)
         if files:
             found[f"{key} '{path}'"] = _hash_files(files)
+    for key, path in list_teachers(recipe):
+        with suppress(RunError):
+            found[f"{key} '{path}'"] = hash_file(Path(path))
     return found
+
+
+def list_teachers(recipe: Recipe) -> list[tuple[str, str]]:
+    """(key, path) of each file that a train stage learns from."""
+    return [
+        (f"stages.{place}.distill.teacher", stage.distill.teacher)
+        for place, stage in enumerate(recipe.stages)
+        if isinstance(stage, Train) and stage.distill is not None and stage.distill.is_from_file
+    ]
 
 
 def list_callables(recipe: Recipe) -> list[tuple[str, str]]:
@@ -68,7 +83,7 @@ def _hash_files(files: list[Path]) -> str:
 
 
 def check_sources(state: State, recipe: Recipe) -> None:
-    """Raises RunError where code that the recipe names is not that of the run's start."""
+    """Raises RunError where code or a teacher that the recipe names is not that of the run's start."""
     if state.sources is None:  # of an older version
         return
     now = hash_sources(recipe)
@@ -76,6 +91,10 @@ def check_sources(state: State, recipe: Recipe) -> None:
         if name in now and now[name] != state.sources.get(name):
             files = ", ".join(map(str, find_files(path)))
             raise RunError(f"{files} ({name}) was changed since the run began; start a new run with it")
+    for key, path in list_teachers(recipe):
+        name = f"{key} '{path}'"
+        if name in now and now[name] != state.sources.get(name):
+            raise RunError(f"{path} ({key}) was changed since the run began; start a new run with it")
 
 
 def check_data(state: State, recipe: Recipe, found: dict[str, str]) -> None:

@@ -138,8 +138,16 @@ def _train_until(run: Run, stage: Train, model: nn.Module, checkpoint: Checkpoin
         until=epoch,
         listener=_report_dense_shares(run.listener, plan, run.plan) if plan else run.listener,
         on_epoch=save,
-        teacher=dense_of_run(run, model) if stage.distill is not None else None,
+        teacher=_find_teacher(run, stage, model),
+        cuts=() if stage.distill is None or stage.distill.is_from_file else checkpoint.cuts,
     )
+
+
+def _find_teacher(run: Run, stage: Train, model: nn.Module) -> nn.Module | None:
+    """What a stage with `distill` learns from: the model as the first cut found it, or one of a file."""
+    if stage.distill is None:
+        return None
+    return run.teachers[stage.distill.teacher] if stage.distill.is_from_file else dense_of_run(run, model)
 
 
 def _training_plan(run: Run, stage: Train, model: nn.Module, checkpoint: Checkpoint) -> Plan | None:

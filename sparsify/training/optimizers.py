@@ -64,14 +64,15 @@ def _group_parameters(model: nn.Module, rates: Sequence[Rate]) -> list[Any]:
 
 
 def _find_scale(names: Sequence[str], module: nn.Module, rates: Sequence[Rate]) -> float:
-    classes = _list_classes(module)
+    classes = list_classes(module)
     for rate in rates:
         if any(selects(rate.layers, name, classes) for name in names):
             return rate.scale
     return 1.0
 
 
-def _list_classes(module: nn.Module) -> list[str]:
+def list_classes(module: nn.Module) -> list[str]:
+    """Names of the classes that a module is of, its own first."""
     return [base.__name__ for base in type(module).__mro__]
 
 
@@ -85,13 +86,14 @@ def find_unmatched(model: nn.Module, rates: Sequence[Rate]) -> dict[str, str]:
     plain = find_adapter_names(model).plain
     owners += [(plain[name], classes) for name, classes in owners if name in plain]
     patterns = [pattern for rate in rates for pattern in rate.layers]
-    unmatched = [p for p in patterns if not any(selects((p,), n, _list_classes(m)) for n, m in owners)]
+    unmatched = [p for p in patterns if not any(selects((p,), n, list_classes(m)) for n, m in owners)]
     names = [name for name, _ in owners if name]
     classes = sorted({type(module).__name__ for _, module in owners})
-    return {pattern: _suggest_layers(pattern, names, classes) for pattern in unmatched}
+    return {pattern: suggest_layers(pattern, names, classes) for pattern in unmatched}
 
 
-def _suggest_layers(pattern: str, names: list[str], classes: list[str]) -> str:
+def suggest_layers(pattern: str, names: list[str], classes: list[str]) -> str:
+    """What to write in place of a pattern that matches nothing."""
     close = get_close_matches(pattern, [*names, *classes], 1)
     if close:
         return f"did you mean '{close[0]}'?"

@@ -26,6 +26,7 @@ from sparsify.objective.objective import CLASSIFICATION, Evaluation, Objective, 
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training.divergence import check_weights, refuse_overflow
 from sparsify.training.fsdp import gather_state, shard_model
+from sparsify.training.hints import measure_hints
 from sparsify.training.hooks import attach
 from sparsify.training.layout import order_weights, restore_order
 from sparsify.training.loss_threshold import has_plateaued, zero_smallest
@@ -35,6 +36,7 @@ from sparsify.training.restore import restore_optimizer, restore_scale
 from sparsify.training.seeds import derive_seed
 from sparsify.training.stage_state import OnEpoch, StageRun, StageState
 from sparsify.training.training_epoch import train_epoch
+from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.data import Augment
 from sparsify_schemas.report import Epoch
 from sparsify_schemas.stage import Train
@@ -61,6 +63,7 @@ def train_stage(
     listener: Listener = silence,
     on_epoch: OnEpoch | None = None,
     teacher: nn.Module | None = None,
+    cuts: Sequence[Cuts] = (),
 ) -> StageState:
     """Train `model` in place and return how it ended; it is on the CPU afterwards.
 
@@ -71,7 +74,7 @@ def train_stage(
     right after a cut its hooks hold what that has left of `own`.
     until: epochs after which to stop; the whole stage when left out.
     objective: what is minimised, and what the model is validated by.
-    teacher: the dense model, for a stage with `distill`.
+    teacher: what a stage with `distill` learns from; cuts: those that made the model from it, in order.
     on_epoch: called after each epoch on every process, with a state whose tensors are the live ones.
     Raises TrainingError when the loss is no longer finite, before the step that would spoil the weights;
     DataError when there are more classes than the model has outputs.
@@ -90,6 +93,9 @@ def train_stage(
         trained if apart else accelerator.prepare(model),
         torch.amp.GradScaler(accelerator.device.type, SCALE, enabled=stage.precision == "fp16"),
     )
+    frozen = _freeze_teacher(teacher, stage, accelerator.device)
+    drawn = derive_seed(seed, stage_index, 0)
+    hints = measure_hints(trained, frozen, cuts, stage, datasets, objective, drawn)  # before hooks see a pass
     total = steps * stage.epochs
     hooked = (
         attach(
@@ -130,7 +136,8 @@ def train_stage(
             objective,
             smooth_labels(objective, stage.label_smoothing),
             average,
-            _freeze_teacher(teacher, stage, accelerator.device),
+            frozen,
+            hints,
         )
         state = restore or StageState(0, (), 0.0, 0.0, 0.0, {}, {}, {})
         while state.epochs < (until or stage.epochs) and not _is_exhausted(stage, objective, state.history):

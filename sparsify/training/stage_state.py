@@ -13,6 +13,7 @@ from sparsify.data import Datasets
 from sparsify.events import Listener
 from sparsify.objective.losses import MeasureLosses
 from sparsify.objective.objective import Objective
+from sparsify.training.hints import Hints
 from sparsify.training.hooks import Hooks
 from sparsify_schemas.data import Augment
 from sparsify_schemas.report import Epoch
@@ -73,6 +74,8 @@ class StageRun:
     """the moving average of the weights, for a stage with `ema`"""
     teacher: nn.Module | None = None
     """what a stage with `distill` learns from, in eval mode"""
+    hints: Hints | None = None
+    """layers whose outputs are drawn to the teacher's, for `distill` with `features`"""
 
     @property
     def judged(self) -> nn.Module:

@@ -104,7 +104,8 @@ def _run_batch(run: StageRun, x: Any, y: Any, mix: Mix | None, where: str) -> tu
                 enabled=run.stage.precision != "fp32",
             ),
         ):
-            outputs = predict(run.objective, run.prepared, xs, ys, where)
+            with nullcontext() if run.hints is None else run.hints.pairs.record_model():
+                outputs = predict(run.objective, run.prepared, xs, ys, where)
             own = run.measure_losses(outputs, ys)
             losses = own if mix is None else mix.mix_losses(own, run.measure_losses(outputs, zs))
             losses = _add_distillation(run, losses, xs, ys, outputs, where)
@@ -135,7 +136,8 @@ def _count_for_process(run: StageRun, targets: Any) -> Tensor | int:
 
 
 def _add_distillation(run: StageRun, losses: Losses, x: Any, y: Any, outputs: Any, where: str) -> Losses:
-    """The task's losses, or a mixture with how far the outputs are from the teacher's."""
+    """The task's losses, or a mixture with how far the outputs are from the teacher's, and what the layers
+    say."""
     if not losses.sums.requires_grad:
         raise TrainingError(
             f"{where}the loss does not depend on the weights, so nothing can be learned; check task.loss"
@@ -143,8 +145,10 @@ def _add_distillation(run: StageRun, losses: Losses, x: Any, y: Any, outputs: An
     distill = run.stage.distill
     if distill is None or run.teacher is None:
         return losses
-    with torch.no_grad():
-        taught = find_judged(run.objective, predict(run.objective, run.teacher, x, y, where), where)
-    own = find_judged(run.objective, outputs, where)
-    divergence = teacher_divergence(run.objective.task, own, y, taught, distill.temperature)
-    return mix_losses(losses, divergence, distill.weight)
+    with torch.no_grad(), nullcontext() if run.hints is None else run.hints.pairs.record_teacher():
+        said = predict(run.objective, run.teacher, x, y, where)
+    if distill.weight:
+        own, taught = (find_judged(run.objective, one, where) for one in (outputs, said))
+        divergence = teacher_divergence(run.objective.task, own, y, taught, distill.temperature)
+        losses = mix_losses(losses, divergence, distill.weight)
+    return losses if run.hints is None else run.hints.add_to(losses)

@@ -929,7 +929,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
         (("name: learn,", "name: learn, distill: {},"),),
         (
             "recipe.yaml:19:32: stages.0.distill: 'learn' distils from the dense model, and no stage before "
-            "it cuts; move 'distill' to a stage after a cut"
+            "it cuts; move 'distill' to a stage after a cut, or name a file as its 'teacher'"
         ),
     ),
     "the best of no validation data": (

@@ -41,7 +41,15 @@ RECIPE = {
     "stages": [
         {"kind": "train", "name": "learn", "epochs": 2, "batch": 32, "optimizer": SGD},
         {"kind": "cut"},
-        {"kind": "train", "name": "tune", "epochs": 1, "batch": 32, "penalties": False, "optimizer": SGD},
+        {
+            "kind": "train",
+            "name": "tune",
+            "epochs": 1,
+            "batch": 32,
+            "penalties": False,
+            "optimizer": SGD,
+            "distill": {"features": ["0", "ReLU"]},
+        },
     ],
 }
 FINE = {"warmup": "3it", "clip": 0.5, "accumulate": 4}
@@ -90,12 +98,21 @@ SHARDED = GRADUAL | {
         {
             "kind": "train",
             "name": "half",
-            "epochs": 2,
+            "epochs": 1,
             "batch": 32,
             "optimizer": SGD,
             "precision": "fp16",
             "clip": 1.0,
             "shard": True,
+        },
+        {
+            "kind": "train",
+            "name": "taught",
+            "epochs": 1,
+            "batch": 32,
+            "optimizer": SGD,
+            "shard": True,
+            "distill": {"features": "0"},
         },
     ],
 }

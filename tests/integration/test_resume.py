@@ -364,7 +364,12 @@ def test_mixed_recomputed_and_channels_last_stages_go_on(
     shrink = {"kind": "train", "name": "shrink", "epochs": 3, "optimizer": adam, "cuts": {"end": "2ep"}}
     tune = {"kind": "train", "name": "tune", "epochs": 2, "penalties": False, "optimizer": adam}
     rule = {"layers": "*.a", "group": "filter", "penalty": {"kind": "group_lasso", "strength": 1e-3}}
-    more = {"distill": {}, "ema": 0.9, "label_smoothing": 0.1, "accumulate": 2}
+    more = {
+        "distill": {"features": ["*.a", "*.norm", "2"]},
+        "ema": 0.9,
+        "label_smoothing": 0.1,
+        "accumulate": 2,
+    }
     stages = [{**shrink, **manner, "batch": 256}, {**tune, **manner, **more, "batch": 256}]
     recipe = {
         **RECIPE,

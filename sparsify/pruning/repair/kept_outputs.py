@@ -50,6 +50,79 @@ def find_kept_outputs(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Ten
     return found
 
 
+def find_kept_features(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Tensor]:
+    """Module -> numbers of its dense outputs that stay, in order, also of modules between layers; those that
+    kept all of them, or of which nothing is known, are left out.
+
+    Layers by `find_kept_outputs`; normalisations by their weights or statistics; embeddings by the columns,
+    attention by the rows of its last projection; activations, dropout and pooling in an nn.Sequential by what
+    is before them, and an nn.Sequential by its last module.
+    """
+    canonical, narrowed = canonical_names(dense), _narrowed(rounds)
+    found = find_kept_outputs(dense, rounds)
+    for name, module in dense.named_modules():
+        held = _find_unit_tensor(module)
+        if held is None:
+            continue
+        inner, dim = held
+        tensor = f"{name}.{inner}" if name else inner
+        operations = [one for one in narrowed.get(canonical.get(tensor, tensor), []) if one.dim == dim]
+        found.pop(name, None)
+        if operations:
+            numbers = torch.arange(_read_tensor(module, inner).shape[dim])
+            for operation in operations:
+                numbers = numbers[to_indices(operation.keep)]
+            found[name] = numbers
+    for name, module in reversed(list(dense.named_modules())):
+        if isinstance(module, nn.Sequential):
+            _follow_sequence(name, module, found)
+    return found
+
+
+def _find_unit_tensor(module: nn.Module) -> tuple[str, int] | None:
+    """(tensor, dimension) that has an entry for each output of a module whose weight is no matrix of outputs
+    and inputs; None of others."""
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return "weight", 1
+    if isinstance(module, nn.MultiheadAttention):
+        return "out_proj.weight", 0
+    for name in ("weight", "running_mean"):
+        tensor = getattr(module, name, None)
+        if isinstance(tensor, Tensor) and tensor.dim() == 1:
+            return name, 0
+    return None
+
+
+def _read_tensor(module: nn.Module, path: str) -> Tensor:
+    owner, _, name = path.rpartition(".")
+    tensor: Tensor = getattr(module.get_submodule(owner), name)
+    return tensor
+
+
+def _follow_sequence(name: str, sequence: nn.Sequential, found: dict[str, Tensor]) -> None:
+    """Add the modules of a sequence that pass on the outputs of what is before them, and the sequence."""
+    before: Tensor | None = None
+    for key, child in sequence.named_children():
+        inner = f"{name}.{key}" if name else key
+        passes_on = _passes_outputs_on(child) and inner not in found
+        if passes_on and before is not None:
+            found[inner] = before
+        before = before if passes_on else found.get(inner)
+    if before is not None:
+        found[name] = before
+
+
+def _passes_outputs_on(module: nn.Module) -> bool:
+    """Whether a module has an output for each input, and no weights that were cut with them."""
+    if isinstance(module, nn.PReLU):
+        return True
+    has_weights = any(True for _ in module.parameters())
+    kind = type(module).__module__.removeprefix("torch.nn.modules.")
+    return not has_weights and (
+        kind in ("activation", "dropout", "pooling") or isinstance(module, nn.Identity)
+    )
+
+
 def find_zeroed_tensors(rounds: Sequence[Cuts]) -> frozenset[str]:
     """Tensors of which single weights were set to zero."""
     operations = chain.from_iterable(cuts.operations for cuts in rounds)

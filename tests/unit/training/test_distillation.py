@@ -82,5 +82,5 @@ def test_the_plan_says_so_and_a_stage_before_the_cut_is_refused() -> None:
         sparsify.load_recipe({**RECIPE, "stages": stages[::-1]})
     assert (
         "'train' distils from the dense model, and no stage before it cuts; "
-        "move 'distill' to a stage after a cut"
+        "move 'distill' to a stage after a cut, or name a file as its 'teacher'"
     ) in str(caught.value)

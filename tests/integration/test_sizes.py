@@ -124,7 +124,7 @@ class Endless(IterableDataset[Any]):
 
 def test_a_set_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays, "MOST", 50)
-    monkeypatch.setattr(arrays, "resolve", lambda path: lambda: (Endless(), Endless()))
+    monkeypatch.setattr(arrays, "resolve_callable", lambda key, path: lambda: (Endless(), Endless()))
     with pytest.raises(DataError) as caught:
         load_data(Data.model_validate({"source": "mine:load"}), 0)
     assert str(caught.value) == (

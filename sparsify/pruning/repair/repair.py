@@ -201,22 +201,42 @@ def repair_model(
         judged = take_examples(inputs, count, count - held_out, count)
         before = measure_agreement(dense, model, judged, held_out, processes, classes)
         saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        try:
-            layers = _repair_layers(
-                dense, model, rounds, inputs, count, held_out, stage, seed, model_map, processes, listener
-            )
-            after = measure_agreement(dense, model, judged, held_out, processes, classes)
-        except BaseException:  # an interruption leaves the model as it was
-            model.load_state_dict(saved)
-            raise
-        share_state(model, processes)  # equal to rounding before
-        changed = stage.method == "batch_norm" or any(row.outcome in CHANGED for row in layers)
-        reverted = changed and not after.error < before.error
-        if reverted:
+        for attempt in _list_attempts(stage):
+            try:
+                layers = _repair_layers(
+                    dense,
+                    model,
+                    rounds,
+                    inputs,
+                    count,
+                    held_out,
+                    attempt,
+                    seed,
+                    model_map,
+                    processes,
+                    listener,
+                )
+                after = measure_agreement(dense, model, judged, held_out, processes, classes)
+            except BaseException:  # an interruption leaves the model as it was
+                model.load_state_dict(saved)
+                raise
+            share_state(model, processes)  # equal to rounding before
+            changed = stage.method == "batch_norm" or any(row.outcome in CHANGED for row in layers)
+            reverted = changed and not after.error < before.error
+            if not reverted:
+                break
             model.load_state_dict(saved)
             after = before
     seconds = time.perf_counter() - started
     return Repaired(model, stage.method, everywhere, before, after, layers, reverted, seconds)
+
+
+def _list_attempts(stage: Repair) -> tuple[Repair, ...]:
+    """The stage, and what is tried where it does not help: each layer towards its own outputs alone. In a
+    deep model without batch normalisation, making up for shortcuts may add up to more than was lost."""
+    if stage.method == "least_squares" and stage.shortcuts:
+        return stage, stage.model_copy(update={"shortcuts": False})
+    return (stage,)
 
 
 LEAST_OF_EACH = 3

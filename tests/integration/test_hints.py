@@ -29,6 +29,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("conv1,conv2,conv3", "write several layers as a list: [conv1, conv2, conv3]"),
         ("torch.nn.Conv2d", "write the class without its package: Conv2d"),
         ("nn.Conv2d", "write the class without its package: Conv2d"),
+        ("\u201cconv*\u201d", "it holds U+201C (left double quotation mark), not '\"'"),
+        ("c\u043env1", "it holds U+043E (Cyrillic small letter o), not 'o'"),
+        ("conv1\u00a0", "it holds U+00A0 (no-break space), not a plain space"),
     ],
 )
 def test_layers(layers: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -215,7 +215,7 @@ def _write_count(number: float, kinds: Sequence[type[Quantity]]) -> str:
     """A bare number as a share, where it is below 1, as a count or as bytes; '' where it is not clear."""
     if Share in kinds and 0 < number < 1:
         return f"{number * 100:.6g}%"
-    if number < 1000 or number != int(number) or number > 1e15:
+    if not 1000 <= number <= 1e15 or number != int(number):
         return ""
     if Size in kinds:
         return f"{int(number)}B"

@@ -129,10 +129,11 @@ def make_request(
             f"{model_file} is a run that has not finished and has no cut model yet; "
             f"continue it with 'sparsify apply --resume {model_file}'"
         )
+    digest = None if path is None else _hash_model(path)
     state = run_folder.State(
         recipe=run_folder.recipe_json(loaded.recipe),
         model_file=None if path is None else str(path),
-        model_digest=None if path is None else _hash_model(path),
+        model_digest=digest,
         allow=tuple(allow),
         from_scratch=from_scratch,
         strict=strict,

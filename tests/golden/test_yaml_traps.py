@@ -123,6 +123,8 @@ TRAPS: dict[str, tuple[str, str, str]] = {
         "{bytes: 8mb}",
         f"6:17: budget.bytes: {SIZE}, not '8mb'; write '8MB'",
     ),
+    "infinite count": ("40%", ".inf", f"6:16: budget.macs: {COUNT}, not the bare number inf"),
+    "no number": ("40%", ".nan", f"6:16: budget.macs: {COUNT}, not the bare number nan"),
     "unclear number": ("40%", "40", f"6:16: budget.macs: {COUNT}, not the bare number 40"),
     "blank title": ("Sample", '" \\n "', "2:8: title: expected some text, found only blanks"),
     "slow pattern beside a back reference": (

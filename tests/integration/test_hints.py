@@ -1,5 +1,6 @@
 """What people write who come from elsewhere gets the useful next step."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,11 @@ def test_sources(source: str, said: str, capsys: pytest.CaptureFixture[str]) -> 
     Path("recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "data": {"source": source}}))
     assert exit_code(["validate", "recipe.yaml"]) == 1
     assert capsys.readouterr().err.rstrip().endswith(f"data.source: {said}")
+
+
+def test_a_usage_error_is_json_after_another_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """In one process; found by tests/benchmarks/fuzz_commands.py."""
+    assert exit_code(["explain", "macs"]) == 0
+    capsys.readouterr()
+    assert exit_code(["validate", "recipe.yaml", "--json", "--nonsense"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"] == "UsageError"

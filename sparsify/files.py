@@ -109,6 +109,7 @@ def replace_file(path: Path, shared: bool = False) -> Iterator[Path]:
             yield temporary
             with temporary.open("r+b") as stream:
                 os.fsync(stream.fileno())
+            _give_usual_mode(temporary)
             temporary.replace(path)
             _sync_folder(path.parent)
         except BaseException:
@@ -117,6 +118,14 @@ def replace_file(path: Path, shared: bool = False) -> Iterator[Path]:
             raise
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _give_usual_mode(path: Path) -> None:
+    """Readable as files that Python opens are: safetensors writes files that their owner alone may read."""
+    if sys.platform != "win32":
+        mask = os.umask(0o077)
+        os.umask(mask)
+        path.chmod(0o666 & ~mask)
 
 
 @contextmanager

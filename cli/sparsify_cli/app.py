@@ -27,7 +27,7 @@ from sparsify_cli.failures import (
     shorten,
     show_warnings,
 )
-from sparsify_cli.output import separate_output, show_usage
+from sparsify_cli.output import forget_results, separate_output, show_usage
 
 _ClickError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 """What wrong usage raises: of click, or of the copy of it that newer versions of typer have."""
@@ -139,6 +139,7 @@ def exit_code(arguments: Sequence[str] | None = None) -> int:
             # A file name that is not UTF-8 must not break the message about it.
             stream.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if arguments is None else list(arguments)
+    forget_results()
     try:
         with show_warnings():
             return _run_command(given)

@@ -43,6 +43,11 @@ def has_results() -> bool:
     return _output.has_results
 
 
+def forget_results() -> None:
+    """Begin a command: what an earlier one of this process wrote does not count."""
+    _output.has_results = False
+
+
 def write_result(text: str, *, nl: bool = True) -> None:
     """Write to stdout. Raises OutputError where that is full, BrokenPipeError where its reader is done."""
     stream = find_stream()

@@ -39,3 +39,6 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True, min_length=1)]
+NOT_BLANK = r"\S"
+Title = Annotated[str, Field(strict=True, min_length=1, pattern=NOT_BLANK)]
+"""text that shows something"""

@@ -87,6 +87,31 @@ class Tokens(Spec):
     examples"""
 
 
+_READ_BY = {
+    ".npy": "an .npy holds one array; write x_train, y_train, x_test and y_test into one .npz by numpy.savez",
+    ".parquet": "write the table as .csv",
+    ".pt": "write arrays as .npz, or name a callable that returns Datasets, such as mydata:load",
+    ".py": "name the callable in it, such as mydata:load",
+}
+"""what to do with files of other kinds"""
+
+
+def _refuse_places(source: str) -> None:
+    """Say what to write in place of a URL, a path to a script, or a file of another kind."""
+    if "://" in source:
+        raise ValueError(f"{source!r} is a URL; download the file, and write its path")
+    script, colon, name = source.partition(":")
+    if colon and (script.endswith(".py") or "/" in script or "\\" in script):
+        folder, _, file = script.replace("\\", "/").rpartition("/")
+        where = f", and run sparsify in {folder}" if folder not in ("", ".") else ""
+        raise ValueError(
+            f"{source!r} names a file; write its module, '{file.removesuffix('.py')}:{name}'{where}"
+        )
+    for ending, advice in _READ_BY.items():
+        if source.endswith(ending):
+            raise ValueError(f"{source!r} is no source; {advice}")
+
+
 class Data(Spec):
     """A data set, its split and its preprocessing. The test set is read once, at the end."""
 
@@ -143,6 +168,7 @@ class Data(Spec):
     @field_validator("source")
     @classmethod
     def _known(cls, source: str) -> str:
+        _refuse_places(source)
         if source in BUILT_IN or source.endswith((".npz", *TABLES, *TEXTS)) or ":" in source:
             return source
         module, dot, name = source.rpartition(".")

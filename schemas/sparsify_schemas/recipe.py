@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from sparsify_schemas.base import AtKey, Seed, Spec, Text
+from sparsify_schemas.base import AtKey, Seed, Spec, Text, Title
 from sparsify_schemas.budget import Budget, fit_drop
 from sparsify_schemas.data import Data
 from sparsify_schemas.group import in_one_tensor, removes_branches
@@ -105,9 +105,9 @@ class Recipe(Spec):
 
     version: Literal[1]
     """version of the recipe language, 1"""
-    title: Text
+    title: Title
     """what the recipe is for; names the run folder"""
-    reference: Text | None = None
+    reference: Title | None = None
     """where the method or its figures come from"""
     seed: Seed = 0
     """seeds every random choice"""

@@ -1,12 +1,12 @@
 """Which layers a rule speaks of.
 
 A selector is a glob on module names (`layer?.*.conv1`), `re:` and a regular expression that must match the
-whole name, or the name of a layer class (`Conv2d`): the layer's own, or one that it is derived from, up to
-the class of torch.nn. A rule may list several; a layer is selected when any of them matches.
+whole name (in bounded time: see `whole_match`), or the name of a layer class (`Conv2d`): the layer's own, or
+one that it is derived from, up to the class of torch.nn. A rule may list several; a layer is selected when
+any of them matches.
 """
 
 import re
-import warnings
 from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from sparsify_schemas.base import Text
+from sparsify_schemas.whole_match import explain_refusal, matches_whole
 
 
 def _as_tuple(value: Any) -> Any:
@@ -24,11 +25,11 @@ def _check_patterns(value: tuple[str, ...]) -> tuple[str, ...]:
     for text in value:
         if text.startswith("re:"):
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # `[[` and its like: odd, not wrong
-                    re.compile(text[3:])
+                refusal = explain_refusal(text[3:])
             except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"{text!r} is no regular expression: {error}") from None
+            if refusal:
+                raise ValueError(f"{text!r}: {refusal}")
     return value
 
 
@@ -39,7 +40,7 @@ def selects(patterns: Iterable[str], name: str, classes: Collection[str]) -> boo
 
 def _matches_pattern(pattern: str, name: str, classes: Collection[str]) -> bool:
     if pattern.startswith("re:"):
-        return re.fullmatch(pattern[3:], name) is not None
+        return matches_whole(pattern[3:], name)
     return pattern in classes or fnmatchcase(name, pattern)
 
 

@@ -15,7 +15,7 @@ A bare number is refused wherever its meaning would have to be looked up.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -44,7 +44,9 @@ class Quantity:
         units = "|".join(re.escape(u) for u in cls.UNITS)
         match = re.fullmatch(rf"({_NUMBER})({units})", text) if isinstance(text, str) else None
         if match is None:
-            raise ValueError(f"expected {cls.EXPECTS}, not {_format_number(text)}")
+            raise ValueError(
+                f"expected {cls.EXPECTS}, not {_format_number(text)}{_suggest_writing(text, (cls,))}"
+            )
         if not math.isfinite(float(match[1])):
             raise ValueError(f"expected {cls.EXPECTS}, and {_format_number(text)} is too large")
         return cls(float(match[1]), match[2]).checked()
@@ -182,9 +184,45 @@ def first_of(*kinds: type[Quantity]) -> Callable[[Any], Quantity]:
                 if "between" in str(error):
                     raise
         expected = " or ".join(kind.EXPECTS for kind in kinds)
-        raise ValueError(f"expected {expected}, not {_format_number(text)}")
+        hint = _suggest_writing(text, kinds)
+        raise ValueError(f"expected {expected}, not {_format_number(text)}{hint}")
 
     return parse
+
+
+def _suggest_writing(text: Any, kinds: Sequence[type[Quantity]]) -> str:
+    """`; write '0.5%'` where it is clear what was meant by `.5%`, `40 %`, `12,5%`, `8mb` or a bare count."""
+    if isinstance(text, bool) or not isinstance(text, str | int | float):
+        return ""
+    written = _write_out(text) if isinstance(text, str) else _write_count(text, kinds)
+    for unit in dict.fromkeys(unit for kind in kinds for unit in kind.UNITS):
+        if written.lower().endswith(unit.lower()):
+            number = written[: len(written) - len(unit)]
+            if re.fullmatch(_NUMBER, number) and (unit != "%" or float(number) <= 100):
+                return f"; write '{number}{unit}'"
+    return ""
+
+
+def _write_out(text: str) -> str:
+    """Without blanks, with a point for a decimal comma, and a digit before it."""
+    compact = "".join(text.split())
+    if re.fullmatch(r"[0-9]+,[0-9]{1,2}[^0-9,]+", compact):
+        compact = compact.replace(",", ".")
+    return f"0{compact}" if compact.startswith(".") else compact
+
+
+def _write_count(number: float, kinds: Sequence[type[Quantity]]) -> str:
+    """A bare number as a share, where it is below 1, as a count or as bytes; '' where it is not clear."""
+    if Share in kinds and 0 < number < 1:
+        return f"{number * 100:.6g}%"
+    if not 1000 <= number <= 1e15 or number != int(number):
+        return ""
+    if Size in kinds:
+        return f"{int(number)}B"
+    if Amount not in kinds:
+        return ""
+    power, unit = (1e6, "M") if number >= 1e6 else (1e3, "k")
+    return f"{repr(number / power).removesuffix('.0')}{unit}"
 
 
 Unit = Literal["ep", "it", "dur"]

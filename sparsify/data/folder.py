@@ -16,6 +16,9 @@ from sparsify.errors import DataError
 from sparsify.forward.free_memory import check_memory
 from sparsify_schemas.task import Task
 
+_MASK_BYTES = 8
+"""of a pixel: the number of its class in int64"""
+
 
 def read_folder(
     root: Path, size: int | None, channels: int | None = None, task: Task | None = None
@@ -94,6 +97,9 @@ def _read_masked(root: Path, size: int | None, channels: int | None, task: Task)
 
     def examples(files: list[tuple[Path, Path]]) -> Examples:
         images = _read_images([image for image, _ in files], form, may_vary=True)
+        if size is not None:
+            what = f"{len(files)} masks of {size}x{size}"
+            check_memory(len(files) * size**2 * _MASK_BYTES, what, "set a smaller data.size", DataError)
         masks = [read_mask(mask, size) for _, mask in files]
         for (path, mask_path), pixels, mask in zip(files, _list_images(images), masks, strict=True):
             if pixels.shape[1:] != mask.shape:

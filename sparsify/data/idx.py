@@ -12,8 +12,11 @@ from torch import Tensor
 
 from sparsify.data.examples import Examples
 from sparsify.errors import DataError
+from sparsify.forward.free_memory import check_memory
 
 _MAGIC = {3: 0x0803, 1: 0x0801}
+_EXPANDED = 1100
+"""bytes that gzip makes of one, at most"""
 _KIND = {3: "images", 1: "labels"}
 
 
@@ -64,7 +67,7 @@ def _read_file(folder: Path, name: str, dims: int) -> Tensor:
     Source: http://yann.lecun.com/exdb/mnist
     """
     path = next(p for p in _list_places(folder, name) if p.is_file())
-    content = _read_content(path)
+    content = _read_content(path, dims)
     header = 4 * (1 + dims)
     if len(content) < header:
         raise DataError(
@@ -79,15 +82,28 @@ def _read_file(folder: Path, name: str, dims: int) -> Tensor:
     expected = header + math.prod(shape)
     if len(content) != expected:
         raise DataError(
-            f"{path}: {len(content)} bytes where its header promises {expected}; download it again"
+            f"{path}: {_count_bytes(content, expected)} where its header promises {expected}; "
+            "download it again"
         )
     # a copy, because torch wants memory that it may write to
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())
 
 
-def _read_content(path: Path) -> bytes:
+def _count_bytes(content: bytes, expected: int) -> str:
+    return "more bytes" if len(content) > expected else f"{len(content)} bytes"
+
+
+def _read_content(path: Path, dims: int) -> bytes:
+    """The bytes of a file; of a .gz, which may unpack to any number of zeros, one more than its header says
+    at most."""
     try:
-        raw = path.read_bytes()
-        return gzip.decompress(raw) if path.suffix == ".gz" else raw
+        if path.suffix != ".gz":
+            return path.read_bytes()
+        with gzip.open(path) as stream:
+            header = stream.read(4 * (1 + dims))
+            lengths = struct.unpack(f">{len(header) // 4}I", header[: len(header) // 4 * 4])[1:]
+            size = min(math.prod(lengths), _EXPANDED * path.stat().st_size)
+            check_memory(size, f"{path}, unpacked,", "use a part of it", DataError)
+            return header + stream.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}); download it again") from error

@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from sparsify.errors import ModelError, describe_error
-from sparsify.modelfile.safe_unpickle import find_admitted
+from sparsify.errors import ModelError, SparsifyWarning, describe_error
+from sparsify.modelfile.folders import find_weights
+from sparsify.modelfile.safe_unpickle import NEVER, RefusedError, find_admitted
+from sparsify.modelfile.skipped_objects import stand_in
 
 State = dict[str, Tensor]
 
@@ -31,9 +33,33 @@ SAVE_WEIGHTS = (
     "and name its builder under 'model:' in the recipe"
 )
 
+_ARRAYS = "; an array file, not a model: examples are named under 'data' in the recipe"
+_TABLE = "; a table, not a model: examples are named under 'data' in the recipe"
+_ELSEWHERE = f"; save the PyTorch model's weights: {SAVE_WEIGHTS}"
+_OTHERS = {
+    **dict.fromkeys((".npy", ".npz"), _ARRAYS),
+    **dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), _TABLE),
+    **dict.fromkeys((".onnx", ".tflite", ".gguf", ".h5", ".hdf5", ".keras", ".pb"), _ELSEWHERE),
+    **dict.fromkeys((".yaml", ".yml"), "; a recipe? 'sparsify apply RECIPE MODEL' takes the recipe first"),
+}
+"""hints by the endings of files that are none"""
+
 
 def read_contents(path: Path, allow: Sequence[str]) -> State | nn.Module:
     """Read a state dict, bare or inside a checkpoint, or a whole module. Raises ModelError."""
+    files = find_weights(path)
+    if len(files) == 1:
+        return _read_checked(files[0], allow)
+    state: State = {}
+    for file in files:
+        part = _read_checked(file, allow)
+        if isinstance(part, nn.Module):
+            raise ModelError(f"{file}: a whole model, where a shard of weights was expected")
+        state |= part
+    return state
+
+
+def _read_checked(path: Path, allow: Sequence[str]) -> State | nn.Module:
     found = _read_file(path, allow)
     check_sizes(found.state_dict() if isinstance(found, nn.Module) else found, path)
     return found
@@ -58,7 +84,7 @@ def _read_file(path: Path, allow: Sequence[str]) -> State | nn.Module:
     start, size = _read_start(path)
     if start.startswith(_ZIP):
         _check_archive(path)
-        return _unwrap_state(_load_pickle(path, find_admitted(path, allow)), path)
+        return _read_archive(path, allow)
     if start.startswith(_LEGACY):
         return _unwrap_state(_load_pickle(path, []), path)
     if path.suffix == ".safetensors" or _is_safetensors(start, size):
@@ -68,7 +94,33 @@ def _read_file(path: Path, allow: Sequence[str]) -> State | nn.Module:
             f"{path}: a plain pickle, which would execute code when it is read; "
             f"save the weights: {SAVE_WEIGHTS}"
         )
-    raise ModelError(f"{path}: not a model file; expected what torch.save or safetensors writes")
+    hint = _OTHERS.get(path.suffix.lower(), "")
+    raise ModelError(f"{path}: not a model file; expected what torch.save or safetensors writes{hint}")
+
+
+def _read_archive(path: Path, allow: Sequence[str]) -> State | nn.Module:
+    """What torch.save wrote. Where it names more than weights, and holds weights, these alone are read."""
+    try:
+        known = find_admitted(path, allow)
+    except RefusedError as error:
+        skipped = None if error.has_layers else stand_in(error.names, NEVER | {"torch"})
+        state = None if skipped is None else _read_state(path, skipped)
+        if state is None:
+            raise
+        shown = ", ".join(error.names[:5]) + (", ..." if len(error.names) > 5 else "")
+        text = f"{path}: the weights are read; skipped beside them: {shown}"
+        warnings.warn(text, SparsifyWarning, stacklevel=2)
+        return state
+    return _unwrap_state(_load_pickle(path, known), path)
+
+
+def _read_state(path: Path, skipped: list[Any]) -> State | None:
+    """The weights in a file with stand-ins for what else it names, None where it holds none."""
+    try:
+        found = _unwrap_state(_load_pickle(path, skipped), path)
+    except ModelError:
+        return None
+    return None if isinstance(found, nn.Module) else found
 
 
 def _read_start(path: Path) -> tuple[bytes, int]:

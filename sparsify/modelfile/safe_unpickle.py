@@ -31,7 +31,7 @@ from sparsify.recipe.import_path import load_module
 _OURS = ("torch.nn", "sparsify.models")
 _TORCH = ("torch.nn", "torch.ao.nn", "torch._C._nn")
 _FUNCTIONS = "torch.nn.functional"
-_NEVER = frozenset(sys.stdlib_module_names) | {
+NEVER = frozenset(sys.stdlib_module_names) | {
     "pip",
     "setuptools",
     "pkg_resources",
@@ -52,6 +52,18 @@ class _Refused:
     """The `--allow` that would admit it, if any."""
 
 
+class RefusedError(ModelError):
+    """A file names classes or functions that are not admitted.
+
+    has_layers: whether it names layers that are, so that it holds a module.
+    """
+
+    def __init__(self, message: str, names: Sequence[str], has_layers: bool) -> None:
+        super().__init__(message)
+        self.names = tuple(names)
+        self.has_layers = has_layers
+
+
 def find_admitted(path: Path, allow: Sequence[str]) -> list[Known]:
     """The classes and functions that the file names, for torch's `safe_globals`. The file is not executed.
 
@@ -70,7 +82,7 @@ def find_admitted(path: Path, allow: Sequence[str]) -> list[Known]:
     judged = [_at_home(j, homes) for j in judged]
     refused = [j for j in judged if isinstance(j, _Refused)]
     if refused:
-        raise ModelError(_write_complaint(path, refused))
+        raise RefusedError(_write_complaint(path, refused), [r.name for r in refused], bool(homes))
     return _list_known(judged)
 
 
@@ -94,7 +106,7 @@ def _explain_refusal(name: str) -> str:
         return "the standard library is never admitted, it can run commands"
     if top == "numpy":
         return "values of numpy are never admitted"
-    if top in _NEVER:
+    if top in NEVER:
         return f"{top} is never admitted, it can run commands"
     if top == "torch" and not any(_is_within(name, t) for t in _TORCH):
         return "of torch only torch.nn and torch.ao.nn are ever admitted, the rest can run code"

@@ -8,7 +8,7 @@ from sparsify.errors import Problem
 
 DEEPEST = 64
 """Levels of nesting."""
-MOST = 20_000
+MOST = 200_000
 """Values in a recipe, aliases expanded."""
 
 Path = tuple[str | int, ...]

@@ -1,5 +1,6 @@
 """Apply `--set path.to.key=value`."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
@@ -13,6 +14,8 @@ from sparsify_schemas.lookup import list_fields
 from sparsify_schemas.recipe import Recipe
 
 HERE: Final = Place("--set")
+_PART: Final = r"""\"([^"]+)\"|'([^']+)'|([^."']+)"""
+_PATH: Final = rf"""(?:{_PART})(?:\.(?:{_PART}))*"""
 
 
 def apply_overrides(root: Table, overrides: Iterable[str]) -> tuple[Table, tuple[Problem, ...]]:
@@ -28,7 +31,7 @@ def apply_overrides(root: Table, overrides: Iterable[str]) -> tuple[Table, tuple
 
 def _apply_override(root: Table, text: str) -> Table:
     path, equals, value = text.partition("=")
-    parts = path.strip().split(".")
+    parts = _split_path(path.strip())
     if not equals or not all(parts) or len(parts) > DEEPEST:
         raise _make_problem(
             "", f"expected path.to.key=value, found {quote_text(text)}", "such as --set stages.0.epochs=3"
@@ -37,6 +40,22 @@ def _apply_override(root: Table, text: str) -> Table:
     changed = _put_value(root, parts, _read_value(join_path(tuple(parts)), value), ())
     assert isinstance(changed, Table)
     return changed
+
+
+def _split_path(path: str) -> list[str]:
+    """The parts between dots; a part in quotes may hold dots: `targets."a.b".threads`."""
+    if not re.fullmatch(_PATH, path):
+        return path.split(".")
+    return [quoted or single or plain for quoted, single, plain in re.findall(_PART, path)]
+
+
+def _join_known(node: Table, parts: list[str]) -> list[str]:
+    """The parts with as many of the first ones as one as name a key with dots that the mapping has."""
+    for count in range(len(parts), 1, -1):
+        name = ".".join(parts[:count])
+        if parts[0] not in node.entries and name in node.entries:
+            return [name, *parts[count:]]
+    return parts
 
 
 def _read_value(path: str, text: str) -> Node:
@@ -77,7 +96,7 @@ def _put_value(node: Node | None, parts: list[str], value: Node, above: tuple[st
     """Put a value at a path below a node. Missing mappings on the way are made."""
     if not parts:
         return value
-    part, *rest = parts
+    part, *rest = _join_known(node, parts) if isinstance(node, Table) else parts
     here = (*above, part)
     match node:
         case Items(items=items):

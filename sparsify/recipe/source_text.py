@@ -7,7 +7,7 @@ from pathlib import Path as File
 from sparsify.errors import Problem, RecipeError
 from sparsify.recipe.nodes import Place
 
-LARGEST = 256 * 1024
+LARGEST = 1024 * 1024
 """Bytes of a recipe; PyYAML reads about 200 kB a second."""
 _OPENED = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 """Pipes that a shell has opened, with somebody who writes to them: `sparsify validate <(make-recipe)`."""

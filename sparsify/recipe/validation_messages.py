@@ -10,10 +10,11 @@ from pydantic_core import ErrorDetails
 
 from sparsify.errors import Problem
 from sparsify.recipe.nodes import Node, Path, Place, Table, find_child, find_place, join_path, to_plain
+from sparsify.recipe.odd_characters import name_odd_character
 from sparsify.recipe.variables import Filled
 from sparsify.recipe.wording import describe_value, find_nearest, quote_text, suggest
 from sparsify_schemas import group
-from sparsify_schemas.base import AtKey
+from sparsify_schemas.base import NOT_BLANK, AtKey
 from sparsify_schemas.lookup import (
     Field,
     choose_alternatives,
@@ -69,12 +70,27 @@ def _explain_error(error: ValidationError, filled: Filled, data: Any) -> list[Pr
         if not is_broken and not _is_consequence(path, e, located):
             kept.append((path, e))
     misspelt = {(path[:-1], _find_meant(path, data)) for path, e in kept if e["type"] == "extra_forbidden"}
-    said = [
-        (path, _make_problem(path, e, filled.root, data))
+    told = [
+        (path, _make_problem(path, e, filled.root, data), _find_word(path, e))
         for path, e in kept
         if not (e["type"] == "missing" and (path[:-1], path[-1]) in misspelt)
     ]
+    said = [(path, _add_odd_character(problem, word)) for path, problem, word in told]
     return [replace(problem, hint=problem.hint or _find_origin(path, filled)) for path, problem in said]
+
+
+def _add_odd_character(problem: Problem, word: object) -> Problem:
+    """The problem, with a word on a letter or blank that only looks like a plain one."""
+    odd = name_odd_character(word) if isinstance(word, str) else ""
+    return replace(problem, hint="; ".join(part for part in (odd, problem.hint) if part))
+
+
+def _find_word(path: Path, error: ErrorDetails) -> object:
+    """The key or the value that is complained of."""
+    if error["type"] == "extra_forbidden":
+        return path[-1]
+    value = error["input"]
+    return value.get("kind") if error["type"] == "union_tag_invalid" else value
 
 
 def _find_origin(path: Path, filled: Filled) -> str:
@@ -184,8 +200,22 @@ def _report_missing(path: Path, root: Table, data: Any) -> Problem:
 def _report_kind(path: Path, error: ErrorDetails, root: Table, data: Any) -> Problem:
     known = _list_kinds(path, data)
     if error["type"] == "union_tag_not_found":
+        written = _find_written_kind(path, known, data)
+        if written:
+            place = _key_place((*path, written), root)
+            return place.problem((*path, written), "unknown key", "did you mean 'kind'?")
         return find_place(root, path).problem(path, "missing key 'kind'", f"one of {', '.join(known)}")
     return _unknown_kind((*path, "kind"), error["input"]["kind"], known, root)
+
+
+def _find_written_kind(path: Path, known: list[str], data: Any) -> str:
+    """The key of an entry that was probably meant as its `kind`, '' where there is none."""
+    entry = find_at(data, path)
+    names = [field.name for field in _list_known_keys(path, data)]
+    for key, value in entry.items() if isinstance(entry, dict) else ():
+        if key not in names and (find_nearest(key, ["kind"]) or value in known):
+            return str(key)
+    return ""
 
 
 def _unknown_kind(path: Path, value: Any, known: list[str], root: Table) -> Problem:
@@ -253,6 +283,8 @@ def _describe_misfit(path: Path, error: ErrorDetails, data: Any) -> tuple[str, s
             return f"expected text, found {describe_value(value)}", hint
         case "string_too_short":
             return "expected some text, found an empty one", ""
+        case "string_pattern_mismatch" if limits.get("pattern") == NOT_BLANK:
+            return "expected some text, found only blanks", ""
         case "string_pattern_mismatch":
             field = _find_field(path, data)
             return (

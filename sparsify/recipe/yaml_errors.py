@@ -5,6 +5,8 @@ import re
 import yaml
 from yaml.error import Mark, MarkedYAMLError
 
+from sparsify.recipe.odd_characters import find_misread_character
+
 Explained = tuple[int, int, str, str]
 """Line, column (from 1), message, hint."""
 
@@ -19,6 +21,7 @@ def explain_yaml_error(error: yaml.YAMLError, text: str) -> Explained:
     opened = error.context_mark or mark
     return (
         _explain_tab(mark, text)
+        or _explain_character(opened, mark, text)
         or _explain_unclosed(error, opened)
         or _explain_alias(error, opened, text)
         or _explain_quote(error, mark, text)
@@ -51,6 +54,16 @@ def _explain_tab(mark: Mark, text: str) -> Explained | None:
             )
     if _find_rest(mark, text).startswith("\t"):
         return _make_problem(mark, "a tab", "YAML separates with spaces only")
+    return None
+
+
+def _explain_character(opened: Mark, mark: Mark, text: str) -> Explained | None:
+    """A blank that is no space, or a sign that only looks like one of YAML."""
+    lines = _split_lines(text)
+    for number in range(min(opened.line, mark.line), min(mark.line + 1, len(lines))):
+        found = find_misread_character(lines[number])
+        if found is not None:
+            return number + 1, found[0] + 1, found[1], found[2]
     return None
 
 
@@ -115,6 +128,8 @@ def _at_mark(error: MarkedYAMLError, mark: Mark, text: str) -> Explained:
             f"'\\{escape[1]}' is not an escape in a double-quoted text",
             "use single quotes, which keep '\\' as it is",
         )
+    if "document start" in problem or "document end" in problem:
+        return _explain_document_end(mark, text)
     if "cannot start any token" in problem:
         return _make_problem(mark, f"a text cannot start with '{rest[:1]}'", "quote it")
     if "but got '{'" in problem and _find_line(mark, text)[: mark.column].endswith("$"):
@@ -140,6 +155,16 @@ def _at_mark(error: MarkedYAMLError, mark: Mark, text: str) -> Explained:
             mark, problem.replace("<", "").replace(">", ""), "check brackets, commas and quotes"
         )
     return _make_problem(mark, f"not valid YAML: {problem}")
+
+
+def _explain_document_end(mark: Mark, text: str) -> Explained:
+    """Text after `...`, or nothing before it; a directive where none may stand."""
+    for number, line in enumerate(_split_lines(text)[: mark.line + 1]):
+        if line.startswith("..."):
+            return number + 1, 1, "'...' ends a YAML document, and the recipe goes on", "remove this line"
+        if line.startswith("%"):
+            return number + 1, 1, "a '%' line is a directive of YAML", "remove this line, or quote the text"
+    return _make_problem(mark, "the YAML document ends here, and the recipe goes on", "check the indentation")
 
 
 def _key_without_colon(error: MarkedYAMLError, mark: Mark) -> Explained:

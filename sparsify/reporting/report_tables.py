@@ -37,6 +37,8 @@ from sparsify_schemas.report import Form, LayerRow, Limit, Report, Side, Verdict
 
 _HISTORY_ROWS = 12
 """Epochs that the Markdown page shows."""
+ROOT = "(the model)"
+"""what holds parameters of its own and has no name"""
 _MANY_LAYERS = 24
 """More layers than this are shown on a terminal only where they changed."""
 
@@ -210,26 +212,26 @@ def _layers_table(report: Report, every_layer: bool) -> Table:
     shown = computing
     if not every_layer and len(computing) > _MANY_LAYERS:
         shown = tuple(layer for layer in computing if layer.params_after < layer.params or layer.zeros)
-    rows = tuple(_layer_row(report, layer) for layer in shown)
+    rows = tuple(map(_layer_row, shown))
     heads = make_columns("layer", "type", ">inputs", ">outputs", ">sparsity", ">MACs dense", ">MACs cut")
     notes = tuple(_layer_notes(report.layers, computing, shown))
     return Table(table_titles.LAYERS, heads, rows, notes)
 
 
-def _layer_row(report: Report, layer: LayerRow) -> tuple[str, ...]:
+def _layer_row(layer: LayerRow) -> tuple[str, ...]:
     if layer.removed:
         inputs, outputs = str(layer.inputs), f"{layer.outputs} -> removed"
     else:
         inputs = _format_change(layer.inputs, layer.inputs_after)
         outputs = _format_change(layer.outputs, layer.outputs_after)
     return (
-        layer.name,
+        layer.name or ROOT,
         layer.type,
         inputs,
         outputs,
         format_share(_format_sparsity(layer)),
-        format_share(divide(layer.macs, report.dense.macs)),
-        format_share(divide(layer.macs_after, report.cut.macs)),
+        format_count(layer.macs),
+        format_count(layer.macs_after),
     )
 
 
@@ -249,7 +251,7 @@ def _layer_notes(
     reasons: dict[str, list[str]] = {}
     for layer in computing:
         if layer.protected:
-            reasons.setdefault(layer.protected, []).append(layer.name)
+            reasons.setdefault(layer.protected, []).append(layer.name or ROOT)
     for reason, names in reasons.items():
         yield f"{list_few(tuple(names))} kept {'its' if len(names) == 1 else 'their'} width: {reason}."
     unchanged = len(computing) - len(shown)

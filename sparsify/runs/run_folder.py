@@ -147,7 +147,7 @@ def hash_file(path: Path) -> str:
 
     Raises RunError.
     """
-    file = path / REPORT if path.is_dir() else path
+    file = path / REPORT if is_run(path) else path
     if file.exists() and not file.is_file():
         raise RunError(f"{file} is not a regular file")
     try:
@@ -155,6 +155,11 @@ def hash_file(path: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise RunError(f"cannot read {file}: {error.strerror}") from None
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is the folder of a finished run."""
+    return (path / REPORT).exists()
 
 
 def make_slug(title: str) -> str:

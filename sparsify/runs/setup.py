@@ -3,6 +3,8 @@
 Read and check everything, make or lock the run's folder, find out how far the run is.
 """
 
+import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -25,6 +27,7 @@ from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
 from sparsify.forward.input_records import apply_record
 from sparsify.graph.surgery.replay import replay_cuts
+from sparsify.modelfile.folders import find_weights
 from sparsify.modelfile.weights import save_weights
 from sparsify.objective.objective import Objective, check_trainable, make_objective
 from sparsify.pruning.fitting_inputs import find_inputs
@@ -118,6 +121,9 @@ def make_request(
         raise ModelError(f"both {model_file} and --from-scratch are given; leave one of them out")
     if not from_scratch and model_file is None:
         raise ModelError("no model file; give one, or --from-scratch to start from random weights")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.]+:/", str(model_file)):  # a Path has lost one of its slashes
+        url = re.sub(":/+", "://", str(model_file), count=1)
+        raise ModelError(f"{url} is a URL; download the file, and give its path")
     path = None if model_file is None else Path(model_file).resolve()
     if path is not None and not path.exists():
         raise ModelError(f"there is no model file {model_file}")
@@ -126,15 +132,23 @@ def make_request(
             f"{model_file} is a run that has not finished and has no cut model yet; "
             f"continue it with 'sparsify apply --resume {model_file}'"
         )
+    digest = None if path is None else _hash_model(path)
     state = run_folder.State(
         recipe=run_folder.recipe_json(loaded.recipe),
         model_file=None if path is None else str(path),
-        model_digest=None if path is None else run_folder.hash_file(path),
+        model_digest=digest,
         allow=tuple(allow),
         from_scratch=from_scratch,
         strict=strict,
     )
     return RunRequest(loaded, state, None)
+
+
+def _hash_model(path: Path) -> str:
+    """The digest of a run or of a file of weights; of shards that of their digests. Raises SparsifyError."""
+    files = (path,) if run_folder.is_run(path) else find_weights(path)
+    digests = [run_folder.hash_file(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def resume_request(folder: Path, recipe: Source | None, overrides: Sequence[str]) -> RunRequest:
@@ -152,7 +166,7 @@ def resume_request(folder: Path, recipe: Source | None, overrides: Sequence[str]
     written = folder / run_folder.RECIPE
     if written.exists() and run_folder.recipe_digest(run_folder.read_recipe(folder)) != state.digest:
         raise RunError(f"{written} was changed since the run began; start a new run with it")
-    if state.model_file is not None and run_folder.hash_file(Path(state.model_file)) != state.model_digest:
+    if state.model_file is not None and _hash_model(Path(state.model_file)) != state.model_digest:
         raise RunError(f"{state.model_file} was changed since the run began; start a new run with it")
     return RunRequest(load(state.parse_recipe(folder)), state, folder)
 
@@ -272,7 +286,7 @@ def plan_request(
     )
     plan = replace(plan, notes=(*odd, *plan.notes))
     path = Path(state.model_file or "")
-    if spec is not None and state.model_file is not None and path.is_dir():
+    if spec is not None and state.model_file is not None and run_folder.is_run(path):
         note = (
             f"the dense model is the cut model of the run {path.name}; "
             f"the recipe's own model ({spec.build}) is not used"
@@ -297,7 +311,7 @@ def read_dense_model(request: RunRequest) -> tuple[nn.Module, Base]:
     """The dense model as given, and how to rebuild its structure."""
     recipe, state = request.loaded.recipe, request.state
     path = None if state.model_file is None else Path(state.model_file)
-    if path is not None and path.is_dir():
+    if path is not None and run_folder.is_run(path):
         return load_run(path), read_cut_base(path)
     return modelfile.read_model(path, recipe, allow=state.allow), Base(recipe.model)
 

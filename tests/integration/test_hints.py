@@ -1,5 +1,6 @@
 """What people write who come from elsewhere gets the useful next step."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("conv1,conv2,conv3", "write several layers as a list: [conv1, conv2, conv3]"),
         ("torch.nn.Conv2d", "write the class without its package: Conv2d"),
         ("nn.Conv2d", "write the class without its package: Conv2d"),
+        ("\u201cconv*\u201d", "it holds U+201C (left double quotation mark), not '\"'"),
+        ("c\u043env1", "it holds U+043E (Cyrillic small letter o), not 'o'"),
+        ("conv1\u00a0", "it holds U+00A0 (no-break space), not a plain space"),
     ],
 )
 def test_layers(layers: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,7 +40,7 @@ def test_layers(layers: str, hint: str, capsys: pytest.CaptureFixture[str]) -> N
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert exit_code(["plan", "recipe.yaml", "--from-scratch"]) == 1
     assert capsys.readouterr().err.endswith(
-        f"rules.0.layers: '{layers}' matches no layer of the model; {hint}\n"
+        f"rules.0.layers: {layers!r} matches no layer of the model; {hint}\n"
     )
 
 
@@ -54,3 +58,61 @@ def test_a_run_that_has_not_finished_as_the_model(capsys: pytest.CaptureFixture[
 def test_a_resumed_run_stays_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(["apply", "--resume", "half", "--out", "there"]) == 2
     assert "--resume goes on in half, and --out names another folder; leave it out" in capsys.readouterr().err
+
+
+def test_a_penalty_of_scales_where_there_are_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """LeNet-5 has no normalisation; digits_cnn has some."""
+    penalty = {"kind": "bn_scale", "strength": 1e-4}
+    recipe = {
+        **{key: value for key, value in RECIPE.items() if key != "data"},
+        "inputs": [{"shape": [2, 1, 28, 28]}],
+        "model": {"build": "sparsify.models.lenet5"},
+        "rules": [{"layers": "conv*", "group": "filter", "sparsity": "50%", "penalty": penalty}],
+    }
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert exit_code(["plan", "recipe.yaml", "--from-scratch"]) == 1
+    assert capsys.readouterr().err.endswith(
+        "rules.0.penalty: penalty bn_scale finds no normalisation with a scale in the rule's groups; "
+        "use group_lasso there\n"
+    )
+    recipe |= {"inputs": [{"shape": [2, 1, 8, 8]}], "model": RECIPE["model"]}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert exit_code(["plan", "recipe.yaml", "--from-scratch"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (
+            "x.npy",
+            "'x.npy' is no source; an .npy holds one array; "
+            "write x_train, y_train, x_test and y_test into one .npz by numpy.savez",
+        ),
+        ("x.parquet", "'x.parquet' is no source; write the table as .csv"),
+        (
+            "x.pt",
+            "'x.pt' is no source; "
+            "write arrays as .npz, or name a callable that returns Datasets, such as mydata:load",
+        ),
+        ("mine.py", "'mine.py' is no source; name the callable in it, such as mydata:load"),
+        ("https://a.b/d.npz", "'https://a.b/d.npz' is a URL; download the file, and write its path"),
+        ("./mine.py:load", "'./mine.py:load' names a file; write its module, 'mine:load'"),
+        ("mine.py:load", "'mine.py:load' names a file; write its module, 'mine:load'"),
+        (
+            "sets/mine.py:load",
+            "'sets/mine.py:load' names a file; write its module, 'mine:load', and run sparsify in sets",
+        ),
+    ],
+)
+def test_sources(source: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "data": {"source": source}}))
+    assert exit_code(["validate", "recipe.yaml"]) == 1
+    assert capsys.readouterr().err.rstrip().endswith(f"data.source: {said}")
+
+
+def test_a_usage_error_is_json_after_another_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """In one process; found by tests/benchmarks/fuzz_commands.py."""
+    assert exit_code(["explain", "macs"]) == 0
+    capsys.readouterr()
+    assert exit_code(["validate", "recipe.yaml", "--json", "--nonsense"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"] == "UsageError"

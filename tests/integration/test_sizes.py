@@ -1,6 +1,8 @@
 """Sizes are checked before memory is asked for, and refused with the figure, before the first epoch."""
 
+import gzip
 import io
+import struct
 import zipfile
 from collections.abc import Iterator
 from itertools import count
@@ -114,6 +116,47 @@ def test_images_resized_beyond_measure(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err == (
         "2 images of 1x100000x100000 would take 18.6 GiB of memory, and 1.00 GiB are free; "
         "set a smaller data.size\n"
+    )
+
+
+def test_masks_resized_beyond_measure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mask takes 8 bytes a pixel, an image of one channel 1."""
+    image = pytest.importorskip("PIL.Image")
+    monkeypatch.setattr(free_memory, "read_free_memory", lambda: 2**20)
+    for part in ("train", "test"):
+        for kind in ("images", "masks"):
+            (Path("scenes") / part / kind).mkdir(parents=True)
+            image.new("L", (8, 8)).save(Path("scenes") / part / kind / "1.png")
+    assert call("data={source: folder, root: scenes, size: 512}", "task={kind: segmentation}") == 1
+    assert capsys.readouterr().err == (
+        "1 masks of 512x512 would take 2.00 MiB of memory, and 1.00 MiB are free; set a smaller data.size\n"
+    )
+
+
+def test_a_packed_idx_file_that_unpacks_to_much(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """5 GB of zeros from 5 MB here would do; no more is unpacked than the header says."""
+    monkeypatch.setattr(free_memory, "read_free_memory", lambda: 2**20)
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part, examples in (("train", 4000), ("t10k", 10)):
+        images = struct.pack(">4I", 0x803, examples, 28, 28) + bytes(examples * 784 + 2**22)
+        labels = struct.pack(">2I", 0x801, examples) + bytes(examples)
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    spec = Data.model_validate({"source": "mnist", "root": str(tmp_path)})
+    path = folder / "train-images-idx3-ubyte.gz"
+    with pytest.raises(DataError) as caught:
+        load_data(spec, 0)
+    assert str(caught.value) == (
+        f"{path}, unpacked, would take 2.99 MiB of memory, and 1.00 MiB are free; use a part of it"
+    )
+    monkeypatch.setattr(free_memory, "read_free_memory", lambda: FREE)
+    with pytest.raises(DataError) as caught:
+        load_data(spec, 0)
+    assert str(caught.value) == (
+        f"{path}: more bytes where its header promises {4000 * 784 + 16}; download it again"
     )
 
 

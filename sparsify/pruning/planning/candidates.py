@@ -49,8 +49,12 @@ class Candidate:
     def gone(self, wanted: int) -> tuple[int, ...]:
         """The units that really go when so many should:
         kept widths stay above the floor and are rounded up."""
+        return self.order[: self.count_gone(wanted)]
+
+    def count_gone(self, wanted: int) -> int:
+        """How many these are."""
         width = len(self.order)
-        return self.order[: width - width_kept(width, wanted, self.floor, self.multiple)]
+        return width - width_kept(width, wanted, self.floor, self.multiple)
 
 
 def width_kept(width: int, wanted: int, floor: int, multiple: int) -> int:
@@ -69,15 +73,14 @@ def list_candidates(
         floors = _find_floors(plan, assignment, equal)
         for name in assignment.coupled:
             width = plan.map.by_name[name].width
-            values = [float(v) for v in scores.get(name, [0.0] * width)]
-            gone = [bool(v) for v in dead.get(name, [False] * width)]
-            order = sorted(range(width), key=lambda u: (not gone[u], values[u], u))
+            values = tuple(map(float, scores[name])) if name in scores else (0.0,) * width
+            gone = tuple(map(bool, dead[name])) if name in dead else ()
             keep = plan.recipe.rules[assignment.rule].keep
             found.append(
                 Candidate(
                     name,
-                    tuple(order),
-                    tuple(values),
+                    _sort_units(values, gone),
+                    values,
                     sum(gone),
                     keep,
                     assignment.multiple,
@@ -87,6 +90,15 @@ def list_candidates(
                 )
             )
     return tuple(found)
+
+
+def _sort_units(values: Sequence[float], dead: Sequence[bool]) -> tuple[int, ...]:
+    """Units in the order in which they go: dead ones, then by score, then by number. Two stable sorts are
+    several times faster than one by tuples."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    if any(dead):
+        order.sort(key=lambda unit: not dead[unit])
+    return tuple(order)
 
 
 def _find_floors(plan: Plan, assignment: Assignment, equal: Mapping[str, str]) -> dict[str, int]:

@@ -11,6 +11,7 @@ from sparsify.pruning.planning.assignments import assign_rules
 from sparsify.pruning.planning.cut_targets import list_own_budgets
 from sparsify.pruning.planning.feasibility import (
     check_budget,
+    check_scales,
     check_sparsities,
     check_uniform_widths,
     find_floors,
@@ -77,6 +78,7 @@ def compile_plan(
         problems += [
             *check_budget(positions, plan, "budget", recipe.budget, plan.floors),
             *check_sparsities(positions, plan),
+            *check_scales(positions, plan),
         ]
         for path, budget in list_own_budgets(recipe):
             problems += check_budget(positions, plan, f"{path}.budget", budget, find_floors(plan, budget))

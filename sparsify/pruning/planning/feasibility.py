@@ -13,6 +13,7 @@ from sparsify.pruning.planning.selection import find_least
 from sparsify.recipe import Positions
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.group import count_inside, facts_of, in_one_tensor
+from sparsify_schemas.penalty import BnScale
 
 
 def check_uniform_widths(positions: Positions, plan: Plan) -> Iterable[Problem]:
@@ -126,6 +127,25 @@ def check_sparsities(positions: Positions, plan: Plan) -> Iterable[Problem]:
             because = f"with {' and '.join(floors)}" if floors else "as one group stays in every layer,"
             message = f"{asked}: {because} at most {1000 * most // total / 10:g}% of the groups can go"
             yield positions.problem(path, message, "lower it, or loosen 'keep'" if floors else "lower it")
+
+
+def check_scales(positions: Positions, plan: Plan) -> Iterable[Problem]:
+    """Rules whose penalty shrinks the scales of normalisations, and whose groups have none."""
+    shapes = {t.name: t.shape for t in plan.map.tensors}
+    for together in join_ranked(plan):
+        rule = plan.recipe.rules[together[0].rule]
+        if not isinstance(rule.penalty, BnScale):
+            continue
+        names = {name for a in together for name in a.tensors}
+        for coupled in [name for a in together for name in a.coupled]:
+            names |= plan.map.by_name[coupled].reached
+        scales = [n for n in names if n.endswith(".weight") and len(shapes.get(n, ())) == 1]
+        if names and not scales:
+            yield positions.problem(
+                f"rules.{together[0].rule}.penalty",
+                "penalty bn_scale finds no normalisation with a scale in the rule's groups",
+                "use group_lasso there",
+            )
 
 
 def _round_up(percent: float) -> str:

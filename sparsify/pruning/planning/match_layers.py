@@ -9,6 +9,7 @@ from sparsify.errors import Problem
 from sparsify.graph.model_map import Branch, Coupled, Layer, ModelMap
 from sparsify.pruning.planning.group_types import find_bare_groups, find_groups, group_type_of
 from sparsify.recipe import Positions
+from sparsify.recipe.odd_characters import name_odd_character
 from sparsify_schemas.group import removes_branches
 from sparsify_schemas.penalty import GroupLasso
 from sparsify_schemas.recipe import Recipe
@@ -111,6 +112,9 @@ def _acts_on(map: ModelMap, rule: Rule, layer: Layer) -> bool:
 
 def _suggest_writing(pattern: str) -> str:
     """For what other languages write: lists in one text, braces, a class with its package."""
+    odd = name_odd_character(pattern)
+    if odd:
+        return odd
     if pattern.startswith("re:"):
         return ""
     inside = pattern[1:-1] if pattern.startswith("{") and pattern.endswith("}") else pattern

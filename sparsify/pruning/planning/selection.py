@@ -206,7 +206,7 @@ def _choose_units(
     """The units that stay, and whether the budgets hold."""
 
     def fits(amounts: Mapping[str, int]) -> bool:
-        now = costs.of({c.name: c.gone(amounts[c.name]) for c in open_groups})
+        now = costs.of({c.name: range(c.count_gone(amounts[c.name])) for c in open_groups})
         return all(now[what] <= limit for what, limit in allowed.items())
 
     free = [c for c in open_groups if plan.recipe.rules[c.rule].sparsity is None]
@@ -275,14 +275,14 @@ def _raise_demand(
         for at, unit in enumerate(c.order)
         if at >= c.dead
     )
-    going = sum(len(c.gone(wanted[c.name])) for c in own)
+    going = sum(c.count_gone(wanted[c.name]) for c in own)
     for _, i, at in ranked:
         if going >= target:
             return
         candidate = own[i]
-        before = len(candidate.gone(wanted[candidate.name]))
+        before = candidate.count_gone(wanted[candidate.name])
         wanted[candidate.name] = max(wanted[candidate.name], at + 1)
-        going += len(candidate.gone(wanted[candidate.name])) - before
+        going += candidate.count_gone(wanted[candidate.name]) - before
 
 
 def _price_units(
@@ -372,7 +372,7 @@ def _complete_choice(
     or by a lesser one of another group."""
 
     def one_more(c: Candidate) -> dict[str, int]:
-        return {**before, c.name: len(c.gone(before[c.name])) + c.multiple}
+        return {**before, c.name: c.count_gone(before[c.name]) + c.multiple}
 
     lost = _sum_scores(free, after)
     lesser = sorted(
@@ -393,20 +393,17 @@ def _return_units(
     closed: set[int] = set()
     for _, i, at in reversed(taken):
         c = free[i]
-        before = len(c.gone(at))
-        if (
-            i in closed
-            or at < least[c.name]
-            or before == len(c.gone(at + 1))
-            or before >= len(c.gone(amounts[c.name]))
-        ):
+        if i in closed or at < least[c.name]:
+            continue
+        before = c.count_gone(at)
+        if before == c.count_gone(at + 1) or before >= c.count_gone(amounts[c.name]):
             continue
         fewer = {**amounts, c.name: at}
         if fits(fewer):
             amounts = fewer
         else:
             closed.add(i)
-        if len(closed) == RETURNS:
+        if len(closed) == min(RETURNS, len(free)):
             break
     return amounts
 

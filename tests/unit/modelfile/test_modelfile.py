@@ -408,7 +408,10 @@ def test_a_cut_model_of_a_run_points_to_its_folder(tmp_path: Path) -> None:
 def test_no_file_folder_empty_file(tmp_path: Path) -> None:
     (tmp_path / "empty.pt").touch()
     assert complaint(tmp_path / "none.pt") == f"{tmp_path}/none.pt: no such file"
-    assert complaint(tmp_path) == f"{tmp_path} is a folder; give the model file in it (.pt or .safetensors)"
+    assert complaint(tmp_path) == (
+        f"{tmp_path} is a folder with neither a finished run nor model.safetensors; "
+        "give the model file in it (.pt or .safetensors)"
+    )
     assert complaint(tmp_path / "empty.pt") == f"{tmp_path}/empty.pt is empty"
 
 

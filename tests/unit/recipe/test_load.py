@@ -541,7 +541,7 @@ class TestFiles:
         with Path("recipe.yaml").open("wb") as stream:
             stream.truncate(50 * 2**20)
         problems, most = memory_of(lambda: said("recipe.yaml"))
-        assert problems == ["recipe.yaml: too large for a recipe: more than 256 KiB"]
+        assert problems == ["recipe.yaml: too large for a recipe: more than 1024 KiB"]
         assert most < 2**20
 
     def test_a_device_without_end(self) -> None:

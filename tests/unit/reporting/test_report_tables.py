@@ -287,3 +287,12 @@ def test_it_says_by_how_many_processes_it_was_trained() -> None:
     assert said(2, 2, 1, 1) == "; trained by 2 processes, then by 1 process"
     assert said() == said(None, None) == "", "nothing was trained, or the report is an old one"
     assert said(None, 4) == "; trained by 4 processes", "gone on with by a newer version"
+
+
+def test_parameters_of_the_model_itself_have_a_name() -> None:
+    """They belong to no layer, and '' says nothing."""
+    found = report()
+    first = found.layers[0].model_copy(update={"name": "", "protected": "it feeds the network's output"})
+    text = to_markdown(found.model_copy(update={"layers": (first, *found.layers[1:])}))
+    assert "| (the model) | " in text
+    assert "(the model) kept its width: it feeds the network's output." in text

@@ -1,0 +1,250 @@
+"""Mistakes by the thousand, for the whole command line: damaged recipes, wrong values, wrong paths.
+
+    .venv/bin/python tests/benchmarks/fuzz_commands.py --seconds 300 --seed 0
+
+Recipes are mutated from the shipped ones (keys and values removed, repeated, exchanged or replaced; lines and
+characters damaged), and given to commands with right and wrong paths and options. Of each call it is asked:
+it exits with 0, 1, 2 or 3; it says something where it fails; it never says that this is a bug, and shows no
+traceback; with --json it writes one JSON value; and nothing but its own output folder has changed. What
+breaks that is printed with the seed of the case, which `--case N` repeats. Exit 1 where there is any.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from sparsify.models import digits_cnn
+from sparsify_cli.app import exit_code
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+VALUES: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 1, 3, 0.5, 1e-300, 1e300, 2**31, 10**12, float("nan"), float("inf")),
+    *("", " ", "40%", ".5%", "0%", "100%", "101%", "5ep", "0.5dur", "1e9it", "8MiB", "300M", "2ms", "0.5pp"),
+    *("*", "conv*", "re:(a+)+b", "re:[", "Conv2d", "../..", "/dev/null", "x.npy", "x.csv", "https://a.b/c"),
+    *(
+        "os:system",
+        "sparsify.models.lenet5",
+        "digits",
+        "filter",
+        "2:4",
+        "4x1",
+        "r\u0443les",
+        "a\u00a0b",
+        "${x}",
+    ),
+    *([], {}, [[]], [None], {"kind": "cpu"}, {"kind": "linear"}, {"knd": "x"}, ["a", 1], {"": 1}),
+)
+CHARACTERS = "{}[]:,-#&*!|>'\"%@`\t\n \u00a0\u200b\ufeff\x00\x1b\ud7ff\u2028"
+OVERRIDES = (
+    "title",
+    "seed",
+    "budget.macs",
+    "rules.0.layers",
+    "stages.0.epochs",
+    "data.source",
+    "targets.a.b",
+    "x",
+    "",
+)
+
+
+def mutate_tree(chance: random.Random, node: Any) -> Any:
+    """A copy with one damage at a random place."""
+    if isinstance(node, dict) and node and chance.random() < 0.8:
+        key = chance.choice(list(node))
+        match chance.randrange(8):
+            case 0:
+                return {k: v for k, v in node.items() if k != key}
+            case 1:
+                return {**node, str(key) + chance.choice("sx_ "): node[key]}
+            case 2:
+                return {(k[:-1] if k == key and isinstance(k, str) else k): v for k, v in node.items()}
+        return {**node, key: mutate_tree(chance, node[key])}
+    if isinstance(node, list) and node and chance.random() < 0.8:
+        at = chance.randrange(len(node))
+        match chance.randrange(6):
+            case 0:
+                return [*node[:at], *node[at + 1 :]]
+            case 1:
+                return [*node, node[at]]
+        return [*node[:at], mutate_tree(chance, node[at]), *node[at + 1 :]]
+    return chance.choice(VALUES)
+
+
+def mutate_text(chance: random.Random, text: str) -> str:
+    """A copy with a few characters or lines damaged."""
+    for _ in range(chance.randrange(1, 4)):
+        at = chance.randrange(len(text) + 1)
+        match chance.randrange(4):
+            case 0:
+                text = text[:at] + chance.choice(CHARACTERS) + text[at:]
+            case 1:
+                text = text[:at] + text[at + chance.randrange(1, 12) :]
+            case 2:
+                lines = text.splitlines(keepends=True) or [""]
+                chance.shuffle(lines)
+                text = "".join(lines)
+            case 3:
+                text = text[:at]
+    return text
+
+
+def draw_recipe(chance: random.Random) -> str:
+    text = chance.choice(sorted(RECIPES.glob("*.yaml"))).read_text(encoding="utf-8")
+    if chance.random() < 0.4:
+        return mutate_text(chance, text)
+    tree = yaml.safe_load(text)
+    if chance.random() < 0.5:  # small enough to be planned and applied
+        tree = {
+            **{key: tree[key] for key in ("version", "title", "rules") if key in tree},
+            "model": {"build": "sparsify.models.digits_cnn"},
+            "data": {"source": "digits", "validation": "10%"},
+            "stages": [
+                {"kind": "train", "name": "t", "epochs": 1, "optimizer": {"kind": "sgd", "lr": 0.1}},
+                {"kind": "cut"},
+            ],
+        }
+    for _ in range(chance.randrange(1, 4)):
+        tree = mutate_tree(chance, tree)
+    return yaml.safe_dump(tree, allow_unicode=True)
+
+
+def draw_command(chance: random.Random) -> list[str]:
+    """Arguments of one call, in a folder with a recipe, weights and a few other files."""
+    recipe = chance.choice(
+        ("recipe.yaml", "recipe.yaml", "recipe.yaml", "missing.yaml", ".", "weights.pt", "loop")
+    )
+    model = chance.choice(
+        ("weights.pt", "missing.pt", "recipe.yaml", ".", "damaged.pt", "https://a.b/c", "loop")
+    )
+    sets = [
+        f"{chance.choice(OVERRIDES)}={json.dumps(chance.choice(VALUES))}" for _ in range(chance.randrange(3))
+    ]
+    options = [part for text in sets for part in ("--set", text)]
+    options += ["--strict"] * (chance.random() < 0.2) + ["--json"] * (chance.random() < 0.3)
+    options += ["--from-scratch"] * (chance.random() < 0.4) if chance.random() < 0.5 else [model]
+    match chance.randrange(8):
+        case 0 | 1 | 2:
+            return ["validate", recipe, *[o for o in options if o not in ("--from-scratch", model)]]
+        case 3 | 4 | 5:
+            return ["plan", recipe, *options]
+        case 6:
+            return [
+                chance.choice(("report", "runs", "diff", "export", "bench", "sensitivity")),
+                recipe,
+                model,
+            ]
+    return ["explain", chance.choice(("macs", "x", "", "group_lasso", "\u00a0", "rules"))]
+
+
+def prepare(folder: Path, chance: random.Random) -> None:
+    text = draw_recipe(chance)
+    (folder / "recipe.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
+    weights = io.BytesIO()
+    torch.save(digits_cnn().state_dict(), weights)
+    content = bytearray(weights.getvalue())
+    (folder / "weights.pt").write_bytes(content)
+    for _ in range(chance.randrange(1, 20)):
+        content[chance.randrange(len(content))] = chance.randrange(256)
+    (folder / "damaged.pt").write_bytes(content)
+    (folder / "loop").symlink_to("loop")
+
+
+def list_digests(folder: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.is_file() and inside.parts[0] not in ("runs", "home"):
+            found[str(inside)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def try_case(number: int) -> tuple[list[str], str, list[str]]:
+    """(arguments, recipe, what is wrong) of one case."""
+    chance = random.Random(number)
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
+        folder = Path(name)
+        prepare(folder, chance)
+        arguments, before = draw_command(chance), list_digests(folder)
+        out, err = io.StringIO(), io.StringIO()
+        began = time.monotonic()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+            code = call(arguments)
+        said, faults = out.getvalue() + err.getvalue(), []
+        if code not in (0, 1, 2, 3):
+            faults.append(f"exit code {code}")
+        faults += [
+            f"says {word!r}" for word in ("this is a bug", "Traceback", "Value error,") if word in said
+        ]
+        if code and not said.strip():
+            faults.append(f"exit code {code} without a word")
+        if "--json" in arguments and not is_json(out.getvalue()):
+            faults.append("stdout is not JSON")
+        if list_digests(folder) != before:
+            faults.append("files beside the output have changed")
+        if time.monotonic() - began > 60:
+            faults.append("took longer than a minute")
+        recipe = (folder / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
+        return arguments, recipe, [*faults, *([said[-600:]] if faults else [])]
+
+
+def call(arguments: list[str]) -> object:
+    try:
+        return exit_code(arguments)
+    except BaseException as error:
+        print(f"Traceback: {type(error).__name__}: {error}")
+        return "none"
+
+
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--case", type=int, help="try this case alone")
+    asked = parser.parse_args()
+    home = tempfile.mkdtemp()
+    os.environ |= {"HOME": home, "XDG_CACHE_HOME": home, "COLUMNS": "100"}
+    number = asked.seed * 1_000_000 if asked.case is None else asked.case
+    end, tried, failed = time.monotonic() + asked.seconds, 0, 0
+    while True:
+        arguments, recipe, faults = try_case(number)
+        tried += 1
+        if faults:
+            failed += 1
+            print(f"case {number}: sparsify {' '.join(arguments)}\n  " + "\n  ".join(faults), flush=True)
+            if asked.case is not None:
+                print(recipe)
+        if asked.case is not None or time.monotonic() > end:
+            break
+        number += 1
+    shutil.rmtree(home, ignore_errors=True)
+    print(f"{tried} cases tried, {failed} faults")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

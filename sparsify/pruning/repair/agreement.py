@@ -113,11 +113,9 @@ class _Comparison:
             agreeing = torch.tensor(self._pairs, dtype=torch.float64, device=device).sum(0)
             right, judged = add_over_processes(agreeing, self._processes).tolist()
             same = right / judged
-        return Agreement(
-            correlation=min(1.0, max(-1.0, joint / scale)) if scale else 0.0,
-            error=distance / total if total else 0.0,
-            same_prediction=same,
-        )
+        correlation = min(1.0, max(-1.0, joint / scale)) if scale else 0.0
+        error = distance / total if total else 0.0
+        return Agreement(correlation=correlation, error=error, same_prediction=same)
 
 
 def _fit_chunk(outputs: list[Tensor], examples: int) -> int:

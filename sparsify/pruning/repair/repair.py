@@ -62,9 +62,8 @@ class Repaired:
             return f"<Repaired by {self.method}: no layer to refit, {errors}>"
         if self.reverted:
             return f"<Repaired by {self.method}: taken back, as it did not help; {errors}>"
-        layers = (
-            f"{done} layers {'merged' if self.method == 'merge' else 'refitted'}, " if self.layers else ""
-        )
+        verb = "merged" if self.method == "merge" else "refitted"
+        layers = f"{done} layers {verb}, " if self.layers else ""
         return f"<Repaired by {self.method}: {layers}{errors}>"
 
 
@@ -82,8 +81,7 @@ def repair(
     """Refit what a cut left, in closed form, so that it computes again what the dense model did.
 
     With X the inputs of a layer of the cut model as repaired so far and Y the outputs of the same layer of
-    the
-    dense model, both centred: W = W0 + (X'X + l I)^-1 X'(Y - X W0).
+    the dense model, both centred: W = W0 + (X'X + l I)^-1 X'(Y - X W0).
 
     Args:
         result: Of `sparsify.cut`. Its model is repaired in place.

@@ -95,8 +95,11 @@ def _count_outputs(layer: nn.Module) -> int:
 def list_layers(model: nn.Module) -> frozenset[str]:
     """Layers of the kinds that are refitted, those that cannot be for their shared weights left out."""
     shared = _find_shared_weights(model)
-    kinds = (is_product, is_attention, is_recurrent)
-    found = {name for name, module in model.named_modules() if any(kind(module) for kind in kinds)}
+
+    def is_refitted(module: nn.Module) -> bool:
+        return is_product(module) or is_attention(module) or is_recurrent(module)
+
+    found = {name for name, module in model.named_modules() if is_refitted(module)}
     return frozenset(found - shared)
 
 

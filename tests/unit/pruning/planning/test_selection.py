@@ -324,7 +324,9 @@ def test_uniform_keeps_one_number_and_the_budget(data: st.DataObject) -> None:
 def test_other_rules_are_not_levelled() -> None:
     map = chain(4, 8, 8, 8, 3)
     scores = {"l0": [float(n) for n in range(8)], "l1": [9.0] * 8, "l2": [9.0] * 8}
-    assert kept(choose(plan(map, {"sparsity": "25%"}), scores, {})) == {"l0": 2, "l1": 8, "l2": 8}
+    ranked: dict[str, object] = {"sparsity": "25%", "keep": {"at_least": 1}}
+    assert kept(choose(plan(map, ranked), scores, {})) == {"l0": 2, "l1": 8, "l2": 8}
+    assert kept(choose(plan(map, {"sparsity": "25%"}), scores, {}))["l0"] == 3  # half of 75 %
     assert kept(choose(plan(map, {"sparsity": "25%", "keep": {"uniform": True}}), scores, {})) == {
         "l0": 6,
         "l1": 6,
@@ -350,7 +352,7 @@ def test_a_demand_is_spread_so_that_the_budget_holds() -> None:
     """By score nearly all go from l1 and leave 0.6 of the MACs; as many units from l0 meet the budget."""
     map = chain(20, 10, 10, 2)  # l0 and l1 share a matrix; a unit of l0 costs 30 MACs, one of l1 costs 12
     scores = {"l0": [2.0] * 10, "l1": [1.0] * 10}
-    rule: dict[str, object] = {"sparsity": "50%"}
+    rule: dict[str, object] = {"sparsity": "50%", "keep": {"at_least": 1}}
 
     def remaining(**budget: str) -> tuple[dict[str, int], float]:
         recipe = Recipe.model_validate(

@@ -199,6 +199,7 @@ def repair_model(
         judged = take_examples(inputs, count, count - held_out, count)
         before = measure_agreement(dense, model, judged, held_out, processes, classes)
         saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        taken_back = False
         for attempt in _list_attempts(stage):
             try:
                 layers = _repair_layers(
@@ -220,11 +221,11 @@ def repair_model(
                 raise
             share_state(model, processes)  # equal to rounding before
             changed = stage.method == "batch_norm" or any(row.outcome in CHANGED for row in layers)
-            reverted = changed and not after.error < before.error
-            if not reverted:
+            if not changed or after.error < before.error:
                 break
             model.load_state_dict(saved)
-            after = before
+            after, taken_back = before, True
+    reverted = taken_back and not after.error < before.error
     seconds = time.perf_counter() - started
     return Repaired(model, stage.method, everywhere, before, after, layers, reverted, seconds)
 

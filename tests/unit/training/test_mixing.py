@@ -287,7 +287,7 @@ def test_a_task_that_cannot_be_mixed_is_refused(task: str, ways: str, message: s
     path.write_text(YAML.replace("TASK", task).replace("WAYS", ways))
     with pytest.raises(RecipeError) as caught:
         sparsify.load_recipe(path)
-    key, column = ways.split(":")[0], YAML.splitlines()[7].index("WAYS") + len(f"{ways.split(':')[0]}: ") + 1
+    key, column = ways.split(":")[0], YAML.splitlines()[7].index("WAYS") + 1
     assert str(caught.value) == f"{path}:8:{column}: stages.0.{key}: {message}"
 
 

@@ -423,14 +423,14 @@ class TestWhichWeightsAreKept:
         (
             {"patience": 2},
             {"data": {"source": "digits", "validation": "0%"}},
-            "stages: 'patience' of 'train' goes by the validation set; write data.validation above 0%",
+            "stages.0.patience: 'patience' of 'train' goes by the validation set; write data.validation above "
+            "0%",
         ),
         (
             {"ema": 0.9},
             {},
-            "stages: 'train' averages weights while penalties act, and an average of weights that become "
-            "zero is "
-            "not zero; write 'penalties: false', or leave 'ema' out",
+            "stages.0.ema: 'train' averages weights while penalties act, and an average of weights that "
+            "become zero is not zero; write 'penalties: false', or leave 'ema' out",
         ),
     ],
 )

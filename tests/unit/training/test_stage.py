@@ -423,8 +423,8 @@ class TestWhichWeightsAreKept:
         (
             {"patience": 2},
             {"data": {"source": "digits", "validation": "0%"}},
-            "stages.0.patience: 'patience' of 'train' goes by the validation set; write data.validation above "
-            "0%",
+            "stages.0.patience: 'patience' of 'train' goes by the validation set; write data.validation "
+            "above 0%",
         ),
         (
             {"ema": 0.9},

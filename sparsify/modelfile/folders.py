@@ -11,6 +11,8 @@ INDEX: Final = ".index.json"
 """ending of the file that says which shard holds which tensor"""
 _WHOLE: Final = ("model.safetensors", "pytorch_model.bin")
 _INDICES: Final = tuple(name + INDEX for name in _WHOLE)
+_OF_A_RUN: Final = ("plan.json", "cuts.json", "state.json")
+"""files of a run's folder, whose weights are those of a cut model"""
 _LARGEST: Final = 2**26
 """bytes of an index"""
 
@@ -21,6 +23,8 @@ def find_weights(path: Path) -> tuple[Path, ...]:
     Raises ModelError.
     """
     if path.is_dir():
+        if any((path / name).exists() for name in _OF_A_RUN):
+            raise ModelError(f"{path} is a run that is not complete; give a finished run, or a file in it")
         names = [name for name in (*_WHOLE, *_INDICES) if (path / name).is_file()]
         if not names:
             raise ModelError(

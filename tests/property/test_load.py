@@ -198,8 +198,8 @@ def make_data(source: str, root: str | None, **rest: Any) -> Data:
 recipes = st.builds(
     Recipe,
     version=st.just(1),
-    title=texts,
-    reference=st.none() | texts,
+    title=texts.filter(str.strip),
+    reference=st.none() | texts.filter(str.strip),
     seed=st.integers(0, 2**32 - 1),
     model=st.none()
     | st.builds(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.errors import ModelError
+from sparsify.errors import ModelError, RecipeError
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training.hooks import Hooks
 
@@ -153,15 +153,14 @@ def test_silent_channels_go_by_criterion_bn_scale() -> None:
 
 def test_bn_scale_without_a_scale_is_refused() -> None:
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-    own = plan(net, {"kind": "bn_scale", "strength": 0.1})
     with pytest.raises(
-        ModelError,
+        RecipeError,
         match=(
-            r"^penalty bn_scale finds no normalisation with a scale in the rule's groups; "
+            r"rules\.0\.penalty: penalty bn_scale finds no normalisation with a scale in the rule's groups; "
             r"use group_lasso there$"
         ),
     ):
-        sparsify.attach(own, net, torch.optim.SGD(net.parameters(), lr=0.1))
+        plan(net, {"kind": "bn_scale", "strength": 0.1})
 
 
 def test_agp_in_shares_of_a_stage_needs_its_length() -> None:

@@ -256,7 +256,7 @@ class _Surgeon:
         # Units with fewer columns than others are filled up by a row of zeros, which costs nothing.
         taps = max((len(own) for own in columns), default=0)
         padded = [torch.cat([own, own.new_full((taps - len(own),), len(weight))]) for own in columns]
-        self.index = torch.stack(padded)
+        self.index = torch.stack(padded).to(weight.device)
         self.products = self._rows(weight @ curvature) @ self._rows(weight).transpose(1, 2)
 
     def costs(self, units: Sequence[int]) -> Tensor:

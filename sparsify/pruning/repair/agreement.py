@@ -16,7 +16,7 @@ CHUNK = 64
 """examples of one forward call, at most"""
 FIRST_CHUNK = 8
 """of the first call, which tells how large the outputs of one example are"""
-OUTPUT_BYTES = 2**28
+OUTPUT_BYTES = 2**26
 """of the outputs of one forward call, at most, unless one example has more: a language model scores every
 word of its vocabulary"""
 
@@ -85,8 +85,9 @@ class _Comparison:
         self._count += len(first)
         self._sums[0] += a.sum(0)
         self._sums[1] += b.sum(0)
-        products = (a * a, b * b, a * b, (second - first).square())
-        self._products += torch.stack([product.sum() for product in products]).cpu()
+        # One product at a time: each is as large as the outputs, in float64.
+        sums = (a * a).sum(), (b * b).sum(), (a * b).sum(), (second - first).square().sum()
+        self._products += torch.stack(sums).cpu()
         same = count_same_classes(dense[0], cut[0]) if len(dense) == 1 else None
         self._pairs = None if same is None or self._pairs is None else [*self._pairs, (same, len(first))]
 

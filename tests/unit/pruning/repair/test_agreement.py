@@ -1,13 +1,18 @@
 """Agreement from sums alone, and a pass that ends with the last layer it refits."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.pruning.repair import agreement
+from sparsify.pruning.repair import agreement, repair
 from sparsify.pruning.repair.agreement import measure_agreement
+from sparsify.pruning.repair.choose_fit import Settings, choose_fit
 from sparsify.pruning.repair.memory import COPIES, affordable_examples
+from sparsify.pruning.repair.regression import Fit
+from sparsify_schemas.stage import Repair
 
 VOCABULARY = 300
 
@@ -85,6 +90,61 @@ def test_what_lies_behind_the_last_layer_to_refit_is_not_computed() -> None:
         "down": "refitted",
     }
     assert 60 not in result.model.calls  # type: ignore[operator]
+    assert repaired.after is not None and repaired.before is not None
+    assert repaired.after.error < repaired.before.error
+
+
+@pytest.mark.parametrize("every_size", [False, True])
+def test_a_fit_that_a_few_large_rows_decide_is_refused_where_rows_are_divided_by_their_size(
+    every_size: bool,
+) -> None:
+    """Two of 200 rows are a thousand times as large, and follow another map than the others: the fit of least
+    squares goes to that one."""
+    generator = torch.Generator().manual_seed(0)
+    rows, weight, other = (torch.randn(size, generator=generator) for size in ((200, 3), (3, 2), (3, 2)))
+    targets = rows @ weight
+    rows[:2] *= 1000
+    targets[:2] = rows[:2] @ other
+    start = Fit(weight[None].double(), torch.zeros(1, 2, dtype=torch.float64))
+    sizes = targets.square().mean(1).sqrt() if every_size else None
+    row, fit = choose_fit(
+        "layer",
+        rows[:, None],
+        targets[:, None],
+        start,
+        torch.float32,
+        200,
+        Settings(),
+        shiftable=False,
+        sizes=sizes,
+    )
+    assert row.before is not None and row.after is not None and row.after < row.before
+    assert (row.outcome, fit is None) == (("reverted", True) if every_size else ("refitted", False))
+
+
+def test_a_repair_that_does_not_help_is_tried_without_shortcuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    real = repair._repair_layers
+
+    def ruin_first(dense: nn.Module, model: nn.Module, *rest: Any) -> Any:
+        (stage,) = (each for each in rest if isinstance(each, Repair))
+        tried.append(stage.shortcuts)
+        layers = real(dense, model, *rest)
+        if stage.shortcuts:
+            model.down.weight.data.mul_(100)  # type: ignore[union-attr, operator]
+        return layers
+
+    monkeypatch.setattr(repair, "_repair_layers", ruin_first)
+    dense = LanguageModel().eval()
+    recipe = {
+        "version": 1,
+        "title": "t",
+        "task": "language_model",
+        "rules": [{"layers": "up", "group": "neuron", "sparsity": "50%"}],
+    }
+    result = sparsify.cut(sparsify.make_plan(recipe, dense, (tokens(2),)), dense)
+    repaired = sparsify.repair(result, [tokens(60)])
+    assert tried == [True, False] and not repaired.reverted
     assert repaired.after is not None and repaired.before is not None
     assert repaired.after.error < repaired.before.error
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from sparsify.errors import RunError, find_newer
 
 LARGEST = 2**29
@@ -47,6 +49,19 @@ class Kind:
     """as in 'is not ...'"""
     is_own: Callable[[bytes], bool]
     """whether this is what a file of the kind holds"""
+
+    @staticmethod
+    def of_model(name: str, model: type[BaseModel]) -> "Kind":
+        """Files that hold such a model as JSON."""
+
+        def is_own(body: bytes) -> bool:
+            try:
+                model.model_validate_json(body)
+            except ValidationError:
+                return False
+            return True
+
+        return Kind(name, is_own)
 
 
 def check_output(path: Path, kind: Kind, option: str = "--out", force: bool = False) -> None:

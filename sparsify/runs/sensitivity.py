@@ -220,15 +220,7 @@ def write_profile(profile: Profile, path: Path, force: bool = False) -> None:
     files.write_output(path, (profile.model_dump_json(indent=1) + "\n").encode(), PROFILE, force=force)
 
 
-def _is_profile(body: bytes) -> bool:
-    try:
-        Profile.model_validate_json(body)
-    except ValidationError:
-        return False
-    return True
-
-
-PROFILE = files.Kind("a sensitivity profile", _is_profile)
+PROFILE = files.Kind.of_model("a sensitivity profile", Profile)
 
 
 def set_limits(profile: Profile, tolerance: Tolerance | None) -> Profile:

@@ -111,15 +111,7 @@ def write_table(table: Table, path: Path) -> None:
         ) from None
 
 
-def _is_table(body: bytes) -> bool:
-    try:
-        Table.model_validate_json(body)
-    except ValidationError:
-        return False
-    return True
-
-
-TABLE = files.Kind("a table of latencies", _is_table)
+TABLE = files.Kind.of_model("a table of latencies", Table)
 
 
 def merge_with_file(table: Table, path: Path) -> Table:

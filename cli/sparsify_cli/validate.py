@@ -9,7 +9,7 @@ import typer
 
 from sparsify.errors import Problem, RecipeError
 from sparsify.recipe import load
-from sparsify.recipe.default_repair import with_default_repair
+from sparsify.recipe.cut_defaults import with_defaults
 from sparsify_cli.options import Overrides
 from sparsify_cli.output import write_result
 from sparsify_cli.render import show_json
@@ -78,6 +78,7 @@ def _write_lines(checked: Checked, *, short: bool) -> list[str]:
 
 
 def _summarize(recipe: Recipe) -> list[str]:
+    recipe = with_defaults(recipe)
     rows = [("title", recipe.title)]
     if recipe.model is not None:
         rows.append(("model", recipe.model.build))
@@ -89,7 +90,7 @@ def _summarize(recipe: Recipe) -> list[str]:
     limits = ", ".join(_list_limits(recipe))
     rows.append(("budget", limits or f"none: {_describe_amounts(recipe)}"))
     rows += [(f"rule {number}", _describe_rule(rule)) for number, rule in enumerate(recipe.rules)]
-    rows.append(("stages", ", ".join(map(_describe_stage, with_default_repair(recipe).stages))))
+    rows.append(("stages", ", ".join(map(_describe_stage, recipe.stages))))
     if recipe.baselines:
         rows.append(("baselines", ", ".join(recipe.baselines)))
     wide = max(8, *(len(label) for label, _ in rows))

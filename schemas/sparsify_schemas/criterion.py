@@ -6,7 +6,7 @@ from typing import Annotated, Literal, final
 
 from pydantic import Field
 
-from sparsify_schemas.base import Positive, Spec
+from sparsify_schemas.base import Flag, Positive, Spec
 
 Role = Literal["in", "out", "whole"]
 Divisor = Literal["none", "mean", "max", "sum", "l2"]
@@ -210,6 +210,10 @@ class Reconstruction(FromData):
     kind: Literal["reconstruction"]
     ridge: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 0.01
     """added to the diagonal of H, relative to its mean"""
+    required: Flag = True
+    """whether a group that it cannot score is an error: no such layer reads it, or the matrices H take more
+    than 2 GiB. false: magnitude then chooses among the groups of all rules that say so, and the report says
+    why"""
 
     def facts(self) -> Facts:
         return Facts(sees="model")

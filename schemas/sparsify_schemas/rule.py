@@ -80,7 +80,9 @@ class Rule(Spec):
     penalty: Penalty | None = None
     """what drives the groups to zero while training"""
     criterion: Criterion = Magnitude(kind="magnitude")
-    """which groups go first"""
+    """which groups go first. Left out: where `apply` repairs right behind the recipe's only cut, and the rule
+    has no penalty, reconstruction with 8 batches and `required: false`, for groups filter, channel, neuron
+    and head; else magnitude"""
     keep: Keep = Keep()
     """what always stays"""
     sparsity: Share | None = None

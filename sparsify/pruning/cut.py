@@ -183,13 +183,13 @@ def cut(
         objective = make_objective(plan.recipe.task) if loss is None else objective_of_loss(loss)
     dense = copy_model(model)
     clocks = build_latency_models(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
-    scores = score_units(plan, dense, batches, objective)
+    scores, dead, score_notes = score_units(plan, dense, batches, objective)
     keep = agree(
         choose_by_memory(
             plan,
             dense,
             inputs,
-            lambda aim: choose_by_latency(aim, dense, *scores, clocks, inputs, listener, chooser),
+            lambda aim: choose_by_latency(aim, dense, scores, dead, clocks, inputs, listener, chooser),
             listener,
         )
     )
@@ -208,7 +208,7 @@ def cut(
         made = _carry_out(plan, dense, zeroed, keep, constants, inputs)
     thin, cuts = made.model, made.cuts.model_copy(update={"zeroed": zeroing_log})
     followers = tuple(_cut_follower(plan, other, model, thin, cuts, keep, inputs) for other in follow)
-    notes += tuple(choice_notes(plan, cuts, *scores))
+    notes += (*score_notes, *choice_notes(plan, cuts, scores, dead))
     notes += cuts.notes
     notes += tuple(unfollowed_constants(plan, zeroed, keep, constants, inputs))
     notes += tuple(fold_notes(op for op in cuts.operations if isinstance(op, Fold)))

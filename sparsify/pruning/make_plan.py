@@ -154,7 +154,8 @@ def plan_recipe(
                 "the model has shapes and no weights: trial cuts checked that it runs, not what it computes",
             ),
         )
-    keep = choose(plan, *score_units(plan, model, None, None), clocks=clocks)
+    scores, dead, _ = score_units(plan, model, None, None)
+    keep = choose(plan, scores, dead, clocks=clocks)
     shapes = Costs(map).shapes(
         {name: range(map.by_name[name].width - len(kept)) for name, kept in keep.items()}
     )

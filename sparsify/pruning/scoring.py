@@ -14,11 +14,11 @@ from sparsify.forward.opaque import explain_errors, is_scripted
 from sparsify.graph.dead_units import find_dead_units
 from sparsify.graph.group_layouts import coupled_layout
 from sparsify.objective.objective import Objective
-from sparsify.pruning.criteria.reconstruction import model_scores
+from sparsify.pruning.criteria.reconstruction import CannotScoreError, model_scores
 from sparsify.pruning.criteria.scores import group_scores
 from sparsify.pruning.criteria.statistics import gather_statistics
 from sparsify.pruning.planning.plan import Plan
-from sparsify_schemas.criterion import Criterion, FromData, Magnitude
+from sparsify_schemas.criterion import Criterion, FromData, Magnitude, Reconstruction
 from sparsify_schemas.recipe import Recipe
 
 Batches = Iterable[Any]
@@ -41,8 +41,8 @@ def count_batches(recipe: Recipe) -> int:
 
 def score_units(
     plan: Plan, model: nn.Module, batches: Sequence[tuple[Any, Any]] | None, objective: Objective | None
-) -> tuple[Scores, dict[str, list[bool]]]:
-    """What each unit of each coupled group is worth to its rule's criterion, and whether it is dead.
+) -> tuple[Scores, dict[str, list[bool]], tuple[str, ...]]:
+    """What each unit of each coupled group is worth to its rule's criterion, whether it is dead, and notes.
 
     objective: whose loss' gradients criteria look at; None without batches.
     """
@@ -51,24 +51,43 @@ def score_units(
     parameters: dict[str, Tensor] = {}
     for name, parameter in copy.named_parameters():
         parameters[name] = torch.view_as_real(parameter) if parameter.is_complex() else parameter
+    criteria = [replace_without_data(rule.criterion, batches) for rule in plan.recipe.rules]
+    notes: tuple[str, ...] = ()
     with explain_errors("scoring the units that may go"):
-        return _score_groups(plan, copy, parameters, batches, objective)
+        try:
+            scores = _score_groups(plan, copy, parameters, criteria, batches, objective)
+        except CannotScoreError as error:
+            if error.required:
+                raise
+            # Scores of two kinds do not compare, so magnitude chooses in all rules that allow it.
+            notes = (f"Magnitude chose, in place of criterion 'reconstruction': {error.reason}.",)
+            criteria = [Magnitude(kind="magnitude") if _is_optional(spec) else spec for spec in criteria]
+            scores = _score_groups(plan, copy, parameters, criteria, batches, objective)
+    check_scores(scores)
+    names = [name for a in plan.assignments for name in a.coupled]
+    dead = {name: flags.tolist() for name, flags in find_dead_units(plan.map, names, parameters).items()}
+    return scores, dead, notes
+
+
+def _is_optional(spec: Criterion) -> bool:
+    return isinstance(spec, Reconstruction) and not spec.required
 
 
 def _score_groups(
     plan: Plan,
     copy: nn.Module,
     parameters: Mapping[str, Tensor],
+    criteria: Sequence[Criterion],
     batches: Sequence[tuple[Any, Any]] | None,
     objective: Objective | None,
-) -> tuple[Scores, dict[str, list[bool]]]:
+) -> Scores:
+    """criteria: of each rule."""
     scores: Scores = {}
     for assignment in plan.assignments:
-        rule = plan.recipe.rules[assignment.rule]
-        layout = coupled_layout(plan.map, assignment.coupled, parameters, rule.criterion.facts().roles)
+        spec = criteria[assignment.rule]
+        layout = coupled_layout(plan.map, assignment.coupled, parameters, spec.facts().roles)
         if layout.count == 0:
             continue
-        spec = replace_without_data(rule.criterion, batches)
         if spec.facts().sees == "model":
             assert batches is not None  # magnitude stands in for it otherwise
             found = model_scores(spec, copy, plan.map, assignment.coupled, batches, plan.recipe.seed)
@@ -82,10 +101,7 @@ def _score_groups(
             plan.recipe.seed + assignment.rule,
         )
         scores |= {name: part.tolist() for name, part in layout.split(values).items()}
-    names = [name for a in plan.assignments for name in a.coupled]
-    dead = {name: flags.tolist() for name, flags in find_dead_units(plan.map, names, parameters).items()}
-    check_scores(scores)
-    return scores, dead
+    return scores
 
 
 @torch.no_grad()

@@ -66,8 +66,8 @@ def measure_points(profile: Profile, setting: Setting, listener: Listener) -> It
 
 def _ablate_units(profile: Profile, setting: Setting, listener: Listener) -> Iterator[Profile]:
     plan, model = setting.plan, setting.model
-    scored = scoring.score_units(plan, model, setting.training, setting.objective)
-    order = {found.name: found.order for found in list_candidates(plan, *scored)}
+    scores, dead, _ = scoring.score_units(plan, model, setting.training, setting.objective)
+    order = {found.name: found.order for found in list_candidates(plan, scores, dead)}
     counts = [_removal_counts(curve, plan) for curve in profile.curves]
     total, done = sum(map(len, counts)), 0
     for index, curve in enumerate(profile.curves):

@@ -35,7 +35,7 @@ from sparsify.pruning.make_plan import make_plan
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import Chooser, choose
 from sparsify.recipe import Loaded, load
-from sparsify.recipe.default_repair import add_default_repair
+from sparsify.recipe.cut_defaults import add_defaults
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.preflight import check_batches, check_stages, check_targets
@@ -116,7 +116,7 @@ def make_request(
     if recipe is None:
         raise RunError("nothing to apply: give a recipe, or --resume RUN")
     loaded = load(recipe, overrides, limits=limits)
-    loaded = add_default_repair(loaded) if repairs else loaded
+    loaded = add_defaults(loaded) if repairs else loaded
     if from_scratch and model_file is not None:
         raise ModelError(f"both {model_file} and --from-scratch are given; leave one of them out")
     if not from_scratch and model_file is None:

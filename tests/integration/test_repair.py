@@ -266,7 +266,7 @@ def test_a_run_of_an_earlier_version_goes_on_without_a_default_repair(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as earlier, pytest.raises(KeyboardInterrupt):
-        earlier.setattr(setup, "add_default_repair", lambda loaded: loaded)
+        earlier.setattr(setup, "add_defaults", lambda loaded: loaded)
         sparsify.apply(WITHOUT_STAGE, from_scratch=True, timing=0.05, out="old", listener=stop)
     run = next(Path("old").iterdir())
     sparsify.apply(resume=run, timing=0.05)

@@ -9,9 +9,10 @@ unlabelled examples. Removing unit j and refitting the others costs
     e_j = tr(W_j' [(H^-1)_jj]^-1 W_j G)
 
 after which W <- W - (H^-1)_:j [(H^-1)_jj]^-1 W_j and H^-1 is updated for the inputs that are left. Units go
-one by one, the cheapest first; the errors add up to a curve for each group, of several layers that read it to
-the sum of theirs. A unit's score is the slope of the curve's lower convex hull where the unit goes, so that
-taking units of all groups by score per cost is choosing by one Lagrange multiplier.
+one by one, the cheapest first; of wide groups one in 64 of those that are left goes at a time. The errors add
+up to a curve for each group, of several layers that read it to the sum of theirs. A unit's score is the slope
+of the curve's lower convex hull where the unit goes, so that taking units of all groups by score per cost is
+choosing by one Lagrange multiplier.
 
 Source: optimal brain surgeon (Hassibi and Stork 1993) on groups of weights.
 """
@@ -42,8 +43,25 @@ from sparsify_schemas.criterion import Criterion, Reconstruction
 
 PLACES = 64
 """outputs of one example at which the inputs of a layer are sampled, at most"""
+MEMORY = 2 * 2**30
+"""bytes that the matrices H of all readers may take, at most, where the criterion is a default"""
+STEPS = 64
+"""of the units that are left, one in so many goes at a time"""
 RANK = 1e-9
 """relative step between units of one slope, so that they go in the order in which they were removed"""
+
+
+class CannotScoreError(ModelError):
+    """A group that the criterion cannot score.
+
+    reason: in half a sentence; required: whether this ends the run, or another criterion takes over.
+    """
+
+    def __init__(self, reason: str, required: bool) -> None:
+        super().__init__(
+            f"criterion 'reconstruction' cannot score a group: {reason}; use magnitude or taylor there"
+        )
+        self.reason, self.required = reason, required
 
 
 @dataclass(frozen=True)
@@ -89,7 +107,9 @@ def model_scores(
 ) -> dict[str, Tensor]:
     """Scores of a criterion that sees the model in ways of its own, of which this is the only one."""
     assert isinstance(spec, Reconstruction)
-    return reconstruction_scores(model, model_map, names, batches[: spec.batches], spec.ridge, seed)
+    return reconstruction_scores(
+        model, model_map, names, batches[: spec.batches], spec.ridge, seed, spec.required
+    )
 
 
 def reconstruction_scores(
@@ -99,6 +119,7 @@ def reconstruction_scores(
     batches: Sequence[tuple[Any, Any]],
     ridge: float,
     seed: int,
+    required: bool = True,
 ) -> dict[str, Tensor]:
     """Scores of the units of coupled groups: group -> [units], in the order of the units.
 
@@ -106,22 +127,36 @@ def reconstruction_scores(
         model: the dense model; it is left in eval mode.
         batches: (x, y) pairs of which x is looked at.
         ridge: added to the diagonal of H, relative to its mean.
+        required: whether no other criterion takes over where this one cannot; the matrices H may then take
+            any memory.
 
     Raises:
-        ModelError: no convolution and no Linear layer reads a group.
+        CannotScoreError: no convolution and no Linear layer reads a group, or the matrices are too large.
     """
     groups = {name: model_map.by_name[name] for name in names}
     readers = {name: tuple(find_readers(model, group)) for name, group in groups.items()}
+    _check_readers(readers, required)
+    layers = sorted({reader.layer for own in readers.values() for reader in own})
+    size = 8 * sum(weight_matrix(model.get_submodule(layer)).shape[1] ** 2 for layer in layers)
+    if not required and size > MEMORY:
+        raise CannotScoreError(
+            f"its matrices take {size / 2**30:.1f} GiB, which is more than {MEMORY // 2**30}", required
+        )
+    moments = _gather_moments(model.eval(), layers, [x for x, _ in batches], seed)
+    ran = {
+        name: tuple(reader for reader in own if moments[reader.layer].rows) for name, own in readers.items()
+    }
+    _check_readers(ran, required)
+    readers = ran
+    return {name: _score_units(model, readers[name], moments, groups[name].width, ridge) for name in groups}
+
+
+def _check_readers(readers: Mapping[str, Sequence[Reader]], required: bool) -> None:
     for name, own in readers.items():
         if not own:
-            raise ModelError(
-                "criterion 'reconstruction' looks at the layers that read a group, and no "
-                "convolution or Linear layer "
-                f"without groups reads '{name}'; use magnitude or taylor there"
+            raise CannotScoreError(
+                f"no convolution or Linear layer without groups, called as a layer, reads '{name}'", required
             )
-    layers = {reader.layer for own in readers.values() for reader in own}
-    moments = _gather_moments(model.eval(), sorted(layers), [x for x, _ in batches], seed)
-    return {name: _score_units(model, readers[name], moments, groups[name].width, ridge) for name in groups}
 
 
 def find_readers(model: nn.Module, group: Coupled) -> Iterator[Reader]:
@@ -218,16 +253,21 @@ def _score_units(
         )
         for reader in readers
     ]
-    order, errors = [], [0.0]
-    left = list(range(width))
-    while left:
-        costs = torch.stack([surgeon.costs(left) for surgeon in surgeons]).sum(0)
-        cheapest = int(costs.argmin())
-        errors.append(errors[-1] + max(0.0, float(costs[cheapest])))
-        unit = left.pop(cheapest)
-        order.append(unit)
-        for surgeon in surgeons:
-            surgeon.remove(unit)
+    order: list[int] = []
+    errors = [0.0]
+    left = torch.arange(width)
+    while len(left):
+        costs = torch.stack([surgeon.costs(left) for surgeon in surgeons]).sum(0).cpu()
+        # Of a wide group several units go at a time, as matrices are updated faster by many columns at once.
+        count = max(1, len(left) // STEPS)
+        cheapest = costs.argsort(stable=True)[:count]
+        leaving = left[cheapest]
+        error = max(0.0, sum(surgeon.remove(leaving) for surgeon in surgeons))
+        errors += [errors[-1] + error * (number + 1) / count for number in range(count)]
+        order += leaving.tolist()
+        staying = torch.ones(len(left), dtype=torch.bool)
+        staying[cheapest] = False
+        left = left[staying]
     scores = torch.empty(width, dtype=torch.float64)
     for rank, (unit, slope) in enumerate(zip(order, hull_slopes(errors), strict=True)):
         scores[unit] = slope * (1 + RANK * rank)
@@ -259,25 +299,25 @@ class _Surgeon:
         self.index = torch.stack(padded).to(weight.device)
         self.products = self._rows(weight @ curvature) @ self._rows(weight).transpose(1, 2)
 
-    def costs(self, units: Sequence[int]) -> Tensor:
-        """What removing each of the units would cost now: [units]."""
-        left = torch.tensor(units)
+    def costs(self, left: Tensor) -> Tensor:
+        """What removing each of the units alone would cost now: [units]."""
         blocks = self._blocks(left)
         products = self.products[left]
         solved = products / blocks if blocks.shape[1] == 1 else torch.linalg.solve(blocks, products)
         costs: Tensor = solved.diagonal(dim1=1, dim2=2).sum(1)
         return costs
 
-    def remove(self, unit: int) -> None:
-        """Refit the other columns, and leave the unit's out."""
-        at = self.index[unit]
+    def remove(self, units: Tensor) -> float:
+        """Leave the units' columns out, all at once, and refit the others; returns what that costs."""
+        at = self.index[units.to(self.index.device)].flatten()
         at = at[at < len(self.weight)]
         if not len(at):
-            return
+            return 0.0
         own = self.weight[at]
         block = self.inverse[at][:, at]
         gain = torch.linalg.solve(block, self.inverse[at]).T  # K, of all columns
         weighed = self.curvature @ own.T
+        cost = float((torch.linalg.solve(block, own) * weighed.T).sum())
         gains, crossed = self._rows(gain), self._rows(self.weight @ weighed)
         mixed = gains @ crossed.transpose(1, 2)
         self.products += gains @ (own @ weighed) @ gains.transpose(1, 2) - mixed - mixed.transpose(1, 2)
@@ -286,6 +326,7 @@ class _Surgeon:
         self.inverse -= gain @ self.inverse[at]
         self.inverse[at] = 0
         self.inverse[:, at] = 0
+        return cost
 
     def _rows(self, matrix: Tensor) -> Tensor:
         """The rows of each unit: [units, columns of a unit, columns of the matrix]."""

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import sparsify
 from sparsify.errors import ModelError, RecipeError
+from sparsify.pruning.criteria import reconstruction
 from sparsify.pruning.criteria.reconstruction import hull_slopes, reconstruction_scores
 
 RIDGE = 1e-3
@@ -81,6 +82,26 @@ def test_the_scores_add_up_to_what_least_squares_cannot_make_up_for() -> None:
     assert order[0] == singles.index(min(singles))
 
 
+def test_several_units_that_go_at_a_time_cost_what_they_cost_together() -> None:
+    torch.manual_seed(3)
+    model, x = Network(readers=1), draw(600, 4)
+    model.first, model.left = nn.Linear(4, 200), nn.Linear(200, 4)
+    plan = plan_of(model, x, "neuron")
+    scores = reconstruction_scores(model, plan.map, ["first"], [(x, x[:, 0])], RIDGE, 0)["first"]
+    hidden = F.relu(model.first(x)).detach().double()
+    generator = torch.Generator().manual_seed(0)
+    projection = torch.randn(600, 4, generator=generator).double()
+    gradient = projection - projection.mean(1, keepdim=True)
+    weight = model.left.weight.detach().T.double()
+    found = least_error(hidden, weight, gradient.T @ gradient / 600, tuple(range(200)))
+    assert float(scores.double().sum()) == pytest.approx(found, rel=1e-3)
+    # The half that it calls cheap costs less than any half drawn at random.
+    halves = [tuple(torch.randperm(200, generator=generator)[:100].tolist()) for _ in range(20)]
+    curvature = gradient.T @ gradient / 600
+    cheap = least_error(hidden, weight, curvature, tuple(scores.argsort()[:100].tolist()))
+    assert cheap < 0.5 * min(least_error(hidden, weight, curvature, half) for half in halves)
+
+
 def test_two_readers_count_together() -> None:
     x = draw(300, 4)
     totals = []
@@ -114,6 +135,19 @@ def test_the_slopes_are_those_of_the_lower_hull() -> None:
         assert all(hull <= error + 1e-9 for hull, error in zip(below, errors, strict=True))
 
 
+class TwoParts(nn.Module):
+    """Only a layer with groups reads `first`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.second = nn.Conv2d(2, 8, 3), nn.Conv2d(8, 8, 3, groups=2)
+        self.third, self.fourth = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fourth(F.relu(self.third(self.second(F.relu(self.first(x)))))).mean((2, 3))
+
+
 def test_what_no_layer_reads_is_refused() -> None:
     class Grouped(nn.Module):
         def __init__(self) -> None:
@@ -128,10 +162,41 @@ def test_what_no_layer_reads_is_refused() -> None:
     with pytest.raises(ModelError) as caught:
         reconstruction_scores(model.eval(), plan.map, ["first"], [(x, x)], RIDGE, 0)
     assert str(caught.value) == (
-        "criterion 'reconstruction' looks at the layers that read a group, "
-        "and no convolution or Linear layer "
-        "without groups reads 'first'; use magnitude or taylor there"
+        "criterion 'reconstruction' cannot score a group: no convolution or Linear layer without groups, "
+        "called as a layer, reads 'first'; use magnitude or taylor there"
     )
+
+
+def test_magnitude_takes_over_in_all_rules_that_allow_it() -> None:
+    model, x = TwoParts(), draw(8, 2, 8, 8)
+    optional = {"kind": "reconstruction", "required": False}
+    rules = [
+        {"layers": name, "group": "filter", "criterion": optional, "sparsity": "50%"}
+        for name in ("first", "third")
+    ]
+    recipe = {"version": 1, "title": "t", "data": {"source": "digits"}, "rules": rules}
+    plan = sparsify.make_plan(recipe, model.eval(), (x[:2],))
+    result = sparsify.cut(plan, model, batches=[(x, torch.zeros(8, dtype=torch.int64))])
+    assert (
+        "Magnitude chose, in place of criterion 'reconstruction': no convolution or Linear layer without "
+        "groups, called as a layer, reads 'first'."
+    ) in result.notes
+    magnitude = [{**rule, "criterion": {"kind": "magnitude"}} for rule in rules]
+    plain = sparsify.cut(sparsify.make_plan({**recipe, "rules": magnitude}, model, (x[:2],)), model)
+    assert plain.cuts.widths == result.cuts.widths
+
+
+def test_matrices_that_take_too_much_are_left_to_magnitude(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruction, "MEMORY", 8 * 45**2)
+    model, x = Network(convolution=True, readers=1), draw(8, 2, 8, 8)
+    plan = plan_of(model, x, "filter")
+    arguments = model, plan.map, ["first"], [(x, x)], RIDGE, 0
+    assert reconstruction_scores(*arguments, required=False)
+    monkeypatch.setattr(reconstruction, "MEMORY", 8 * 45**2 - 1)
+    with pytest.raises(reconstruction.CannotScoreError) as caught:
+        reconstruction_scores(*arguments, required=False)
+    assert caught.value.reason == "its matrices take 0.0 GiB, which is more than 0"
+    assert reconstruction_scores(*arguments)
 
 
 @pytest.mark.parametrize("group", ["depth", "weight", "2:4"])

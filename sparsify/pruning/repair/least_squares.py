@@ -45,7 +45,7 @@ from sparsify.pruning.repair.recurrent import (
     sample_recurrent,
 )
 from sparsify.pruning.repair.regression import Fit
-from sparsify.pruning.repair.sites import OperatorCounter, Site, find_sites
+from sparsify.pruning.repair.sites import Operator, OperatorCounter, Site, find_sites
 from sparsify.pruning.repair.skipped_layers import explain_not_run, list_row_tensors, list_skipped
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import LayerRepair
@@ -124,9 +124,9 @@ def refit_layers(
         def hook(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
             with watch.pause():
                 message = run_dense.outputs_of(name)
-                number = sites[name].addend
+                operator = sites[name].addend
                 value = first_tensor(args, kwargs)
-                addend = watch.kept.pop(number, None) if name in partners and number is not None else None
+                addend = watch.kept.pop(operator, None) if name in partners and operator is not None else None
                 match message:
                     case AttentionOutputs() if is_attention(module):
                         rows = refit_attention(module, (args, kwargs), message, addend, examples, settings)
@@ -291,8 +291,8 @@ class _Dense:
 
     def _addend(self, name: str, watch: OperatorCounter) -> Tensor | None:
         """The other addend of the sum that the layer ends in, where both models have it."""
-        number = self._sites[name].addend
-        return watch.kept.pop(number, None) if name in self._partners and number is not None else None
+        operator = self._sites[name].addend
+        return watch.kept.pop(operator, None) if name in self._partners and operator is not None else None
 
     def _stay(self, name: str, rows: Tensor) -> Tensor:
         stay = self._outputs.get(name)
@@ -418,9 +418,9 @@ def _set_intercept(layer: nn.Module, norm: nn.Module | None, mean: Tensor | None
         own.copy_((mean.double() - intercept).to(own.dtype))
 
 
-def _list_operators(sites: Mapping[str, Site], partners: frozenset[str]) -> frozenset[int]:
-    numbers = (sites[name].addend for name in partners)
-    return frozenset(number for number in numbers if number is not None)
+def _list_operators(sites: Mapping[str, Site], partners: frozenset[str]) -> frozenset[Operator]:
+    operators = (sites[name].addend for name in partners)
+    return frozenset(operator for operator in operators if operator is not None)
 
 
 def _find_shared_addends(dense: Mapping[str, Site], cut: Mapping[str, Site]) -> frozenset[str]:

@@ -22,7 +22,17 @@ from sparsify.pruning.layer_matrix import is_product
 from sparsify.pruning.repair.attention import is_attention
 from sparsify.pruning.repair.recurrent import is_recurrent
 
+_COPIES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.aten.lift_fresh.default)
+"""operators that torch adds to a call or leaves out, depending on who else holds a tensor"""
 _ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator of a forward call: its number among those that compute something, and its name."""
+
+    number: int
+    name: str
 
 
 @dataclass(frozen=True)
@@ -34,8 +44,8 @@ class Site:
     """how often it runs in one forward call"""
     norm: str | None
     """the batch normalisation that its output alone goes into, if any"""
-    addend: int | None = None
-    """number of the operator that makes the other addend of the sum that this layer ends in, if it makes up
+    addend: Operator | None = None
+    """the operator that makes the other addend of the sum that this layer ends in, if it makes up
     for it"""
     through_norm: bool = False
     """whether the norm lies between the layer and the sum"""
@@ -50,27 +60,29 @@ def main_result(result: Any) -> Tensor | None:
 class OperatorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers the operators of a forward call, and keeps the results of some.
 
-    wanted: numbers of operators whose results are kept in `kept`.
+    wanted: operators whose results are kept in `kept`. One of another name at this number is not kept: the
+    call took another way.
     """
 
-    def __init__(self, wanted: frozenset[int] = frozenset()) -> None:
+    def __init__(self, wanted: frozenset[Operator] = frozenset()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.wanted = wanted
+        self.wanted = {operator.number: operator for operator in wanted}
         self.count = 0
-        self.kept: dict[int, Tensor] = {}
+        self.kept: dict[Operator, Tensor] = {}
         self.paused = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not self.paused:
+        if not self.paused and func not in _COPIES:
             self.note(func, args, result)
             self.count += 1
         return result
 
-    def note(self, _func: Any, _args: Any, result: Any) -> None:
+    def note(self, func: Any, _args: Any, result: Any) -> None:
         made = main_result(result)
-        if self.count in self.wanted and made is not None:
-            self.kept[self.count] = made
+        operator = self.wanted.get(self.count)
+        if operator is not None and operator.name == str(func) and made is not None:
+            self.kept[operator] = made
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -94,7 +106,7 @@ class _Watch(OperatorCounter):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()
-        self.maker: dict[int, int] = {}
+        self.maker: dict[int, Operator] = {}
         self.alive: list[Any] = []  # an id is only a name while its object lives
         self.additions: list[_Addition] = []
 
@@ -108,7 +120,7 @@ class _Watch(OperatorCounter):  # type: ignore[no-untyped-call]
         made = main_result(result)
         if made is not None:
             self.alive.append(made)
-            self.maker[id(made)] = self.count
+            self.maker[id(made)] = Operator(self.count, str(func))
 
 
 @dataclass
@@ -182,7 +194,7 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
     return sites, watch.count
 
 
-def _list_addends(watch: _Watch, seen: dict[str, _Seen]) -> Iterator[tuple[str, tuple[int, bool]]]:
+def _list_addends(watch: _Watch, seen: dict[str, _Seen]) -> Iterator[tuple[str, tuple[Operator, bool]]]:
     """Layer -> (operator that makes the other addend of its sum, whether a norm lies between)."""
     ends = {one: (name, False) for name, own in seen.items() for one in own.results}
     ends |= {one: (name, True) for name, own in seen.items() for one in own.normed}
@@ -193,5 +205,5 @@ def _list_addends(watch: _Watch, seen: dict[str, _Seen]) -> Iterator[tuple[str, 
             maker = watch.maker.get(id(other))
             if name is None or maker is None or seen[name].calls != 1:
                 continue
-            if maker < seen[name].finished:
+            if maker.number < seen[name].finished:
                 yield name, (maker, through_norm)

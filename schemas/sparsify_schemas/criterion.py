@@ -178,11 +178,13 @@ class Activation(FromData):
 
 @final
 class Wanda(FromData):
-    """s_g = sum over w in g of |w| * the root mean square of the input that w multiplies.
+    """s_g = sum over w in the consumers' input slices of |w| * the root mean square of the input that w
+    multiplies: units that the layers behind feel little of go.
 
     `size` divides by |g|, `mean`, `max`, `sum` and `l2` by the mean, the largest, the sum and the Euclidean
     norm of the layer's own scores.
-    Needs training data, no labels; sees convolutions and Linear layers. Source: Sun et al., arXiv:2306.11695.
+    Needs training data, no labels; sees convolutions and Linear layers. Source: Sun et al., arXiv:2306.11695,
+    for groups as Wanda-sp of An et al., arXiv:2312.11983.
     """
 
     kind: Literal["wanda"]
@@ -190,7 +192,7 @@ class Wanda(FromData):
     """how scores of different layers are made comparable"""
 
     def facts(self) -> Facts:
-        return Facts(sees="inputs")
+        return Facts(roles=frozenset({"in", "whole"}), sees="inputs")
 
 
 @final

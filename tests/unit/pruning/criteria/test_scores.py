@@ -62,17 +62,10 @@ def of_last(spec: Criterion) -> tuple[Net, Tensor]:
         {"version": 1, "title": "t", "rules": [{"layers": "b", "group": "filter"}]}, net, (X,)
     ).map
     parameters = dict(net.named_parameters())
-    roles = (
-        frozenset({"in"})
-        if isinstance(spec, Activation)
-        else frozenset({"out"})
-        if isinstance(spec, Fpgm)
-        else frozenset({"in", "out"})
-    )
     name = next(c.name for c in map.coupled if any(s.tensor == "c.weight" for s in c.slices))
     return net, group_scores(
         spec,
-        coupled_layout(map, [name], parameters, roles),
+        coupled_layout(map, [name], parameters, spec.facts().roles),
         parameters,
         gather_statistics(net, spec, BATCHES, CLASSIFICATION),
         0,
@@ -156,10 +149,6 @@ def test_wanda_is_the_weight_times_what_it_multiplies() -> None:
         total = 0.0
         for seen in arrivals(net):
             for n in (channel, channel + 3):
-                first = 0 if n < 3 else 2  # the block of b that filter n lies in
-                for i in range(2):
-                    rms = math.sqrt(float(seen["b"][:, first + i].square().mean()))
-                    total += rms * float(net.b.weight[n, i].detach().abs().sum())
                 total += math.sqrt(float(seen["c"][:, n].square().mean())) * float(
                     net.c.weight[:, n].detach().abs().sum()
                 )
@@ -314,7 +303,7 @@ MEAN = objective_of_loss(lambda output, _: output.mean())
 
 WORKED = {
     # x = 1, first units 1 and 2, behind them 3, 3 and 6; the last weights are 1, 2, 1
-    "wanda": ([1 + 4 * 1, 2 + 4 * 2], [3 + 1 * 3, 3 + 2 * 3, 6 + 1 * 6]),
+    "wanda": ([4 * 1, 4 * 2], [1 * 3, 2 * 3, 1 * 6]),
     "activation": ([1, 2], [3, 3, 6]),
     "taylor": ([2 * 5, 2 * 10], [2 * 3, 2 * 6, 2 * 6]),  # each unit twice: in its row and in its column
     "magnitude": ([1 + 6, 4 + 6], [2 + 1, 2 + 4, 8 + 1]),
@@ -348,7 +337,8 @@ def test_scores_of_different_layers_are_made_comparable(kind: str, how: str) -> 
     found = group_scores(spec, layout, parameters, seen, 0)
     first, second = WORKED[kind]
     if how == "size":
-        wanted = [s / 4 for s in first] + [s / 3 for s in second]  # a row and a column
+        counts = (3, 1) if kind == "wanda" else (4, 3)  # a column, or a row and a column
+        wanted = [s / counts[0] for s in first] + [s / counts[1] for s in second]
     else:
         divide = DIVISORS[how]
         wanted = [s / divide(first) for s in first] + [s / divide(second) for s in second]

@@ -54,6 +54,10 @@ LEAST_GAIN = 0.01
 """a channel that the norm behind scales by less than this cannot make up for what its sum lost"""
 
 
+ROWS_OF_INPUT = 32
+"""rows that a Linear layer is fitted to for each of its inputs, where the examples have so many"""
+
+
 @dataclass(frozen=True)
 class _LayerOutputs:
     """Outputs of one convolution or Linear layer of the dense model."""
@@ -183,8 +187,11 @@ class _Dense:
         self._model, self._sites, self._partners = model, sites, partners
         self._outputs, self._rows, self._inputs = outputs, rows, inputs
         self._wanted = set(wanted)
-        everywhere = examples if settings.processes is None else sum(counts_of(examples, settings.processes))
-        self._count = max(1, -(-settings.rows // everywhere))
+        self._everywhere = (
+            examples if settings.processes is None else sum(counts_of(examples, settings.processes))
+        )
+        self._rows_wanted = settings.rows
+        self._count = self._count_places(settings.rows)
         self._seed = settings.seed
         self._talk: queue.Queue[_Outputs | BaseException | None] = queue.Queue(maxsize=2)
         self._stop = threading.Event()
@@ -256,7 +263,10 @@ class _Dense:
     ) -> _Outputs | None:
         if output.dim() < 2:
             return None  # one number for each example, or no example dimension
-        places = sample_places(module, output, self._count, generator)
+        wanted = self._rows_wanted
+        if isinstance(module, nn.Linear):  # whose inputs lie there as rows: more of them take no more memory
+            wanted = max(wanted, ROWS_OF_INPUT * module.in_features)
+        places = sample_places(module, output, self._count_places(wanted), generator)
         rows = self._stay(name, output_rows(module, output, places))
         addend, other = self._addend(name, watch), None
         if addend is not None and addend.shape == output.shape:
@@ -277,6 +287,10 @@ class _Dense:
         return sample_attention(
             name, module, stay, outputs_stay, call, result, addend, self._count, generator
         )
+
+    def _count_places(self, rows: int) -> int:
+        """Places of each example that give so many rows, over the examples of all processes."""
+        return max(1, -(-rows // self._everywhere))
 
     def _rows_of(self, name: str) -> dict[str, Tensor]:
         """Tensor of a module -> numbers of its rows that stay."""

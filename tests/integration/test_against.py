@@ -37,6 +37,7 @@ from sparsify_schemas.units import Share
 
 SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9}
 LASSO = {"layers": "conv*", "group": "filter", "penalty": {"kind": "group_lasso", "strength": 5e-3}}
+MAGNITUDE = {"layers": "conv*", "group": "filter", "criterion": {"kind": "magnitude"}}
 LEARN = {"kind": "train", "name": "learn", "epochs": 2, "optimizer": SGD}
 TUNE = {
     "kind": "train",
@@ -176,6 +177,7 @@ def test_a_given_model_is_what_the_baselines_are_cut_from() -> None:
     (own,) = verify_run(run).baselines
     by_hand = {
         **SHORT,
+        "rules": [MAGNITUDE],
         "baselines": [],
         "budget": {"macs": f"{verify_run(run).cut.macs / 1e3!r}k"},
         "stages": [{"kind": "cut"}, TUNE],
@@ -194,7 +196,7 @@ def test_without_penalties_the_dense_model_is_not_trained_twice() -> None:
     plain = {
         **RECIPE,
         # The default bound follows from the budget, and the baseline's is what the cut came to.
-        "rules": [{"layers": "conv*", "group": "filter", "keep": {"at_least": 2}}],
+        "rules": [{**MAGNITUDE, "keep": {"at_least": 2}}],
         "stages": stages,
         "baselines": ["magnitude"],
     }
@@ -281,6 +283,7 @@ def test_by_macs_comes_to_the_same_time_with_widths_as_they_fall(tmp_path: Path)
     targets = {"phone": {"kind": "cpu", "table": "phone.json"}}
     asked = {
         **SHORT,
+        "rules": [MAGNITUDE],
         "targets": targets,
         "budget": {"latency": {"phone": "60%"}},
         "baselines": ["by_macs", "magnitude"],

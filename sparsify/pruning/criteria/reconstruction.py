@@ -209,6 +209,8 @@ def _gather_moments(
             outputs.clear()
             loss = _random_projection(call_on_batch(model, move(x, device)), generator)
             seen = [name for name in layers if name in outputs]
+            if not seen:
+                break  # their weights are read in ways of the layer above them
             gradients = torch.autograd.grad(loss, [outputs[name] for name in seen], allow_unused=True)
             for name, gradient in zip(seen, gradients, strict=True):
                 _add_curvature(model.get_submodule(name), moments[name], outputs[name], gradient)

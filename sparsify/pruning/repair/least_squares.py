@@ -54,7 +54,7 @@ LEAST_GAIN = 0.01
 """a channel that the norm behind scales by less than this cannot make up for what its sum lost"""
 
 
-ROWS_OF_INPUT = 32
+ROWS_OF_INPUT = 64
 """rows that a Linear layer is fitted to for each of its inputs, where the examples have so many"""
 
 

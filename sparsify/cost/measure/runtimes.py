@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, assert_never
 
 import numpy as np
@@ -183,10 +184,23 @@ def _prepare_in_onnxruntime(file: bytes, inputs: Sequence[Array], target: Cpu) -
     return lambda: session.run(None, fed)
 
 
+@cache
+def _load_openvino() -> Any:
+    """OpenVINO's core, which lives as long as the process.
+
+    Its plugin for processors gives the thread that first compiles a model another stack for signals. A core
+    that is destroyed in another thread, as the garbage collector may do, frees that stack while it is in use:
+    the next signal with a handler, such as that of a data loader's worker that ends, would kill the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def _prepare_in_openvino(file: bytes, inputs: Sequence[Array], target: Cpu) -> TimedCall:
     import openvino
 
-    core = openvino.Core()
+    core = _load_openvino()
     model = core.read_model(file)
     model.reshape({port: list(x.shape) for port, x in zip(model.inputs, inputs, strict=True)})
     # Without the hint OpenVINO silently computes in bf16 wherever it can.

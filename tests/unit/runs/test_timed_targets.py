@@ -1,5 +1,7 @@
 """What a recipe without targets is timed on: ONNX Runtime where it is installed, eager PyTorch beside it."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +112,25 @@ def test_a_target_that_cannot_run_the_model_is_refused_before_the_first_epoch(
     )
     assert str(caught.value).endswith("; set its runtime to 'eager' or 'compile', or remove the target")
     assert not Path("runs").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the stack for signals is Linux's")
+def test_a_model_of_openvino_that_another_thread_frees_leaves_signals_alone() -> None:
+    code = """
+import faulthandler, signal, threading, torch
+from sparsify.cost.measure.runtimes import prepare
+from sparsify_schemas.target import Cpu
+
+faulthandler.enable()
+target = Cpu(kind="cpu", runtime="openvino")
+prepared = [prepare(torch.nn.Conv2d(3, 4, 3), (torch.zeros(1, 3, 8, 8),), target)]
+prepared[0]()
+thread = threading.Thread(target=prepared.clear)
+thread.start()
+thread.join()
+signal.signal(signal.SIGUSR1, lambda *_: print("it goes on"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "it goes on")

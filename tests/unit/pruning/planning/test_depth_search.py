@@ -25,7 +25,7 @@ RECIPE: dict[str, Any] = {
     "model": {"build": "sparsify.models.digits_cnn"},
     "data": {"source": "digits"},
     "budget": {"accuracy_drop": {"at_most": "3pp", "trials": 4}},
-    "rules": [{"layers": "Conv2d", "group": "filter"}],
+    "rules": [{"layers": "Conv2d", "group": "filter", "criterion": {"kind": "magnitude"}}],
     "stages": [
         {
             "kind": "train",

@@ -1,6 +1,7 @@
 """What the default bound on each layer is worth: cut in one ranking over all layers, then repaired.
 
-    python tests/benchmarks/default_bound.py [--networks NAME ...] [--criteria NAME ...] [--dense FOLDER]
+    python tests/benchmarks/default_bound.py [--networks NAME ...] [--criteria NAME ...] [--bounds NAME ...]
+    [--dense FOLDER]
 
 Networks of the shipped recipes, their rules replaced by one that says nothing of what stays, and no penalty.
 Each is trained by its recipe's first stage, kept in FOLDER, cut to the budget under four bounds, and repaired
@@ -11,7 +12,7 @@ times this.
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -101,7 +102,7 @@ def prepare(name: str, criterion: str, folder: Path) -> Trained:
     return Trained(model, plan, datasets, make_objective(recipe.task, datasets.classes))
 
 
-def measure(trained: Trained) -> Iterator[tuple[str, float, float, int]]:
+def measure(trained: Trained, bounds: Sequence[str]) -> Iterator[tuple[str, float, float, int]]:
     """Bound, metric after the cut and after the repair, and the fewest units that a layer keeps."""
     model, datasets = trained.model, trained.datasets
     judged = datasets.validation[:JUDGED]
@@ -112,7 +113,8 @@ def measure(trained: Trained) -> Iterator[tuple[str, float, float, int]]:
         return float(evaluate(one, judged, trained.objective).deciding)
 
     yield "dense", judge(model), judge(model), 0
-    for name, (least, even) in BOUNDS.items():
+    for name in bounds:
+        least, even = BOUNDS[name]
         with (
             mock.patch.object(candidates, "LEAST_SHARE", least),
             mock.patch.object(candidates, "LEAST_OF_EVEN", even),
@@ -128,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--criteria", nargs="*", default=["magnitude"])
+    parser.add_argument("--bounds", nargs="*", default=list(BOUNDS), choices=list(BOUNDS))
     parser.add_argument("--dense", type=Path, default=Path("runs/dense"), help="of the trained weights")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -136,7 +139,7 @@ def main() -> None:
     os.chdir(RECIPES)
     for name in options.networks:
         for criterion in options.criteria:
-            for bound, *figures in measure(prepare(name, criterion, folder)):
+            for bound, *figures in measure(prepare(name, criterion, folder), options.bounds):
                 cells = [name, criterion, bound, *(f"{figure:.4g}" for figure in figures)]
                 print(f"| {' | '.join(cells)} |", flush=True)
 

@@ -65,7 +65,7 @@ class Row:
     layers: str
     criterion: str
     share: int
-    """percent of the MACs asked for"""
+    """percent of the cost asked for"""
     seed: int
     macs: float
     """percent of the MACs left"""
@@ -77,6 +77,8 @@ class Row:
     cut_seconds: float
     repair_seconds: float
     network: str = "resnet56"
+    cost: str = "macs"
+    """what the share is of: macs or params"""
 
 
 def dense_model(network: str = "resnet56") -> nn.Module:
@@ -152,13 +154,15 @@ def choice_of_torch_pruning(
     return {name: sorted(set(range(width[name])) - set(removed.get(name, ()))) for name in reached}
 
 
-def cut_to(model: nn.Module, layers: str, criterion: str, share: int, x: Tensor, y: Tensor) -> Result:
+def cut_to(
+    model: nn.Module, layers: str, criterion: str, share: int, x: Tensor, y: Tensor, cost: str = "macs"
+) -> Result:
     own = "magnitude" if criterion in TORCH_PRUNING else criterion
     recipe = {
         "version": 1,
         "title": "ResNet-56",
         "data": {"source": "cifar10"},
-        "budget": {"macs": f"{share}%"},
+        "budget": {cost: f"{share}%"},
         "rules": [{"layers": LAYERS[layers], "group": "filter", "criterion": {"kind": own}}],
     }
     plan = sparsify.make_plan(recipe, model, (x[:2],))
@@ -170,12 +174,18 @@ def cut_to(model: nn.Module, layers: str, criterion: str, share: int, x: Tensor,
 
 
 def measure(
-    datasets: Datasets, layers: str, criterion: str, share: int, seed: int, network: str = "resnet56"
+    datasets: Datasets,
+    layers: str,
+    criterion: str,
+    share: int,
+    seed: int,
+    network: str = "resnet56",
+    cost: str = "macs",
 ) -> Row:
     dense = dense_model(network)
     x, y = calibration(datasets, seed)
     started = time.process_time()
-    result = cut_to(dense, layers, criterion, share, x, y)
+    result = cut_to(dense, layers, criterion, share, x, y, cost)
     cut_seconds = time.process_time() - started
 
     def percent(model: nn.Module, examples: Any) -> float:
@@ -201,6 +211,7 @@ def measure(
         cut_seconds,
         repair_seconds,
         network,
+        cost,
     )
 
 
@@ -212,16 +223,16 @@ def _macs(result: Result) -> float:
 def summary(rows: Sequence[Row]) -> Iterator[str]:
     """Mean and standard deviation over the seeds, as a Markdown table."""
     yield (
-        "| network | layers | criterion | MACs | cut | + batch norm | + repair | test: cut | test: "
+        "| network | layers | criterion | share | of | cut | + batch norm | + repair | test: cut | test: "
         "+ repair | choice, s "
         "| repair, s |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|"
-    keys = dict.fromkeys((row.network, row.layers, row.criterion, row.share) for row in rows)
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    keys = dict.fromkeys((row.network, row.layers, row.criterion, row.share, row.cost) for row in rows)
     for key in keys:
-        own = [r for r in rows if (r.network, r.layers, r.criterion, r.share) == key]
+        own = [r for r in rows if (r.network, r.layers, r.criterion, r.share, r.cost) == key]
         cells = [spread([getattr(r, name) for r in own]) for name in COLUMNS]
-        yield f"| {' | '.join(map(str, key))} % | {' | '.join(cells)} |"
+        yield f"| {' | '.join(map(str, key))} | {' | '.join(cells)} |"
 
 
 COLUMNS = ("cut", "batch_norm", "repaired", "test_cut", "test_repaired", "cut_seconds", "repair_seconds")
@@ -339,6 +350,7 @@ def main() -> None:
     parser.add_argument("--network", default="resnet56", choices=list(NETWORKS))
     parser.add_argument("--layers", nargs="*", default=["inner"], choices=list(LAYERS))
     parser.add_argument("--shares", nargs="*", type=int, default=[70, 50, 40])
+    parser.add_argument("--cost", default="macs", choices=("macs", "params"), help="what the shares are of")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--json", type=Path, help="a line for each row; what is there is not made again")
     options = parser.parse_args()
@@ -358,14 +370,14 @@ def main() -> None:
     rows = []
     if options.json is not None and options.json.exists():
         rows = [Row(**json.loads(line)) for line in options.json.read_text().splitlines()]
-    known = {(r.network, r.layers, r.criterion, r.share, r.seed) for r in rows}
+    known = {(r.network, r.layers, r.criterion, r.share, r.cost, r.seed) for r in rows}
     for layers in options.layers:
         for share in options.shares:
             for criterion in options.criteria:
                 for seed in options.seeds:
-                    if (options.network, layers, criterion, share, seed) in known:
+                    if (options.network, layers, criterion, share, options.cost, seed) in known:
                         continue
-                    row = measure(datasets, layers, criterion, share, seed, options.network)
+                    row = measure(datasets, layers, criterion, share, seed, options.network, options.cost)
                     rows.append(row)
                     print(row, flush=True)
                     if options.json is not None:

@@ -59,14 +59,20 @@ NamedTransform = Annotated[Transform, BeforeValidator(_from_name, json_schema_in
 
 
 class Augment(Spec):
-    """What is done to training images, anew in each epoch."""
+    """What is done to training images, anew in each epoch.
+
+    Targets with a number for each pixel move with the pixels, and so do `boxes` of targets that are a
+    mapping: [objects, 4] as x1, y1, x2, y2 in pixels. An object that is gone leaves every other part with a
+    row for each.
+    """
 
     flip: Flag = False
     """mirror left to right with probability one half"""
     crop: Whole = 0
     """pad by so many pixels of zero and crop back at random"""
     transforms: tuple[NamedTransform, ...] = ()
-    """further changes by torchvision, in order, of each image by itself and of the mask of its classes"""
+    """further changes by torchvision, in order, of each image by itself, of the mask of its classes and of
+    its boxes"""
 
     @property
     def is_used(self) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from sparsify.data.boxes import holds_boxes, mirror, move_boxes, shift
 from sparsify.data.columns import IGNORED, Varied, first_of, leaves, map_leaves
 from sparsify.data.examples import Examples
 from sparsify.data.targets import describe, holds_pixels
@@ -101,6 +102,14 @@ class _Changes:
             x = windows[torch.arange(len(x)), :, self.down[at], self.right[at]]
         return x
 
+    def apply_to_boxes(self, boxes: Tensor, at: int, width: int) -> Tensor:
+        """Boxes [objects, 4] of example `at`, whose image `apply` changes."""
+        if self.flips is not None and bool(self.flips[at]):
+            boxes = mirror(boxes, width)
+        if self.down is not None and self.right is not None:
+            boxes = shift(boxes, self.pad - int(self.right[at]), self.pad - int(self.down[at]))
+        return boxes
+
 
 class _Stacked(Dataset[Batch]):
     """Examples by the batch."""
@@ -136,8 +145,17 @@ class _Stacked(Dataset[Batch]):
         return chosen.batch()
 
     def _move_targets(self, chosen: Examples, at: Tensor) -> Any:
-        """Targets with a number for each pixel move with the pixels; the border counts for nothing."""
+        """Targets with a number for each pixel, and boxes, move with the pixels; the border counts for
+        nothing."""
         changes, size = self.changes, chosen.inputs.shape[-2:]
+        targets = chosen.targets
+        if changes is not None and holds_boxes(targets):
+            numbers = at.tolist()
+            targets = move_boxes(
+                targets,
+                lambda boxes, place: changes.apply_to_boxes(boxes, numbers[place], size[1]),
+                (size[0], size[1]),
+            )
 
         def move(leaf: Tensor | Varied) -> Tensor | Varied:
             if changes is None or not holds_pixels(leaf, size):
@@ -146,7 +164,7 @@ class _Stacked(Dataset[Batch]):
             filler = 0 if leaf.is_floating_point() or leaf.dtype == torch.bool else IGNORED
             return changes.apply(by_channel, at, filler).view(leaf.shape)
 
-        return map_leaves(chosen.targets, move)
+        return map_leaves(targets, move)
 
 
 def _check_images(inputs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Transforms of torchvision.transforms.v2 by name, on images and the masks that go with them."""
+"""Transforms of torchvision.transforms.v2 by name, on images and the masks and boxes that go with them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsify.data.boxes import holds_boxes, list_boxes, move_boxes
 from sparsify.data.chance import keep_random_states, seed_example
 from sparsify.data.columns import IGNORED, leaves
 from sparsify.data.examples import Examples
@@ -15,8 +16,8 @@ from sparsify.data.targets import describe, holds_pixels
 from sparsify.errors import DataError, first_line
 from sparsify_schemas.data import Transform
 
-ChangeImage = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
-"""([C, H, W], class of each pixel [H, W] if any) -> the same, changed at random"""
+ChangeImage = Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor | None, Tensor | None]]
+"""([C, H, W], class of each pixel [H, W] if any, boxes [objects, 4] if any) -> the same, changed at random"""
 
 
 def make_transforms(specs: Sequence[Transform]) -> ChangeImage:
@@ -25,23 +26,28 @@ def make_transforms(specs: Sequence[Transform]) -> ChangeImage:
     v2, tv_tensors = _import_torchvision()
     steps = [_make_step(v2, spec, place) for place, spec in enumerate(specs)]
 
-    def change(image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        found = tv_tensors.Image(image)
-        # What is moved in from outside is 0 in masks; shifted by one, that is what counts for nothing.
-        classes = None if mask is None else tv_tensors.Mask(mask + 1)
+    def change(
+        image: Tensor, mask: Tensor | None, boxes: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        parts = {"image": tv_tensors.Image(image)}
+        if mask is not None:
+            # What is moved in from outside is 0 in masks; shifted by one, that is what counts for nothing.
+            parts["mask"] = tv_tensors.Mask(mask + 1)
+        if boxes is not None:
+            size = tuple(image.shape[-2:])
+            parts["boxes"] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
         for place, step in enumerate(steps):
             try:
-                found, classes = (step(found), None) if classes is None else step(found, classes)
+                parts = step(parts)
             except Exception as error:
                 raise DataError(
                     f"data.augment.transforms.{place}: '{specs[place].use}' failed on an image of "
                     f"{describe(image)}: {type(error).__name__}: {first_line(error)}"
                 ) from error
-            _check_result(found, image, specs[place], place)
-        moved = None if classes is None else classes.as_subclass(Tensor)
-        return found.as_subclass(Tensor), None if moved is None else torch.where(
-            moved == 0, IGNORED, moved - 1
-        )
+            _check_result(parts["image"], image, specs[place], place)
+        plain = {name: part.as_subclass(Tensor) for name, part in parts.items()}
+        classes = None if mask is None else torch.where(plain["mask"] == 0, IGNORED, plain["mask"] - 1)
+        return plain["image"], classes, plain.get("boxes")
 
     return change
 
@@ -49,20 +55,24 @@ def make_transforms(specs: Sequence[Transform]) -> ChangeImage:
 def transform_examples(
     examples: Examples, change: ChangeImage, numbers: Sequence[int], seed: int
 ) -> Examples:
-    """Each image, and the mask of its classes, changed by chance that follows from its number and the
-    seed."""
-    masks = _find_masks(examples)
+    """Each image, the mask of its classes and the boxes of its objects, changed by chance that follows from
+    its number and the seed."""
+    masks, boxes = _find_masks(examples), _find_boxes(examples)
     changed = []
     with keep_random_states():
         for place, number in enumerate(numbers):
             seed_example(seed, number)
-            changed.append(change(examples.inputs[place], None if masks is None else masks[place]))
-    images = torch.stack([image for image, _ in changed])
-    if masks is None:
-        return replace(examples, inputs=images)
-    return replace(
-        examples, inputs=images, targets=torch.stack([mask for _, mask in changed if mask is not None])
-    )
+            own = None if boxes is None else boxes[place]
+            changed.append(change(examples.inputs[place], None if masks is None else masks[place], own))
+    images = torch.stack([image for image, _, _ in changed])
+    targets = examples.targets
+    if masks is not None:
+        targets = torch.stack([mask for _, mask, _ in changed if mask is not None])
+    if boxes is not None:
+        moved = [own for _, _, own in changed if own is not None]
+        height, width = examples.inputs.shape[-2:]
+        targets = move_boxes(targets, lambda old, place: moved[place].to(old.dtype), (height, width))
+    return replace(examples, inputs=images, targets=targets)
 
 
 def try_transforms(examples: Examples, specs: Sequence[Transform]) -> None:
@@ -70,6 +80,11 @@ def try_transforms(examples: Examples, specs: Sequence[Transform]) -> None:
     change = make_transforms(specs)
     _refuse_pixel_targets(examples)
     transform_examples(examples[:1], change, [0], 0)
+
+
+def _find_boxes(examples: Examples) -> list[Any] | None:
+    """The boxes of each example's objects, of targets that are a mapping with them."""
+    return list_boxes(examples.targets) if holds_boxes(examples.targets) else None
 
 
 def _find_masks(examples: Examples) -> Tensor | None:

@@ -28,6 +28,7 @@ from sparsify_cli.failures import (
     show_warnings,
 )
 from sparsify_cli.output import forget_results, separate_output, show_usage
+from sparsify_cli.stopping import StoppedError, raise_on_sigterm
 
 _ClickError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 """What wrong usage raises: of click, or of the copy of it that newer versions of typer have."""
@@ -146,13 +147,18 @@ def exit_code(arguments: Sequence[str] | None = None) -> int:
     except VerificationError as error:
         print_error(error, given)
         return 3
+    except StoppedError as stopped:
+        print_error(stopped, given)
+        return stopped.exit_code
     except SparsifyError as error:
         print_error(error, given)
         return 1
     except BrokenPipeError:
         return 1  # a reader such as `| head` is done
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        raised = StoppedError(interrupt)
+        print_error(raised, given)
+        return raised.exit_code
     except BaseException as error:
         print_unexpected(error, given)
         return 1
@@ -179,7 +185,7 @@ def _keep_output(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(*given: Any, **named: Any) -> None:
         try:
-            with separate_output():
+            with separate_output(), raise_on_sigterm():
                 command(*given, **named)
         except SystemExit as stop:
             place = find_user_code(stop) or "code that the recipe names"

@@ -12,7 +12,7 @@ from sparsify.reporting.headline import describe_missed
 from sparsify.reporting.report_file import read_report
 from sparsify_cli.options import Allow, OptionalModelFile, Overrides, Quiet, Strict
 from sparsify_cli.render import say, show_json
-from sparsify_cli.stopping import describe_stop, raise_on_sigterm
+from sparsify_cli.stopping import describe_stop
 
 
 def command(
@@ -58,7 +58,7 @@ def command(
         from sparsify.runs.apply import apply
         from sparsify_cli.progress import narrate
 
-        with raise_on_sigterm(), narrate(quiet or _read_rank() > 0) as listener:
+        with narrate(quiet or _read_rank() > 0) as listener:
             run = apply(
                 recipe,
                 model,
@@ -72,9 +72,7 @@ def command(
             )
     except KeyboardInterrupt as stop:
         is_distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        message, code = describe_stop(stop, folder[-1] if folder else None, is_distributed)
-        say(message)
-        raise typer.Exit(code) from None
+        raise describe_stop(stop, folder[-1] if folder else None, is_distributed) from None
     _show_report(run, as_json)
 
 

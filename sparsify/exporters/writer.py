@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
@@ -196,7 +197,7 @@ def _write_checked(request: _Request, probes: Probes, notes: tuple[str, ...]) ->
         seed = run_folder.read_recipe(request.folder).seed
         calibration = calibration_batches(probes.traced, request.datasets, seed)
     trace = Trace(probes.traced, probes.other, probes.names, request.opset)
-    replacing = files.replace_folder if format == "huggingface" else files.replace_file
+    replacing = files.replace_folder if format == "huggingface" else partial(files.replace_file, shared=True)
     tolerance = math.inf if format == "onnx-int8" else TOLERANCE
     with replacing(target) as temporary, silence_torch():
         base = read_cut_base(request.folder)
@@ -265,8 +266,7 @@ def _check_request(folder: Path, format: str, target: Path, force: bool) -> None
             "export to a Hugging Face folder needs transformers, which is not installed: "
             "pip install 'sparsify-recipes[transformers]'"
         )
-    if not target.parent.is_dir():
-        raise RunError(f"cannot write {target}: there is no folder {target.parent}")
+    files.check_folder(target)
     if format == "huggingface" and target.exists() and not (target / "config.json").is_file():
         raise RunError(f"{target} exists and is not a Hugging Face folder; choose another place with --out")
     if format != "huggingface" and target.is_dir():

@@ -187,6 +187,8 @@ def _keep_output(command: Callable[..., None]) -> Callable[..., None]:
         try:
             with separate_output(), raise_on_sigterm():
                 command(*given, **named)
+        except KeyboardInterrupt as stop:  # typer would end with 130 and without a word
+            raise StoppedError(stop) from None
         except SystemExit as stop:
             place = find_user_code(stop) or "code that the recipe names"
             raise UserCodeError(f"{place} failed: {describe_error(stop)}") from stop

@@ -32,18 +32,26 @@ def _describe_signal(stop: KeyboardInterrupt) -> str:
 def raise_on_sigterm() -> Iterator[None]:
     """Let SIGTERM raise Terminated, so that the process removes its temporary files and says how to resume.
 
-    Only the main thread can handle signals; in another one nothing changes.
+    Libraries in C may turn Terminated into an error of their own, so whatever error ends the block after the
+    signal counts as it. Only the main thread can handle signals; in another one nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    received = threading.Event()
+
     def stop(*_: object) -> None:
+        received.set()
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except Exception as error:
+        if received.is_set() and not isinstance(error, StoppedError):
+            raise Terminated from error
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

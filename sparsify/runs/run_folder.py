@@ -216,13 +216,17 @@ def lock_run(folder: Path) -> Iterator[None]:
             raise RunError(
                 f"{folder} is in use by process {_read_holder(path) or 'unknown'}; wait for it, or stop it"
             )
-        stream.truncate(0)
-        stream.write(f"{os.getpid()} {socket.gethostname()}")
-        stream.flush()
+        try:
+            stream.truncate(0)
+            stream.write(f"{os.getpid()} {socket.gethostname()}")
+            stream.flush()
+        except OSError as error:
+            raise RunError(f"cannot write to {folder}: {error.strerror}") from None
         try:
             yield
         finally:
-            stream.truncate(0)
+            with suppress(OSError):
+                stream.truncate(0)
 
 
 if sys.platform == "win32":

@@ -88,11 +88,22 @@ class Commands(CommandNames):
         single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         single.command(name=cmd_name)(_keep_output(import_module(module).command))
         made: TyperCommand = typer.main.get_command(single)  # type: ignore[assignment]
+        for parameter in made.params:
+            _name_type(parameter)
         return made
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+def _name_type(parameter: Any) -> None:
+    """Newer versions of typer show a list of paths as <list[Path]>; here it says what one entry is."""
+    describe = getattr(parameter, "display_type", None)
+    if describe is not None:
+        parameter.display_type = lambda ctx: (
+            describe(ctx).replace("list[Path]", "path").replace("list[str]", "text")
+        )
 
 
 def _print_version(asked: bool) -> None:
@@ -168,7 +179,7 @@ def _run_command(arguments: Sequence[str]) -> int:
     try:
         code = _load_commands()(args=arguments, prog_name="sparsify", standalone_mode=False)
     except _ClickError as error:
-        error.message = shorten(error.message)
+        error.message = shorten(error.message.replace("Value error, ", ""))  # what pydantic puts before it
         print_object("UsageError", error.format_message(), arguments)
         show_usage(error.show)
         code = error.exit_code

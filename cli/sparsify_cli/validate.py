@@ -23,7 +23,7 @@ from sparsify_schemas.written import to_written
 
 def command(
     recipes: Annotated[
-        list[Path], typer.Argument(metavar="RECIPE...", help="One or more recipe files.", show_default=False)
+        list[Path], typer.Argument(metavar="RECIPE", help="One or more recipe files.", show_default=False)
     ],
     overrides: Overrides = None,
     strict: Annotated[

@@ -12,7 +12,7 @@ from sparsify.reporting.headline import describe_missed
 from sparsify.reporting.report_file import read_report
 from sparsify_cli.options import Allow, OptionalModelFile, Overrides, Quiet, Strict
 from sparsify_cli.render import say, show_json
-from sparsify_cli.stopping import describe_stop
+from sparsify_cli.stopping import describe_stop, raise_on_sigterm
 
 
 def command(
@@ -55,21 +55,22 @@ def command(
         )
     folder = [resume] if resume is not None else []
     try:
-        from sparsify.runs.apply import apply
-        from sparsify_cli.progress import narrate
+        with raise_on_sigterm():  # here too: an error after the signal must say how to resume
+            from sparsify.runs.apply import apply
+            from sparsify_cli.progress import narrate
 
-        with narrate(quiet or _read_rank() > 0) as listener:
-            run = apply(
-                recipe,
-                model,
-                out=out or Path("runs"),
-                overrides=overrides or (),
-                allow=allow or (),
-                from_scratch=from_scratch,
-                strict=strict,
-                resume=resume,
-                listener=_report_folder(folder.append, listener),
-            )
+            with narrate(quiet or _read_rank() > 0) as listener:
+                run = apply(
+                    recipe,
+                    model,
+                    out=out or Path("runs"),
+                    overrides=overrides or (),
+                    allow=allow or (),
+                    from_scratch=from_scratch,
+                    strict=strict,
+                    resume=resume,
+                    listener=_report_folder(folder.append, listener),
+                )
     except KeyboardInterrupt as stop:
         is_distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
         raise describe_stop(stop, folder[-1] if folder else None, is_distributed) from None

@@ -279,6 +279,17 @@ def check_killed(folder: Path, around: Surroundings) -> list[str]:
     return faults
 
 
+def import_late_modules(home: Path) -> None:
+    """Run the commands that import much when they are called, so that forked processes need not."""
+    with contextlib.chdir(home):
+        Path("recipe.yaml").write_text(yaml.safe_dump(SMALL), encoding="utf-8")
+        for form in ("pt2", "onnx"):
+            run_here(["export", str(DONE[0]), "--format", form, "--out", f"made.{form}"])
+        run_here(["bench", str(DONE[0]), "--seconds", "0.1"])
+        run_here(["sensitivity", "recipe.yaml", str(DONE[0]), "--examples", "9", "--plot", "made.html"])
+        run_here(["report", str(DONE[0])])
+
+
 def call(arguments: list[str]) -> int:
     try:
         return exit_code(arguments)
@@ -306,7 +317,9 @@ def main() -> int:
     home = tempfile.mkdtemp()
     apply.__kwdefaults__["timing"] = 0.02
     os.environ |= {"HOME": home, "XDG_CACHE_HOME": home, "COLUMNS": "100"}
+    torch.set_num_threads(1)  # threads do not live on in forked processes
     DONE.append(apply(SMALL, from_scratch=True, out=home))
+    import_late_modules(Path(home))
     number = asked.seed * 1_000_000 if asked.case is None else asked.case
     end, tried, failed = time.monotonic() + asked.seconds, 0, 0
     while True:

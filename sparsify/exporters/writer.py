@@ -7,13 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
+from safetensors import SafetensorError
 from torch import nn
 
 from sparsify import files
 from sparsify.cost.measure.onnx_export import silence_torch
 from sparsify.cost.measure.tensor_program import program_inputs
 from sparsify.data import Datasets, load_data
-from sparsify.errors import ModelError, RunError
+from sparsify.errors import ModelError, RunError, first_line
 from sparsify.exporters import hugging_face
 from sparsify.exporters.compare import Read, compare_outputs, measure_same_classes, run_in_memory
 from sparsify.exporters.dynamic_axes import DynamicAxis, Requested
@@ -202,7 +203,10 @@ def _write_checked(request: _Request, probes: Probes, notes: tuple[str, ...]) ->
     with replacing(target) as temporary, silence_torch():
         base = read_cut_base(request.folder)
         own = hugging_face.Folder(request.folder, base, request.build, request.original, merged)
-        notes = (*notes, *write(format, model, own, trace, calibration, temporary))
+        try:
+            notes = (*notes, *write(format, model, own, trace, calibration, temporary))
+        except SafetensorError as error:  # of transformers' save_pretrained, when a disk is full
+            raise RunError(f"cannot write {target}: {first_line(error)}") from error
         checked_by, read = make_reader(format, model, temporary, request.build)
         difference, agreement = None, None
         if read is not None:

@@ -1,10 +1,12 @@
 """Stop by Ctrl-C, or by SIGTERM, which launchers, schedulers and `kill` send."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from sparsify.errors import SparsifyError
 
@@ -28,12 +30,25 @@ def _describe_signal(stop: KeyboardInterrupt) -> str:
     return "stopped by SIGTERM" if isinstance(stop, Terminated) else "interrupted"
 
 
+_PAUSE, _LONGEST_IMPORT = 0.05, 5.0
+"""Seconds until a signal that came in an import comes again; and how many of them an import may go on."""
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 @contextmanager
 def raise_on_sigterm() -> Iterator[None]:
     """Let SIGTERM raise Terminated, so that the process removes its temporary files and says how to resume.
 
     Libraries in C may turn Terminated into an error of their own, so whatever error ends the block after the
-    signal counts as it. Only the main thread can handle signals; in another one nothing changes.
+    signal counts as it. Torch aborts where its import is interrupted, so an import may end first, within
+    some seconds. Only the main thread can handle signals; in another one nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -41,8 +56,16 @@ def raise_on_sigterm() -> Iterator[None]:
 
     received = threading.Event()
 
-    def stop(*_: object) -> None:
+    postponed: list[float] = []
+
+    def stop(_number: int, frame: FrameType | None) -> None:
         received.set()
+        if _is_importing(frame) and sum(postponed) < _LONGEST_IMPORT:
+            postponed.append(_PAUSE)
+            again = threading.Timer(_PAUSE, os.kill, (os.getpid(), signal.SIGTERM))
+            again.daemon = True
+            again.start()
+            return
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, stop)

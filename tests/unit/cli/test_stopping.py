@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM end every command with a sentence and its exit code, and leave no temporary file."""
 
+import importlib
 import json
 import os
 import signal
@@ -69,6 +70,28 @@ def test_json_says_it_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     out, err = capsys.readouterr()
     assert json.loads(out) == {"error": "StoppedError", "message": "stopped by SIGTERM", "problems": []}
     assert err == "stopped by SIGTERM\n"
+
+
+IMPORTED = """
+import os, signal, time
+from pathlib import Path
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(0.1)
+Path("imported").touch()
+"""
+
+
+@pytest.mark.parametrize("longest", [5.0, 0.0])
+def test_an_import_ends_first_within_bounds(longest: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch aborted when SIGTERM came during its import; found by tests/benchmarks/kill_commands.py."""
+    name = f"signalled_{int(longest)}"
+    Path(f"{name}.py").write_text(IMPORTED)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    monkeypatch.setattr(stopping, "_LONGEST_IMPORT", longest)
+    with pytest.raises(stopping.Terminated), stopping.raise_on_sigterm():
+        importlib.import_module(name)
+        signal.pause()
+    assert Path("imported").exists() == bool(longest)
 
 
 def test_an_error_without_a_signal_stays(monkeypatch: pytest.MonkeyPatch) -> None:

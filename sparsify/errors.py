@@ -66,6 +66,16 @@ def describe_error(error: BaseException) -> str:
     return text if len(text) <= 1000 else f"{text[:1000]}..."
 
 
+def find_refusal(error: BaseException) -> str:
+    """Why the system refuses to read or write a file, such as 'Permission denied'.
+
+    '' where what is in the file is wrong.
+    """
+    if not isinstance(error, OSError) or error.errno is None:
+        return ""
+    return error.strerror or ""
+
+
 def _read_text(error: BaseException) -> str:
     try:
         return str(error).strip()

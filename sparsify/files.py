@@ -1,8 +1,11 @@
 """Read and write whole files: bounded reads of untrusted files, atomic writes."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -72,8 +75,7 @@ def check_output(path: Path, kind: Kind, option: str = "--out", force: bool = Fa
     _check_regular(path)
     if path.is_dir():
         raise RunError(f"cannot write {path}: it is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise RunError(f"cannot write {path}: there is no folder {path.parent}")
+    check_folder(path)
     if force or not path.exists():
         return
     is_own = path.stat().st_size <= LARGEST and kind.is_own(read_bytes(path))
@@ -90,7 +92,7 @@ def write_output(path: Path, data: bytes, kind: Kind, option: str = "--out", for
     Raises RunError, also where `check_output` does.
     """
     check_output(path, kind, option, force)
-    write_bytes(path.resolve(), data)
+    write_bytes(path.resolve(), data, shared=True)
 
 
 def _check_regular(path: Path) -> None:
@@ -105,6 +107,16 @@ def _check_regular(path: Path) -> None:
         raise RunError(f"cannot write {path}: it is a device or a pipe; name a file")
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a file whose folder is missing or read-only, before the work for it is done. Raises RunError."""
+    if not path.parent.is_dir():
+        raise RunError(f"cannot write {path}: there is no folder {path.parent}")
+    folder = path.resolve().parent
+    by_effective_user = os.access in os.supports_effective_ids
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=by_effective_user):
+        raise RunError(f"cannot write {path}: the folder {folder} is read-only for you")
+
+
 def as_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
@@ -115,9 +127,12 @@ def replace_file(path: Path, shared: bool = False) -> Iterator[Path]:
 
     shared: other processes may write the same file at the same time, so the temporary name is unique.
     """
-    temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp" if shared else f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         _check_regular(path)
+        if shared:
+            _remove_abandoned(path)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}-{_HOST}-{token_hex(4)}.tmp")
         try:
             # A link that someone left in the folder would lead to another file.
             temporary.unlink(missing_ok=True)
@@ -133,6 +148,32 @@ def replace_file(path: Path, shared: bool = False) -> Iterator[Path]:
             raise
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+"""of this machine: a process's number means nothing on another one"""
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove temporary files that processes of this machine left when they were killed."""
+    if sys.platform == "win32":
+        return  # os.kill would end the process there
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})-{_HOST}-[0-9a-f]{{8}}\.tmp")
+    for other in path.parent.iterdir():
+        match = pattern.fullmatch(other.name)
+        with suppress(OSError, OverflowError):
+            if match and not _is_alive(int(match[1])):
+                other.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def _give_usual_mode(path: Path) -> None:

@@ -28,6 +28,7 @@ from sparsify_cli.failures import (
     show_warnings,
 )
 from sparsify_cli.output import forget_results, separate_output, show_usage
+from sparsify_cli.stopping import StoppedError, raise_on_sigterm
 
 _ClickError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 """What wrong usage raises: of click, or of the copy of it that newer versions of typer have."""
@@ -87,11 +88,22 @@ class Commands(CommandNames):
         single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         single.command(name=cmd_name)(_keep_output(import_module(module).command))
         made: TyperCommand = typer.main.get_command(single)  # type: ignore[assignment]
+        for parameter in made.params:
+            _name_type(parameter)
         return made
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+def _name_type(parameter: Any) -> None:
+    """Newer versions of typer show a list of paths as <list[Path]>; here it says what one entry is."""
+    describe = getattr(parameter, "display_type", None)
+    if describe is not None:
+        parameter.display_type = lambda ctx: (
+            describe(ctx).replace("list[Path]", "path").replace("list[str]", "text")
+        )
 
 
 def _print_version(asked: bool) -> None:
@@ -146,13 +158,18 @@ def exit_code(arguments: Sequence[str] | None = None) -> int:
     except VerificationError as error:
         print_error(error, given)
         return 3
+    except StoppedError as stopped:
+        print_error(stopped, given)
+        return stopped.exit_code
     except SparsifyError as error:
         print_error(error, given)
         return 1
     except BrokenPipeError:
         return 1  # a reader such as `| head` is done
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        raised = StoppedError(interrupt)
+        print_error(raised, given)
+        return raised.exit_code
     except BaseException as error:
         print_unexpected(error, given)
         return 1
@@ -162,7 +179,7 @@ def _run_command(arguments: Sequence[str]) -> int:
     try:
         code = _load_commands()(args=arguments, prog_name="sparsify", standalone_mode=False)
     except _ClickError as error:
-        error.message = shorten(error.message)
+        error.message = shorten(error.message.replace("Value error, ", ""))  # what pydantic puts before it
         print_object("UsageError", error.format_message(), arguments)
         show_usage(error.show)
         code = error.exit_code
@@ -179,8 +196,10 @@ def _keep_output(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(*given: Any, **named: Any) -> None:
         try:
-            with separate_output():
+            with separate_output(), raise_on_sigterm():
                 command(*given, **named)
+        except KeyboardInterrupt as stop:  # typer would end with 130 and without a word
+            raise StoppedError(stop) from None
         except SystemExit as stop:
             place = find_user_code(stop) or "code that the recipe names"
             raise UserCodeError(f"{place} failed: {describe_error(stop)}") from stop

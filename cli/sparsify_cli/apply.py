@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sparsify.errors import SparsifyError
 from sparsify.events import Event, Listener, RunStarted
 from sparsify.reporting.headline import describe_missed
 from sparsify.reporting.report_file import read_report
@@ -55,26 +56,25 @@ def command(
         )
     folder = [resume] if resume is not None else []
     try:
-        from sparsify.runs.apply import apply
-        from sparsify_cli.progress import narrate
+        with raise_on_sigterm():  # here too: an error after the signal must say how to resume
+            from sparsify.runs.apply import apply
+            from sparsify_cli.progress import narrate
 
-        with raise_on_sigterm(), narrate(quiet or _read_rank() > 0) as listener:
-            run = apply(
-                recipe,
-                model,
-                out=out or Path("runs"),
-                overrides=overrides or (),
-                allow=allow or (),
-                from_scratch=from_scratch,
-                strict=strict,
-                resume=resume,
-                listener=_report_folder(folder.append, listener),
-            )
+            with narrate(_read_rank() > 0 or quiet) as listener:
+                run = apply(
+                    recipe,
+                    model,
+                    out=out or Path("runs"),
+                    overrides=overrides or (),
+                    allow=allow or (),
+                    from_scratch=from_scratch,
+                    strict=strict,
+                    resume=resume,
+                    listener=_report_folder(folder.append, listener),
+                )
     except KeyboardInterrupt as stop:
-        is_distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        message, code = describe_stop(stop, folder[-1] if folder else None, is_distributed)
-        say(message)
-        raise typer.Exit(code) from None
+        is_distributed = _read_number("WORLD_SIZE", 1) > 1
+        raise describe_stop(stop, folder[-1] if folder else None, is_distributed) from None
     _show_report(run, as_json)
 
 
@@ -90,8 +90,23 @@ def _report_folder(remember: Callable[[Path], None], listener: Listener) -> List
 
 
 def _read_rank() -> int:
-    """The rank of this process among those that torchrun or `accelerate launch` started."""
-    return int(os.environ.get("RANK", "0"))
+    """The rank of this process among those that torchrun or `accelerate launch` started.
+
+    A RANK that is left over where there is one process says nothing.
+    """
+    return _read_number("RANK", 0) if _read_number("WORLD_SIZE", 1) > 1 else 0
+
+
+def _read_number(variable: str, default: int) -> int:
+    """What a launcher writes into the environment. Raises SparsifyError."""
+    text = os.environ.get(variable) or str(default)
+    try:
+        return int(text)
+    except ValueError:
+        raise SparsifyError(
+            f"the environment variable {variable} is {text!r}, and a launcher such as torchrun makes it a "
+            "number; unset it"
+        ) from None
 
 
 def _show_report(run: Path, as_json: bool) -> None:

@@ -19,7 +19,7 @@ def command(
     artefacts: Annotated[
         list[Path],
         typer.Argument(
-            metavar="A [B...]",
+            metavar="RUN",
             help="One run: its dense against its cut model. Several runs, .pt2 or .onnx files: "
             "each against the first.",
             show_default=False,

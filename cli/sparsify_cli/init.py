@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sparsify.errors import RunError
+from sparsify.files import check_folder, write_bytes
 from sparsify_cli.output import write_result
 from sparsify_cli.render import say
 from sparsify_cli.shipped import RecipeCopy, copy_recipe, recipe_names
@@ -92,8 +93,9 @@ def command(
     for path in (copy.recipe, *new):
         if path.exists() or path.is_symlink():
             raise _make_error(path)
+        check_folder(path)
     for path, text in new.items():
-        _write_new(path, text)
+        write_bytes(path, text.encode(), shared=True)
         write_result(str(path))
     say(f"next: sparsify validate {copy.recipe}, then {copy.command}")
 
@@ -109,16 +111,6 @@ def _has_text(path: Path, text: str) -> bool:
         return path.is_file() and path.read_text(encoding="utf-8") == text
     except (OSError, ValueError):
         return False
-
-
-def _write_new(path: Path, text: str) -> None:
-    try:
-        with path.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-    except FileExistsError:
-        raise _make_error(path) from None
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def _make_error(path: Path) -> RunError:

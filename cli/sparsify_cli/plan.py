@@ -28,7 +28,8 @@ def command(
     from sparsify.runs.apply import preview
     from sparsify_cli.progress import narrate
 
-    with narrate(False) as listener:  # a latency budget may have to time layers first
+    with narrate(False, "following the model's structure, trying out cuts") as listener:
+        # A latency budget may have to time layers first.
         plan = preview(
             recipe,
             model,

@@ -39,12 +39,15 @@ _REDRAW = 0.1
 
 
 @contextmanager
-def narrate(quiet: bool) -> Iterator[Listener]:
-    """A listener for `apply`, closed when the block ends."""
+def narrate(quiet: bool, start: str = "") -> Iterator[Listener]:
+    """A listener for `apply`, closed when the block ends.
+
+    start: what is done until the first event, shown on a terminal.
+    """
     if quiet:
         yield silence
     elif sys.stderr.isatty():
-        with _draw_bars() as listener:
+        with _draw_bars(start) as listener:
             yield listener
     else:
         yield _log
@@ -123,7 +126,7 @@ def _format_loss(value: float) -> str:
 
 
 @contextmanager
-def _draw_bars() -> Iterator[Listener]:
+def _draw_bars(start: str) -> Iterator[Listener]:
     """A bar for the current stage; a finished stage leaves one line."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -139,7 +142,15 @@ def _draw_bars() -> Iterator[Listener]:
     with Progress(
         name, BarColumn(10), figures, TimeRemainingColumn(), console=console, transient=True, expand=True
     ) as progress:
-        yield draw_events(progress, lambda text: progress.console.print(text, markup=False))
+        draw = draw_events(progress, lambda text: progress.console.print(text, markup=False))
+        begun = [progress.add_task(start, total=None, figures="")] if start else []
+
+        def listener(event: Event) -> None:
+            if begun:
+                progress.remove_task(begun.pop())
+            draw(event)
+
+        yield listener
 
 
 def draw_events(progress: "Progress", write: Callable[[str], None]) -> Listener:

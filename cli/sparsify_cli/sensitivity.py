@@ -10,6 +10,7 @@ from sparsify.formatting.table import Table, make_columns
 from sparsify.reporting.html.sensitivity_page import describe_metric
 from sparsify_cli.options import Allow, ModelFile, Overrides, Quiet
 from sparsify_cli.render import say, show, show_json
+from sparsify_cli.stopping import StoppedError
 from sparsify_schemas.profile import By, Curve, Profile, Tolerance, read_tolerance
 
 _TITLES: dict[By, str] = {
@@ -109,13 +110,9 @@ def command(
                 force=force,
                 listener=listener,
             )
-    except KeyboardInterrupt:
-        say(
-            f"interrupted; run the same command again to continue {out}"
-            if out.exists()
-            else "interrupted before anything was measured"
-        )
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        more = f"; run the same command again to continue {out}"
+        raise StoppedError(stop, more if out.exists() else " before anything was measured") from None
     if plot is not None:
         files.write_output(plot, profile_html(found).encode(), PAGE, "--plot", force)
     if as_json:

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from sparsify.errors import Problem, RecipeError
+from sparsify.pruning.planning.no_ops import IDLE, list_certain_no_ops
 from sparsify.recipe import load
 from sparsify.recipe.cut_defaults import with_defaults
 from sparsify_cli.options import Overrides
 from sparsify_cli.output import write_result
-from sparsify_cli.render import show_json
+from sparsify_cli.render import say, show_json
 from sparsify_schemas.group import facts_of
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.rule import Rule
@@ -22,18 +23,26 @@ from sparsify_schemas.written import to_written
 
 def command(
     recipes: Annotated[
-        list[Path], typer.Argument(metavar="RECIPE...", help="One or more recipe files.", show_default=False)
+        list[Path], typer.Argument(metavar="RECIPE", help="One or more recipe files.", show_default=False)
     ],
     overrides: Overrides = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Make it an error where a part of the recipe has no effect.")
+    ] = False,
     as_json: Annotated[
         bool,
         typer.Option(
-            "--json", help="The resolved recipe, or the problems, as JSON; of several recipes a list."
+            "--json",
+            help="The resolved recipe and its warnings, or the problems, as JSON; of several recipes a list.",
         ),
     ] = False,
 ) -> None:
-    """Check recipes, without a model: every problem at once, each with line and column."""
-    checked = [_check_file(recipe, overrides or ()) for recipe in recipes]
+    """Check recipes, without a model: every problem at once, each with line and column.
+
+    It warns of what has no effect whatever the data are, such as a learning rate of 0; `plan`, which reads
+    the data, finds more.
+    """
+    checked = [_check_file(recipe, overrides or (), strict) for recipe in recipes]
     if as_json:
         entries = [_make_entry(one) for one in checked]
         show_json(entries[0] if len(entries) == 1 else entries)
@@ -42,6 +51,8 @@ def command(
         lines = [line for one in valid for line in _write_lines(one, short=len(recipes) > 1)]
         if lines:
             write_result("\n".join(lines))
+    for warning in (warning for one in checked for warning in one.warnings):
+        say(f"warning: {warning}")
     problems = [problem for one in checked for problem in one.problems]
     if problems:
         raise RecipeError(problems)
@@ -54,19 +65,30 @@ class Checked:
     file: Path
     recipe: Recipe | None
     problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
 
 
-def _check_file(file: Path, overrides: Sequence[str]) -> Checked:
+def _check_file(file: Path, overrides: Sequence[str], strict: bool) -> Checked:
     try:
-        return Checked(file, load(file, overrides).recipe)
+        loaded = load(file, overrides)
     except RecipeError as error:
         return Checked(file, None, error.problems)
+    idle = tuple(list_certain_no_ops(loaded.recipe))
+    if strict and idle:
+        return Checked(file, None, tuple(loaded.positions.problem(path, text, IDLE) for path, text in idle))
+    warnings = tuple(loaded.positions.problem(path, text) for path, text in idle)
+    return Checked(file, loaded.recipe, warnings=warnings)
 
 
 def _make_entry(checked: Checked) -> dict[str, object]:
-    problems = [asdict(problem) for problem in checked.problems]
     resolved = None if checked.recipe is None else to_written(checked.recipe)
-    return {"file": str(checked.file), "valid": not problems, "problems": problems, "recipe": resolved}
+    return {
+        "file": str(checked.file),
+        "valid": not checked.problems,
+        "problems": [asdict(problem) for problem in checked.problems],
+        "warnings": [asdict(problem) for problem in checked.warnings],
+        "recipe": resolved,
+    }
 
 
 def _write_lines(checked: Checked, *, short: bool) -> list[str]:

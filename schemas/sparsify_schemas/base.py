@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class Spec(BaseModel):
@@ -39,6 +39,23 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True, min_length=1)]
+
+
+def refuse_script(text: str) -> str:
+    """Refuse text that names a callable by the path of its file, as in ./nets.py:make. Raises ValueError."""
+    script, colon, name = text.partition(":")
+    folder, _, file = script.replace("\\", "/").rpartition("/")
+    if folder or file.endswith(".py"):
+        where = f", and run sparsify in {folder}" if folder not in ("", ".") else ""
+        named = f"'{file.removesuffix('.py')}:{name if colon else 'NAME'}'"
+        if not colon:
+            named += " with the name of the callable"
+        raise ValueError(f"{text!r} names a file; write its module, {named}{where}")
+    return text
+
+
+Callable = Annotated[str, Field(strict=True, min_length=1), AfterValidator(refuse_script)]
+"""package.module:callable"""
 NOT_BLANK = r"\S"
 Title = Annotated[str, Field(strict=True, min_length=1, pattern=NOT_BLANK)]
 """text that shows something"""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from sparsify_schemas.base import AtKey, Flag, Number, Positive, Spec, Text, Whole
+from sparsify_schemas.base import AtKey, Flag, Number, Positive, Spec, Text, Whole, refuse_script
 from sparsify_schemas.units import Share
 
 BUILT_IN = ("digits", "mnist", "fashion_mnist", "cifar10", "folder", "huggingface")
@@ -106,13 +106,8 @@ def _refuse_places(source: str) -> None:
     """Say what to write in place of a URL, a path to a script, or a file of another kind."""
     if "://" in source:
         raise ValueError(f"{source!r} is a URL; download the file, and write its path")
-    script, colon, name = source.partition(":")
-    if colon and (script.endswith(".py") or "/" in script or "\\" in script):
-        folder, _, file = script.replace("\\", "/").rpartition("/")
-        where = f", and run sparsify in {folder}" if folder not in ("", ".") else ""
-        raise ValueError(
-            f"{source!r} names a file; write its module, '{file.removesuffix('.py')}:{name}'{where}"
-        )
+    if ":" in source:
+        refuse_script(source)
     for ending, advice in _READ_BY.items():
         if source.endswith(ending):
             raise ValueError(f"{source!r} is no source; {advice}")

@@ -3,11 +3,18 @@
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, model_validator
 
-from sparsify_schemas.base import AtKey, Number, Positive, Spec, Text, Whole
+from sparsify_schemas.base import AtKey, Number, Positive, Spec, Text, Whole, refuse_script
 
-Dotted = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z_][\w]*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*$")]
+
+def _refuse_script(value: Any) -> Any:
+    """Before the pattern is looked at, which has no hint."""
+    return refuse_script(value) if isinstance(value, str) else value
+
+
+_DOTTED = r"^[A-Za-z_][\w]*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*$"
+Dotted = Annotated[str, Field(strict=True, pattern=_DOTTED), BeforeValidator(_refuse_script)]
 
 Name = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z_]\w*$")]
 

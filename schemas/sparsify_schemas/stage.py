@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, assert_never
 
 from pydantic import Field, field_validator, model_validator
 
-from sparsify_schemas.base import AtKey, Flag, NonNegative, Positive, Spec, Text
+from sparsify_schemas.base import AtKey, Callable, Flag, NonNegative, Positive, Spec, Text
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.schedule import Constant, Scheduled
 from sparsify_schemas.selector import Layers
@@ -63,7 +63,7 @@ class OtherOptimizer(Spec):
     """Another optimizer of torch.optim, or one of your own."""
 
     kind: Literal["other"]
-    use: Text
+    use: Callable
     """name of a class of torch.optim, such as RAdam or RMSprop, or package.module:callable that takes
     parameters and `lr` and returns a torch optimizer"""
     lr: Scheduled = Constant(kind="constant", value=1e-3)

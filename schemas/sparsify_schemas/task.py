@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from sparsify_schemas.base import AtKey, Flag, Spec, Text
+from sparsify_schemas.base import AtKey, Callable, Flag, Spec, Text
 
 Kind = Literal[
     "classification",
@@ -72,7 +72,7 @@ DEFAULTS: Mapping[Kind, tuple[str, ...]] = {
 class Metric(Spec):
     """A figure that models are judged by. A name alone means this with its defaults."""
 
-    use: Text
+    use: Callable
     """accuracy, f1, auroc, average_precision, dice, iou, mae, rmse, r2, perplexity, token_accuracy,
     computed by torchmetrics; or package.module:name of a function (outputs, targets) ->
     number, taken as a mean over the examples, or of a class with `update(outputs, targets)` and `compute()`,
@@ -133,7 +133,7 @@ class Task(Spec):
 
     kind: Kind = "classification"
     """what the loss and the metrics are, where nothing else is said"""
-    loss: Text | None = None
+    loss: Callable | None = None
     """package.module:callable of (outputs, targets), which returns the mean over the batch or a number for
     each example; `model` for models that take `labels` and return a loss of their own"""
     metrics: tuple[NamedMetric, ...] = ()
@@ -144,7 +144,7 @@ class Task(Spec):
     ignore: Annotated[int, Field(strict=True)] = -100
     """target of pixels and tokens that do not count, such as 255; of segmentation, language_model and
     masked_language_model"""
-    collate: Text | None = None
+    collate: Callable | None = None
     """package.module:callable that makes a batch (inputs, targets) of a list of examples as the data hold
     them"""
 

@@ -28,7 +28,7 @@ from sparsify.data.columns import (
 )
 from sparsify.data.examples import Collate, Examples
 from sparsify.data.targets import convert_targets, describe, split_target
-from sparsify.errors import DataError
+from sparsify.errors import DataError, find_refusal
 from sparsify.forward.free_memory import check_memory
 from sparsify.recipe.import_path import resolve_callable
 from sparsify.recipe.user_code import run_user_code
@@ -64,7 +64,8 @@ def read_npz(path: Path, task: Task) -> tuple[Examples, Examples]:
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
-        raise DataError(f"{path}: cannot be read as an .npz of plain arrays ({error})") from error
+        why = find_refusal(error) or f"cannot be read as an .npz of plain arrays ({error})"
+        raise DataError(f"{path}: {why}") from error
     return (
         make_examples(_array(x_train, f"{path}: x_train"), y_train, task, f"{path}: x_train"),
         make_examples(_array(x_test, f"{path}: x_test"), y_test, task, f"{path}: x_test"),

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from sparsify.data.examples import Examples
-from sparsify.errors import DataError
+from sparsify.errors import DataError, find_refusal
 
 _TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 _RECORDS, _RECORD = 10_000, 1 + 3 * 32 * 32
@@ -36,7 +36,8 @@ def _read_records(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error}); download it again") from error
+        why = find_refusal(error) or f"cannot be read ({error}); download it again"
+        raise DataError(f"{path}: {why}") from error
     if len(content) != _RECORDS * _RECORD:
         raise DataError(
             f"{path}: {len(content)} bytes where {_RECORDS * _RECORD} were expected; download it again"

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsify.data.examples import Examples
 from sparsify.data.tables import Table, make_both_sets, split_rows
-from sparsify.errors import DataError
+from sparsify.errors import DataError, find_refusal
 from sparsify_schemas.data import Data, Tokens
 from sparsify_schemas.task import Task
 from sparsify_schemas.units import Share
@@ -87,7 +87,8 @@ def _read_content(path: Path, newline: str | None = None) -> str:
         with path.open(encoding="utf-8-sig", newline=newline) as file:
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text in UTF-8 ({error})") from error
+        why = find_refusal(error) or f"cannot be read as text in UTF-8 ({error})"
+        raise DataError(f"{path}: {why}") from error
 
 
 Row = tuple[int, Mapping[str, Any]]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsify.data.examples import Examples
-from sparsify.errors import DataError
+from sparsify.errors import DataError, find_refusal
 from sparsify.forward.free_memory import check_memory
 
 _MAGIC = {3: 0x0803, 1: 0x0801}
@@ -106,4 +106,5 @@ def _read_content(path: Path, dims: int) -> bytes:
             check_memory(size, f"{path}, unpacked,", "use a part of it", DataError)
             return header + stream.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); download it again") from error
+        why = find_refusal(error) or f"cannot be read ({error}); download it again"
+        raise DataError(f"{path}: {why}") from error

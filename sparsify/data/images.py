@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsify.data.columns import divide_by_65535
-from sparsify.errors import DataError
+from sparsify.errors import DataError, find_refusal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -138,7 +138,8 @@ def _read_array(path: Path, mapped: bool = False) -> "np.ndarray[Any, Any]":
     try:
         array: np.ndarray[Any, Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read as an .npy of numbers ({error})") from error
+        why = find_refusal(error) or f"cannot be read as an .npy of numbers ({error})"
+        raise DataError(f"{path}: {why}") from error
     if array.ndim not in (2, 3) or array.dtype.kind not in "biuf":
         shape = "x".join(map(str, array.shape)) or "a single number"
         raise DataError(
@@ -192,4 +193,5 @@ def _open_image(path: Path) -> "Iterator[Image]":
         with Image.open(path) as image:
             yield image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not an image that pillow can read ({error})") from error
+        why = find_refusal(error) or f"not an image that pillow can read ({error})"
+        raise DataError(f"{path}: {why}") from error

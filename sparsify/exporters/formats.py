@@ -1,5 +1,6 @@
 """How a model is written to each format, and how the file is loaded again."""
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,9 +60,10 @@ def write(
     match format:
         case "pt2":
             made, _ = export_program(model, trace.inputs, trace.other, trace.dynamic)
-            # An open file: a path must end in .pt2.
-            with path.open("wb") as stream:
-                torch.export.save(made, stream)
+            # Into memory first: where a disk is full, torch's writer ends the process.
+            content = io.BytesIO()
+            torch.export.save(made, content)
+            path.write_bytes(content.getbuffer())
         case "onnx":
             _make_onnx(model, trace).save(str(path), external_data=False)
         case "onnx-int8":

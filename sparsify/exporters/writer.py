@@ -2,17 +2,19 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
+from safetensors import SafetensorError
 from torch import nn
 
 from sparsify import files
 from sparsify.cost.measure.onnx_export import silence_torch
 from sparsify.cost.measure.tensor_program import program_inputs
 from sparsify.data import Datasets, load_data
-from sparsify.errors import ModelError, RunError
+from sparsify.errors import ModelError, RunError, first_line
 from sparsify.exporters import hugging_face
 from sparsify.exporters.compare import Read, compare_outputs, measure_same_classes, run_in_memory
 from sparsify.exporters.dynamic_axes import DynamicAxis, Requested
@@ -196,12 +198,15 @@ def _write_checked(request: _Request, probes: Probes, notes: tuple[str, ...]) ->
         seed = run_folder.read_recipe(request.folder).seed
         calibration = calibration_batches(probes.traced, request.datasets, seed)
     trace = Trace(probes.traced, probes.other, probes.names, request.opset)
-    replacing = files.replace_folder if format == "huggingface" else files.replace_file
+    replacing = files.replace_folder if format == "huggingface" else partial(files.replace_file, shared=True)
     tolerance = math.inf if format == "onnx-int8" else TOLERANCE
     with replacing(target) as temporary, silence_torch():
         base = read_cut_base(request.folder)
         own = hugging_face.Folder(request.folder, base, request.build, request.original, merged)
-        notes = (*notes, *write(format, model, own, trace, calibration, temporary))
+        try:
+            notes = (*notes, *write(format, model, own, trace, calibration, temporary))
+        except SafetensorError as error:  # of transformers' save_pretrained, when a disk is full
+            raise RunError(f"cannot write {target}: {first_line(error)}") from error
         checked_by, read = make_reader(format, model, temporary, request.build)
         difference, agreement = None, None
         if read is not None:
@@ -265,8 +270,7 @@ def _check_request(folder: Path, format: str, target: Path, force: bool) -> None
             "export to a Hugging Face folder needs transformers, which is not installed: "
             "pip install 'sparsify-recipes[transformers]'"
         )
-    if not target.parent.is_dir():
-        raise RunError(f"cannot write {target}: there is no folder {target.parent}")
+    files.check_folder(target)
     if format == "huggingface" and target.exists() and not (target / "config.json").is_file():
         raise RunError(f"{target} exists and is not a Hugging Face folder; choose another place with --out")
     if format != "huggingface" and target.is_dir():

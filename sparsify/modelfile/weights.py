@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparsify.errors import ModelError, RunError, first_line
+from sparsify.errors import ModelError, RunError, find_refusal, first_line
 from sparsify.files import replace_file
 
 
@@ -48,6 +48,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
             raise RunError(f"{path} is damaged: it is not a regular file")
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
+        if path.exists() and find_refusal(error):
+            raise RunError(f"cannot read {path}: {find_refusal(error)}") from None
         raise RunError(
             f"{path} is {'damaged' if path.exists() else 'missing'}: {first_line(error)}"
         ) from None

@@ -32,7 +32,7 @@ from sparsify.pruning.planning.compile import compile_plan
 from sparsify.pruning.planning.cut_targets import list_own_budgets
 from sparsify.pruning.planning.gsm_forecast import forecast_gsm
 from sparsify.pruning.planning.match_layers import list_weighing_targets
-from sparsify.pruning.planning.no_ops import list_no_ops
+from sparsify.pruning.planning.no_ops import IDLE, list_no_ops
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import choose, price_groups
 from sparsify.pruning.scoring import score_units
@@ -93,9 +93,6 @@ def make_plan(
     )
 
 
-_IDLE = "change it, or run without --strict"
-
-
 def plan_recipe(
     recipe: Recipe,
     model: nn.Module,
@@ -136,7 +133,7 @@ def plan_recipe(
     prices = tuple((c.target, name, price) for c in weighing for name, price in price_groups(plan, c).items())
     idle = tuple(list_no_ops(recipe, examples))
     if strict and idle:
-        raise RecipeError(positions.problem(path, text, _IDLE) for path, text in idle)
+        raise RecipeError(positions.problem(path, text, IDLE) for path, text in idle)
     said = (
         *(f"{path} {text}" for path, text in idle),
         *note_batches(inputs),

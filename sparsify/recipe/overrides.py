@@ -36,7 +36,7 @@ def _apply_override(root: Table, text: str) -> Table:
         raise _make_problem(
             "", f"expected path.to.key=value, found {quote_text(text)}", "such as --set stages.0.epochs=3"
         )
-    parts = _resolve_variable(root, parts)
+    parts = _join_target(root, _resolve_variable(root, parts))
     changed = _put_value(root, parts, _read_value(join_path(tuple(parts)), value), ())
     assert isinstance(changed, Table)
     return changed
@@ -49,13 +49,21 @@ def _split_path(path: str) -> list[str]:
     return [quoted or single or plain for quoted, single, plain in re.findall(_PART, path)]
 
 
-def _join_known(node: Table, parts: list[str]) -> list[str]:
-    """The parts with as many of the first ones as one as name a key with dots that the mapping has."""
+def _join_known(known: Iterable[str], parts: list[str]) -> list[str]:
+    """The parts with as many of the first ones as one as name a known key with dots."""
     for count in range(len(parts), 1, -1):
         name = ".".join(parts[:count])
-        if parts[0] not in node.entries and name in node.entries:
+        if parts[0] not in known and name in known:
             return [name, *parts[count:]]
     return parts
+
+
+def _join_target(root: Table, parts: list[str]) -> list[str]:
+    """`budget.latency.a.b` limits the target 'a.b' where the recipe has it, and no limit for it yet."""
+    targets = root.entries.get("targets")
+    if parts[:2] != ["budget", "latency"] or not isinstance(targets, Table):
+        return parts
+    return [*parts[:2], *_join_known(targets.entries, parts[2:])]
 
 
 def _read_value(path: str, text: str) -> Node:
@@ -96,7 +104,7 @@ def _put_value(node: Node | None, parts: list[str], value: Node, above: tuple[st
     """Put a value at a path below a node. Missing mappings on the way are made."""
     if not parts:
         return value
-    part, *rest = _join_known(node, parts) if isinstance(node, Table) else parts
+    part, *rest = _join_known(node.entries, parts) if isinstance(node, Table) else parts
     here = (*above, part)
     match node:
         case Items(items=items):

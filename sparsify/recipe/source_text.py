@@ -24,7 +24,9 @@ def read_file(file: str) -> str:
         with File(file).open("rb") as stream:
             data = stream.read(LARGEST + 1)
     except OSError as error:
-        raise _make_error(file, _describe_error(error), _find_neighbour(file)) from None
+        is_named_wrongly = isinstance(error, FileNotFoundError | IsADirectoryError)
+        hint = _find_neighbour(file) if is_named_wrongly else ""
+        raise _make_error(file, _describe_error(error), hint) from None
     except ValueError as error:
         raise _make_error(file, f"not a file name: {error}") from None
     if len(data) > LARGEST:

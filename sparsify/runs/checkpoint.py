@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from sparsify.errors import RunError, first_line
+from sparsify.errors import RunError, find_refusal, first_line
 from sparsify.files import replace_file
 from sparsify.modelfile.formats import check_entries, check_sizes
 from sparsify.runs.run_folder import CHECKPOINT
@@ -72,8 +72,8 @@ class Checkpoint:
                 torch.save(body, temporary)
         except RuntimeError as error:  # how torch says that a disk is full
             raise RunError(
-                f"cannot write {folder / name}: {str(error).splitlines()[0]}; "
-                "is the disk full? free some space, then continue the run with --resume"
+                f"cannot write {folder / name}: the file did not fit; free some space on the disk, "
+                "then continue the run with --resume"
             ) from error
 
     @classmethod
@@ -101,6 +101,8 @@ class Checkpoint:
                 f"{path} was written by a newer sparsify ({error}); continue the run with that version"
             ) from None
         except Exception as error:  # torch, zipfile and pickle each raise their own errors for a damaged file
+            if find_refusal(error):
+                raise RunError(f"cannot read {path}: {find_refusal(error)}") from error
             raise RunError(
                 f"{path} is damaged ({first_line(error)}); the run cannot be resumed, start a new one"
             ) from error

@@ -188,6 +188,19 @@ def create_folder(root: Path, title: str) -> Path:
 
 
 @contextmanager
+def remove_unbegun(folder: Path) -> Iterator[None]:
+    """Remove the folder of a run that ends before its state was written: nothing in it can be resumed."""
+    try:
+        yield
+    except BaseException:
+        if not (folder / STATE).exists() and not is_run(folder):
+            with suppress(OSError):
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
+        raise
+
+
+@contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
     """Lock the run for this process. The kernel holds the lock, so it ends with the process in any case.
 
@@ -203,13 +216,17 @@ def lock_run(folder: Path) -> Iterator[None]:
             raise RunError(
                 f"{folder} is in use by process {_read_holder(path) or 'unknown'}; wait for it, or stop it"
             )
-        stream.truncate(0)
-        stream.write(f"{os.getpid()} {socket.gethostname()}")
-        stream.flush()
+        try:
+            stream.truncate(0)
+            stream.write(f"{os.getpid()} {socket.gethostname()}")
+            stream.flush()
+        except OSError as error:
+            raise RunError(f"cannot write to {folder}: {error.strerror}") from None
         try:
             yield
         finally:
-            stream.truncate(0)
+            with suppress(OSError):
+                stream.truncate(0)
 
 
 if sys.platform == "win32":

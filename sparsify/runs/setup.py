@@ -161,6 +161,7 @@ def resume_request(folder: Path, recipe: Source | None, overrides: Sequence[str]
     if not folder.is_dir():
         raise RunError(f"there is no run {folder}; 'sparsify runs' lists them")
     if (folder / run_folder.REPORT).exists():
+        run_folder.remove_temporary_files(folder)  # a crash after the report may have left them
         raise RunError(f"{folder} is complete: nothing to resume")
     state = run_folder.State.read(folder)
     written = folder / run_folder.RECIPE
@@ -201,6 +202,7 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
     folder = request.folder or _create_folder(accelerator, out, recipe.title)
     is_main = accelerator.is_main_process
     with (
+        run_folder.remove_unbegun(folder) if is_main else nullcontext(),
         run_folder.lock_run(folder) if is_main else nullcontext(),
         _record_failure(request.state, folder) if is_main else nullcontext(),
     ):
@@ -219,11 +221,15 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
             listener=_log_events(listener, folder) if is_main else silence,
             teachers=teachers,
         )
-        if is_main and not (folder / run_folder.CHECKPOINT).exists():
-            _write_start(run, base)
-        accelerator.wait_for_everyone()
+        is_beginning = is_main and not (folder / run_folder.CHECKPOINT).exists()
+        if is_beginning:
+            run.state.write(folder)  # the first file: with it the run can be resumed
         with track_events(run.listener, recipe, folder) if is_main else nullcontext(listener) as tell:
+            # Told at once, so that who is stopped from here on says how to resume.
             tell(RunStarted(str(folder), resumed=request.folder is not None))
+            if is_beginning:
+                _write_start(run, base)
+            accelerator.wait_for_everyone()
             yield replace(run, listener=tell) if is_main else run
 
 
@@ -324,8 +330,7 @@ def _create_folder(accelerator: Accelerator, out: Path, title: str) -> Path:
 
 
 def _write_start(run: Run, base: Base) -> None:
-    """Write what is known before the first epoch. state.json comes first: with it the run can be resumed."""
-    run.state.write(run.folder)
+    """Write what is known before the first epoch."""
     write_start(run.folder, run.plan)
     if base.cuts:
         base.write(run.folder)

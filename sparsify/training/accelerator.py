@@ -9,14 +9,14 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import GradientAccumulationPlugin
 from torch.utils.data import DataLoader
 
-from sparsify.errors import RunError
+from sparsify.errors import RunError, first_line
 
 
 def make_accelerator() -> Accelerator:
     """An Accelerator whose processes share a batch,
     so that `batch` means examples per step on one process or many.
 
-    Raises RunError when the launcher asks for something else than DDP.
+    Raises RunError when the launcher asks for something else than DDP, or set its variables wrongly.
     """
     asked = next(
         (
@@ -37,12 +37,18 @@ def make_accelerator() -> Accelerator:
     cpu = (
         not torch.accelerator.is_available()
     )  # unless told so, torchrun's processes would not find each other there
-    return Accelerator(
-        cpu=cpu,
-        mixed_precision="no",
-        gradient_accumulation_plugin=whole,
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
-    )
+    try:
+        return Accelerator(
+            cpu=cpu,
+            mixed_precision="no",
+            gradient_accumulation_plugin=whole,
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
+        )
+    except Exception as error:  # of accelerate, and of torch.distributed, which read the environment
+        raise RunError(
+            f"the processes of the run cannot be set up: {first_line(error)}; the launcher sets RANK, "
+            "WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT and ACCELERATE_*: set them all, or unset them"
+        ) from error
 
 
 def share_batches(loader: DataLoader[Any], accelerator: Accelerator) -> DataLoader[Any]:

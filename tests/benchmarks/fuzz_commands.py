@@ -7,6 +7,10 @@ characters damaged), and given to commands with right and wrong paths and option
 it exits with 0, 1, 2 or 3; it says something where it fails; it never says that this is a bug, and shows no
 traceback; with --json it writes one JSON value; and nothing but its own output folder has changed. What
 breaks that is printed with the seed of the case, which `--case N` repeats. Exit 1 where there is any.
+
+A third of the cases runs in a process of its own, as an ordinary user, among odd environment variables, with
+streams that are closed or full, files that may not be read or written, and signals at a random moment: see
+fuzz_surroundings.py. `apply` trains for an epoch there, and an interrupted run is resumed.
 """
 
 import argparse
@@ -17,6 +21,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -26,8 +31,10 @@ from typing import Any
 
 import torch
 import yaml
+from fuzz_surroundings import Surroundings, draw_surroundings, run_forked
 
 from sparsify.models import digits_cnn
+from sparsify.runs.apply import apply
 from sparsify_cli.app import exit_code
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -60,6 +67,20 @@ OVERRIDES = (
     "x",
     "",
 )
+
+
+SMALL: dict[str, Any] = {
+    "version": 1,
+    "title": "Small",
+    "model": {"build": "sparsify.models.digits_cnn"},
+    "data": {"source": "digits", "validation": "90%"},
+    "targets": {"here": {"kind": "cpu"}},
+    "rules": [{"layers": "conv*", "group": "filter", "sparsity": "50%"}],
+    "stages": [
+        {"kind": "train", "name": "t", "epochs": 1, "optimizer": {"kind": "sgd", "lr": 0.1}},
+        {"kind": "cut"},
+    ],
+}
 
 
 def mutate_tree(chance: random.Random, node: Any) -> Any:
@@ -109,18 +130,29 @@ def draw_recipe(chance: random.Random) -> str:
         return mutate_text(chance, text)
     tree = yaml.safe_load(text)
     if chance.random() < 0.5:  # small enough to be planned and applied
-        tree = {
-            **{key: tree[key] for key in ("version", "title", "rules") if key in tree},
-            "model": {"build": "sparsify.models.digits_cnn"},
-            "data": {"source": "digits", "validation": "10%"},
-            "stages": [
-                {"kind": "train", "name": "t", "epochs": 1, "optimizer": {"kind": "sgd", "lr": 0.1}},
-                {"kind": "cut"},
-            ],
-        }
+        tree = {**SMALL, **{key: tree[key] for key in ("version", "title", "rules") if key in tree}}
     for _ in range(chance.randrange(1, 4)):
         tree = mutate_tree(chance, tree)
     return yaml.safe_dump(tree, allow_unicode=True)
+
+
+SOUND = (
+    *("apply recipe.yaml --from-scratch --quiet", "apply recipe.yaml weights.pt", "apply --resume done"),
+    *("plan recipe.yaml weights.pt", "plan recipe.yaml done --json", "validate recipe.yaml --json"),
+    *(f"export done --format {form} --out made.{form}" for form in ("safetensors", "pt2", "onnx")),
+    "sensitivity recipe.yaml done --examples 9 --quiet --plot made.html",
+    *("bench done --seconds 0.1 --json", "report done --json", "report done", "runs .", "diff done done"),
+    *("init made.yaml", "explain rules", "schema recipe", "targets", "recipes"),
+    "export done --format safetensors --json --out made.x",
+)
+"""commands that are right, for odd surroundings; half of the time it is `apply`"""
+
+
+def draw_sound_command(chance: random.Random) -> list[str]:
+    arguments = chance.choice(SOUND if chance.random() < 0.5 else SOUND[:2]).split()
+    if chance.random() < 0.1:
+        arguments[chance.randrange(len(arguments))] = chance.choice(("loop", "damaged.pt", "x", "", "."))
+    return arguments
 
 
 def draw_command(chance: random.Random) -> list[str]:
@@ -151,8 +183,13 @@ def draw_command(chance: random.Random) -> list[str]:
     return ["explain", chance.choice(("macs", "x", "", "group_lasso", "\u00a0", "rules"))]
 
 
-def prepare(folder: Path, chance: random.Random) -> None:
-    text = draw_recipe(chance)
+DONE: list[Path] = []
+"""a complete run, where one was made"""
+
+
+def prepare(folder: Path, chance: random.Random, small: bool = False) -> None:
+    """Write what commands name. small: a recipe that can be applied, without any damage."""
+    text = yaml.safe_dump(SMALL) if small else draw_recipe(chance)
     (folder / "recipe.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
     weights = io.BytesIO()
     torch.save(digits_cnn().state_dict(), weights)
@@ -162,13 +199,17 @@ def prepare(folder: Path, chance: random.Random) -> None:
         content[chance.randrange(len(content))] = chance.randrange(256)
     (folder / "damaged.pt").write_bytes(content)
     (folder / "loop").symlink_to("loop")
+    (folder / "closed").mkdir(mode=0o555)
+    if DONE:
+        shutil.copytree(DONE[0], folder / "done")
 
 
 def list_digests(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if path.is_file() and inside.parts[0] not in ("runs", "home"):
+        own = inside.parts[0] in ("runs", "home", "sensitivity.json") or inside.name.startswith("made.")
+        if path.is_file() and not own:
             found[str(inside)] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
@@ -178,36 +219,83 @@ def try_case(number: int) -> tuple[list[str], str, list[str]]:
     chance = random.Random(number)
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         folder = Path(name)
-        prepare(folder, chance)
-        arguments, before = draw_command(chance), list_digests(folder)
-        out, err = io.StringIO(), io.StringIO()
+        around = draw_surroundings(chance) if chance.random() < APART else None
+        prepare(folder, chance, small=around is not None and chance.random() < 0.7)
+        arguments = draw_command(chance) if around is None else draw_sound_command(chance)
+        before = list_digests(folder)
         began = time.monotonic()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
-            code = call(arguments)
-        said, faults = out.getvalue() + err.getvalue(), []
-        if code not in (0, 1, 2, 3):
+        if around is None:
+            code, out, err = run_here(arguments)
+        else:
+            code, out, err = run_forked(around, lambda: call(arguments), folder)
+        said, faults = out + err, []
+        allowed = (0, 1, 2, 3)
+        if around is not None and around.kill is not None:
+            allowed = (0, 1, 2, 3, *EXITS[around.kill[1]])
+            faults += check_killed(folder, around)
+        if code not in allowed:
             faults.append(f"exit code {code}")
         faults += [
             f"says {word!r}" for word in ("this is a bug", "Traceback", "Value error,") if word in said
         ]
-        if code and not said.strip():
+        quiet = around is not None and around.is_quiet
+        if code and not said.strip() and not quiet:
             faults.append(f"exit code {code} without a word")
-        if "--json" in arguments and not is_json(out.getvalue()):
+        if "--json" in arguments and not quiet and not is_json(out):
             faults.append("stdout is not JSON")
         if list_digests(folder) != before:
             faults.append("files beside the output have changed")
-        if time.monotonic() - began > 60:
+        if around is None and time.monotonic() - began > 60:
             faults.append("took longer than a minute")
+        if faults and around is not None:
+            faults.append(f"among {around.describe()}")
         recipe = (folder / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
         return arguments, recipe, [*faults, *([said[-600:]] if faults else [])]
 
 
-def call(arguments: list[str]) -> object:
+APART = 1 / 3
+"""share of cases with odd surroundings"""
+EXITS = {signal.SIGTERM: (143, -15), signal.SIGKILL: (-9,), signal.SIGINT: (130, -2)}
+
+
+def run_here(arguments: list[str]) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+        code = call(arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+def check_killed(folder: Path, around: Surroundings) -> list[str]:
+    """What is wrong with what a killed command left: runs are resumed."""
+    assert around.kill is not None
+    faults = []
+    if around.kill[1] != signal.SIGKILL and not around.modes:
+        faults += [f"{path.relative_to(folder)} is left" for path in folder.rglob(".*.tmp")]
+    for state in folder.glob("runs/*/state.json"):
+        code, _, err = run_here(["apply", "--resume", str(state.parent), "--quiet"])
+        if code not in (0, 1, 3) or "this is a bug" in err or "is damaged" in err:
+            faults.append(f"resuming ends with {code}: {err[-300:]}")
+        faults += [f"{path.relative_to(folder)} is left" for path in state.parent.rglob(".*.tmp")]
+    return faults
+
+
+def import_late_modules(home: Path) -> None:
+    """Run the commands that import much when they are called, so that forked processes need not."""
+    with contextlib.chdir(home):
+        Path("recipe.yaml").write_text(yaml.safe_dump(SMALL), encoding="utf-8")
+        for form in ("pt2", "onnx"):
+            run_here(["export", str(DONE[0]), "--format", form, "--out", f"made.{form}"])
+        run_here(["bench", str(DONE[0]), "--seconds", "0.1"])
+        run_here(["sensitivity", "recipe.yaml", str(DONE[0]), "--examples", "9", "--plot", "made.html"])
+        run_here(["report", str(DONE[0])])
+
+
+def call(arguments: list[str]) -> int:
     try:
         return exit_code(arguments)
     except BaseException as error:
         print(f"Traceback: {type(error).__name__}: {error}")
-        return "none"
+        return 99
 
 
 def is_json(text: str) -> bool:
@@ -227,7 +315,11 @@ def main() -> int:
     parser.add_argument("--case", type=int, help="try this case alone")
     asked = parser.parse_args()
     home = tempfile.mkdtemp()
+    apply.__kwdefaults__["timing"] = 0.02
     os.environ |= {"HOME": home, "XDG_CACHE_HOME": home, "COLUMNS": "100"}
+    torch.set_num_threads(1)  # threads do not live on in forked processes
+    DONE.append(apply(SMALL, from_scratch=True, out=home))
+    import_late_modules(Path(home))
     number = asked.seed * 1_000_000 if asked.case is None else asked.case
     end, tried, failed = time.monotonic() + asked.seconds, 0, 0
     while True:

@@ -164,9 +164,11 @@ def test_a_key_with_a_dot_is_set(path: str, tmp_path: Path) -> None:
     assert getattr(target, "threads", None) == 3
 
 
-def test_a_quoted_key_with_a_dot_is_made(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ['budget.latency."a.b"', "budget.latency.a.b"])
+def test_a_key_with_a_dot_is_made(path: str, tmp_path: Path) -> None:
+    """In quotes, or without them where a target of the recipe is called so."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    latency = load(tmp_path / "recipe.yaml", ['budget.latency."a.b"=2ms']).recipe.budget
+    latency = load(tmp_path / "recipe.yaml", [f"{path}=2ms"]).recipe.budget
     assert latency is not None
     assert {name: str(limit) for name, limit in latency.latency.items()} == {"a.b": "2ms"}
 

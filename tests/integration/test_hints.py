@@ -110,6 +110,31 @@ def test_sources(source: str, said: str, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err.rstrip().endswith(f"data.source: {said}")
 
 
+@pytest.mark.parametrize("key", ["model.build", "task.loss", "task.collate", "stages.0.optimizer.use"])
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [
+        ("./mine.py:make", "write its module, 'mine:make'"),
+        ("mine.py:make", "write its module, 'mine:make'"),
+        ("nets/mine.py:make", "write its module, 'mine:make', and run sparsify in nets"),
+        ("nets\\mine.py:make", "write its module, 'mine:make', and run sparsify in nets"),
+        ("mine.py", "write its module, 'mine:NAME' with the name of the callable"),
+    ],
+)
+def test_a_callable_in_a_file(key: str, written: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    optimizer = {"kind": "other", "use": "RAdam"}
+    train = {"kind": "train", "name": "learn", "epochs": 1, "optimizer": optimizer}
+    Path("recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "stages": [train, {"kind": "cut"}]}))
+    assert exit_code(["validate", "recipe.yaml", "--set", f"{key}={written}"]) == 1
+    assert capsys.readouterr().err == f"--set: {key}: {written!r} names a file; {hint}\n"
+
+
+def test_a_metric_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "task": {"metrics": ["./mine.py:score"]}}))
+    assert exit_code(["validate", "recipe.yaml"]) == 1
+    assert "'./mine.py:score' names a file; write its module, 'mine:score'" in capsys.readouterr().err
+
+
 def test_a_usage_error_is_json_after_another_command(capsys: pytest.CaptureFixture[str]) -> None:
     """In one process; found by tests/benchmarks/fuzz_commands.py."""
     assert exit_code(["explain", "macs"]) == 0

@@ -1,6 +1,7 @@
 """What does nothing is said by `plan`, and `--strict` makes it an error."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,42 @@ def test_it_is_said_and_strict_refuses_it(name: str, capsys: pytest.CaptureFixtu
     err = capsys.readouterr().err
     assert f"{said.partition(' ')[2]}; change it, or run without --strict" in err
     assert len(err.splitlines()) == 1
+
+
+KNOWN_WITHOUT_DATA = [name for name in CASES if CASES[name][1].startswith(("rules.", "stages."))]
+
+
+@pytest.mark.parametrize("name", KNOWN_WITHOUT_DATA)
+def test_validate_says_it_too_where_it_needs_no_data(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    of, said = CASES[name]
+    path, _, text = said.partition(" ")
+    Path("recipe.yaml").write_text(yaml.safe_dump(of))
+    assert exit_code(["validate", "recipe.yaml"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"warning: recipe\.yaml:\d+:\d+: " + re.escape(f"{path}: {text}"), line)
+    assert exit_code(["validate", "recipe.yaml", "--json"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert (warning["path"], warning["message"]) == (path, text)
+    assert exit_code(["validate", "recipe.yaml", "--strict"]) == 1
+    assert capsys.readouterr().err.endswith(f"{path}: {text}; change it, or run without --strict\n")
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        recipe({"warmup": "5000it"}),
+        recipe(penalty=lasso({**LINEAR, "start": "5000it", "end": "6000it"})),
+        recipe({"optimizer": {"kind": "sgd", "lr": {"kind": "step", "value": 0.1, "at": ["5000it"]}}}),
+    ],
+)
+def test_validate_does_not_guess_how_many_steps_an_epoch_has(
+    of: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`plan`, which counts them, says it."""
+    Path("recipe.yaml").write_text(yaml.safe_dump(of))
+    assert exit_code(["validate", "recipe.yaml", "--strict"]) == 0
+    assert capsys.readouterr().err == ""
+    assert plan(of, "--strict") == 1
 
 
 @pytest.mark.parametrize(

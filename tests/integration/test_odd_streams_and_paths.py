@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from apart import Apart
 
 from sparsify.models import digits_cnn
 from sparsify_cli.app import exit_code
@@ -140,6 +141,25 @@ def test_a_recipe_from_a_shell_is_read_and_a_pipe_is_not(capsys: pytest.CaptureF
     line = f"cat recipe.yaml | {SPARSIFY} validate /dev/stdin"
     done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "abc"}, "the environment variable WORLD_SIZE is 'abc', and a launcher"),
+        ({"WORLD_SIZE": "2", "RANK": "abc"}, "the environment variable RANK is 'abc', and a launcher"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, "the processes of the run cannot be set up: "),
+        ({"LOCAL_RANK": "abc"}, "the processes of the run cannot be set up: "),
+        ({"ACCELERATE_USE_CPU": "nonsense"}, "the processes of the run cannot be set up: "),
+    ],
+)
+def test_variables_of_a_launcher(variables: dict[str, str], said: str) -> None:
+    """In a process of its own, as accelerate keeps what it read."""
+    code = f"import os, sys; os.environ |= {variables}; from sparsify_cli.app import main; main(sys.argv[1:])"
+    process = Apart(code, "apply", "recipe.yaml", "--from-scratch", "--quiet")
+    out, err = process.communicate()
+    assert process.returncode == 1 and out == ""
+    assert len(err.splitlines()) == 1 and err.startswith(said)
 
 
 def test_the_end_of_a_long_message_stays(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from sparsify import files
 from sparsify.cost.measure.availability import runtime_version
 from sparsify.cost.measure.machine import processor_name, vector_instructions
-from sparsify.errors import RunError, TargetError
+from sparsify.errors import RunError, TargetError, find_refusal
 from sparsify_schemas.table import Machine, Point, Steps, Table
 from sparsify_schemas.target import Cpu, Target
 
@@ -100,15 +100,17 @@ def read_table(name: str, target: Target) -> Table:
 
 def write_table(table: Table, path: Path) -> None:
     """Write a table atomically, merged with what another process added meanwhile. Raises TargetError."""
+    advice = "choose another place with --out"
+    if path.is_relative_to(cache_folder()):
+        advice = "set SPARSIFY_CACHE to a folder that can be written to"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_bytes(
             path, (merge_with_file(table, path).model_dump_json(indent=1) + "\n").encode(), shared=True
         )
     except (OSError, RunError) as error:
-        raise TargetError(
-            f"cannot write the table {path}: {error}; set SPARSIFY_CACHE to a folder that can be written to"
-        ) from None
+        why = find_refusal(error) or find_refusal(error.__cause__ or error) or str(error)
+        raise TargetError(f"cannot write the table {path}: {why}; {advice}") from None
 
 
 TABLE = files.Kind.of_model("a table of latencies", Table)

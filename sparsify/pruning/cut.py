@@ -20,6 +20,7 @@ from sparsify.forward.calls import Call, Inputs
 from sparsify.forward.copies import copy_object
 from sparsify.forward.input_records import apply_record
 from sparsify.forward.opaque import explain_errors
+from sparsify.forward.scratch import make_scratch
 from sparsify.graph.model_shapes import check_shapes
 from sparsify.graph.surgery import fold_constants, stale_widths, transfer_state
 from sparsify.graph.surgery import operations as cut_operations
@@ -181,7 +182,7 @@ def cut(
     batches = None if batches is None else take_batches(batches, plan.recipe)
     if objective is None:
         objective = make_objective(plan.recipe.task) if loss is None else objective_of_loss(loss)
-    dense = copy_model(model)
+    dense = make_scratch(model)
     clocks = build_latency_models(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
     scores = score_units(plan, dense, batches, objective)
     keep = agree(

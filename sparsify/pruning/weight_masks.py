@@ -92,6 +92,8 @@ def drop_dead_units(plan: Plan, model: nn.Module, keep: Kept) -> dict[str, list[
         {t for b in operations.removed_branches(plan.map, keep) for t in b.tensors},
     )
     touched = {canonical[name] for name in find_covered_weights(plan, model)}
+    if not touched:
+        return kept
     weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.dim() > 1 and n not in left}
     _zero_removed_units(plan, weights, kept)
     while touched:

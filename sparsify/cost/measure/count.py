@@ -15,7 +15,6 @@ from torch.utils.flop_counter import flop_registry
 
 from sparsify.errors import ModelError, first_line
 from sparsify.forward.calls import Inputs, call_without_copies, count_examples, list_calls
-from sparsify.forward.copies import copy_model
 from sparsify.forward.opaque import (
     are_wrappers,
     holds_nested,
@@ -23,6 +22,7 @@ from sparsify.forward.opaque import (
     is_scripted,
     without_compiling,
 )
+from sparsify.forward.scratch import copy_to_call
 from sparsify.forward.trial_calls import detach_inputs, format_inputs
 from sparsify.nn import attention
 from sparsify_schemas.report import Side
@@ -82,7 +82,7 @@ def count_macs_by_module(model: nn.Module, inputs: Inputs) -> MacCounts:
 
     Raises ModelError if the forward call fails.
     """
-    model = copy_model(model).eval()
+    model = copy_to_call(model).eval()
     for name in [name for name, module in model.named_modules() if attention.can_adopt(module)]:
         # It calls its output projection as a module, which is then charged with its share.
         attention.adopt(model, name)

@@ -15,14 +15,16 @@ from sparsify.forward.copies import copy_model
 from sparsify.forward.opaque import is_nested, is_sparse
 from sparsify.graph.length_attributes import choose_attributes, drop_attributes
 from sparsify.graph.model_map import Branch, Coupled, ModelMap
+from sparsify.graph.names import all_names
 from sparsify.graph.peft_adapters import find_adapter_names
-from sparsify.graph.precision import cast_model
+from sparsify.graph.precision import widen_model
 from sparsify.graph.proportional_groups import bundle_groups
 from sparsify.graph.residual_branches import find_branches
 from sparsify.graph.surgery import operations
 from sparsify.graph.surgery.operations import Keep
 from sparsify.graph.verify.equivalence import TOLERANCE, TRIAL_TOLERANCE
-from sparsify.graph.verify.masked_model import narrowed_groups, run_masked_model
+from sparsify.graph.verify.failed_allocations import raise_out_of_memory
+from sparsify.graph.verify.masked_model import check_same_shapes, narrowed_groups, run_masked_model
 from sparsify.graph.verify.meta_trials import MetaTrials, choose_half
 from sparsify.graph.verify.run_models import (
     copy_in_dtype,
@@ -40,16 +42,26 @@ FindFault = Callable[[Sequence[Coupled], ModelMap], str | None]
 """what is wrong with a cut of these groups; None if nothing is"""
 
 
-def _runs_in_double(trial: nn.Module, inputs: Inputs) -> bool:
-    """Whether the model runs in double precision; it is left in it."""
-    try:
-        run_model(cast_model(trial, torch.float64), convert_inputs(inputs, torch.float64))
-    except Exception:
-        return False
-    return True
+Widen = Callable[[nn.Module], nn.Module]
+"""makes a copy of a float32 model that computes in double precision"""
 
 
-def protect_failing_groups(model: nn.Module, model_map: ModelMap, inputs: Inputs) -> ModelMap:
+def _choose_double(trial: nn.Module, inputs: Inputs) -> Widen | None:
+    """How the model runs in double precision; None if it does not."""
+    ways: tuple[Widen, ...] = (widen_model, lambda model: copy_in_dtype(model, torch.float64))
+    for widen in ways:
+        try:
+            run_model(widen(trial), convert_inputs(inputs, torch.float64))
+        except Exception as error:
+            raise_out_of_memory(error)
+            continue
+        return widen
+    return None
+
+
+def protect_failing_groups(
+    model: nn.Module, model_map: ModelMap, inputs: Inputs, scratch: nn.Module | None = None
+) -> ModelMap:
     """Cut every group on trial and mark groups whose trial cut fails as protected.
 
     The trials, quickest first:
@@ -61,8 +73,17 @@ def protect_failing_groups(model: nn.Module, model_map: ModelMap, inputs: Inputs
        changes.
 
     All groups are cut together; only if that fails, the failing ones are found by halving.
+
+    scratch: a float32 copy of the model whose weights may be overwritten; they are restored.
     """
-    trials = _Trials(model, inputs)
+    trials = _Trials(model, inputs, scratch)
+    try:
+        return _protect_groups(trials, model_map)
+    finally:
+        trials.restore()
+
+
+def _protect_groups(trials: "_Trials", model_map: ModelMap) -> ModelMap:
     reasons: dict[str, str] = {}
     groups = choose_attributes(
         [c for c in model_map.coupled if c.protected is None],
@@ -116,29 +137,28 @@ def _rescue_groups(
 class _Trials:
     """Trial cuts of one model, quickest first: shapes, values in float32, values in float64."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, scratch: nn.Module | None) -> None:
         shapes = MetaTrials(model, inputs)
         self.inputs = convert_inputs(inputs, torch.float32)
         self.faults: list[FindFault] = [shapes.cut_half, shapes.cut_pairs_apart] if shapes.works else []
+        self.restore: Callable[[], None] = lambda: None
         if any(p.is_meta for p in model.parameters()):
             return  # a model of shapes alone can be planned, not compared
-        self.model = _randomize_weights(model, self.inputs)
-        self.double = cache(lambda: _runs_in_double(self.model, self.inputs))
+        self.model = scratch or copy_in_dtype(model, torch.float32)
+        if scratch is not None:
+            self.restore = lambda: copy_values(model, self.model)
+            self.model.eval()
+        _randomize_weights(model, self.model, self.inputs)
+        self.double = cache(lambda: _choose_double(self.model, self.inputs))
         self.faults += [self._cut_half_in_single, self._cut_rest_in_double, self._cut_one_unit]
 
     def _cut_half_in_single(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
-        return _find_fault(
-            cast_model(self.model, torch.float32),
-            model_map,
-            {c.name: choose_half(c) for c in chosen},
-            self.inputs,
-            TRIAL_TOLERANCE,
-        )
+        keep = {c.name: choose_half(c) for c in chosen}
+        return _find_fault(self.model, model_map, keep, self.inputs)
 
     def _cut_rest_in_double(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
-        return _find_fault_in_double(
-            self.model, self.double(), model_map, _choose_other_halves(model_map, chosen), self.inputs
-        )
+        keep = _choose_other_halves(model_map, chosen)
+        return _find_fault(self.model, model_map, keep, self.inputs, self.double())
 
     def _cut_one_unit(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
         """Cut one unit of each group. Half of a narrow network silences whole paths and hides their
@@ -148,11 +168,7 @@ class _Trials:
         with all units alive, can amplify that a billion times.
         """
         keep = {group.name: list(range(group.width - 1)) for group in chosen}
-        if self.double():
-            model, inputs = cast_model(self.model, torch.float64), convert_inputs(self.inputs, torch.float64)
-            return _find_fault(model, model_map, keep, inputs, ONE_UNIT_TOLERANCE)
-        model = cast_model(self.model, torch.float32)
-        return _find_fault(model, model_map, keep, self.inputs, TRIAL_TOLERANCE)
+        return _find_fault(self.model, model_map, keep, self.inputs, self.double(), ONE_UNIT_TOLERANCE)
 
     def find_fault_alone(
         self, group: Coupled, model_map: ModelMap, faults: Sequence[FindFault]
@@ -194,12 +210,13 @@ def add_branches(model: nn.Module, model_map: ModelMap, inputs: Inputs, macs: Ma
     model_map = replace(model_map, branches=named)
     reasons: dict[str, str] = {}
     inputs = convert_inputs(inputs, torch.float32)
-    trial = _randomize_weights(model, inputs)
-    double = _runs_in_double(trial, inputs)
+    trial = copy_in_dtype(model, torch.float32)
+    _randomize_weights(model, trial, inputs)
+    double = _choose_double(trial, inputs)
 
     def find_fault(chosen: Sequence[Coupled]) -> str | None:
         keep: dict[str, list[int]] = {group.name: [] for group in chosen}
-        return _find_fault_in_double(trial, double, model_map, keep, inputs)
+        return _find_fault(trial, model_map, keep, inputs, double)
 
     open_branches = [branch for branch in model_map.branches if branch.group.protected is None]
     for level in _split_by_nesting(open_branches):
@@ -265,23 +282,31 @@ def _add_one_by_one(
 
 
 def _find_fault(
-    trial: nn.Module, model_map: ModelMap, keep: Keep, inputs: Inputs, tolerance: float
+    trial: nn.Module,
+    model_map: ModelMap,
+    keep: Keep,
+    inputs: Inputs,
+    double: Widen | None = None,
+    tolerance: float = TOLERANCE,
 ) -> str | None:
+    """What is wrong with a trial cut.
+
+    trial: in float32; its weights are set to zero and restored. double: how a copy computes in double
+    precision; left out, the models are compared in float32, within `TRIAL_TOLERANCE`.
+    """
     narrowed = narrowed_groups(model_map, keep)
+    if double is None:
+        tolerance = TRIAL_TOLERANCE
+    compared = inputs if double is None else convert_inputs(inputs, torch.float64)
     try:
         thin = operations.cut_on_trial(trial, model_map, keep)
-        found = run_cut_model(thin, inputs, narrowed)
-        single = torch.float32  # enough to see that it runs
-        check_usual_calls(
-            lambda: cast_model(copy_model(trial), single),
-            cast_model(thin, single),
-            convert_inputs(inputs, single),
-            narrowed,
-        )
+        found = run_cut_model(thin if double is None else double(thin), compared, narrowed)
+        # float32 is enough to see that it runs
+        check_usual_calls(lambda: copy_model(trial), thin, inputs, narrowed)
         del thin
-        difference = relative_difference(
-            found, run_masked_model(trial, model_map, keep, inputs, found, narrowed)
-        )
+        masked = run_masked_model(trial if double is None else double(trial), model_map, keep, compared)
+        check_same_shapes(found, masked, narrowed)
+        difference = relative_difference(found, masked)
         if not difference <= tolerance:
             raise VerificationError(
                 f"the cut model differs from the masked one by {difference:.1e} of the largest output"
@@ -289,23 +314,9 @@ def _find_fault(
     except VerificationError as error:
         return str(error).partition(" [groups")[0]
     except Exception as error:
+        raise_out_of_memory(error)
         return f"{type(error).__name__}: {first_line(error)}"
     return None
-
-
-def _find_fault_in_double(
-    trial: nn.Module, double: bool, model_map: ModelMap, keep: Keep, inputs: Inputs
-) -> str | None:
-    """The same in double precision, if the model runs in it."""
-    if double:
-        return _find_fault(
-            cast_model(trial, torch.float64),
-            model_map,
-            keep,
-            convert_inputs(inputs, torch.float64),
-            TOLERANCE,
-        )
-    return _find_fault(cast_model(trial, torch.float32), model_map, keep, inputs, TRIAL_TOLERANCE)
 
 
 def _choose_other_halves(model_map: ModelMap, chosen: Iterable[Coupled]) -> dict[str, list[int]]:
@@ -323,13 +334,12 @@ def _choose_other_halves(model_map: ModelMap, chosen: Iterable[Coupled]) -> dict
     return {group.name: kept[group.name] for group in chosen}
 
 
-def _randomize_weights(model: nn.Module, inputs: Inputs) -> nn.Module:
-    """A float32 copy with random weights of ordinary scale; with its own weights if the outputs are not
-    finite."""
-    copy = copy_in_dtype(model, torch.float32)
+def _randomize_weights(model: nn.Module, trial: nn.Module, inputs: Inputs) -> None:
+    """Give a float32 copy of the model random weights of ordinary scale; the model's own weights if the
+    outputs are not finite."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, tensor in [*copy.named_parameters(), *copy.named_buffers()]:
+        for name, tensor in [*trial.named_parameters(), *trial.named_buffers()]:
             if not tensor.is_floating_point() or is_sparse(tensor) or is_nested(tensor):
                 continue
             if name.endswith("running_var") or (tensor.dim() == 1 and name.endswith("weight")):
@@ -340,7 +350,18 @@ def _randomize_weights(model: nn.Module, inputs: Inputs) -> nn.Module:
             elif isinstance(tensor, nn.Parameter) or name.endswith("running_mean"):
                 tensor.uniform_(-0.2, 0.2, generator=generator)
     try:
-        finite = all(bool(t.isfinite().all()) for t in run_model(copy, inputs))
-    except Exception:
+        finite = all(bool(t.isfinite().all()) for t in run_model(trial, inputs))
+    except Exception as error:
+        raise_out_of_memory(error)
         finite = False
-    return copy if finite else copy_in_dtype(model, torch.float32)
+    if not finite:
+        copy_values(model, trial)
+
+
+@torch.no_grad()
+def copy_values(model: nn.Module, trial: nn.Module) -> None:
+    """Give a copy the values of the model's parameters and buffers, in its own precision."""
+    values = all_names(model)
+    for name, tensor in all_names(trial).items():
+        if not (is_sparse(tensor) or is_nested(tensor)):
+            tensor.copy_(values[name])

@@ -1,7 +1,8 @@
 """Find which groups and residual branches can be cut at all, by trial cuts before any training."""
 
+import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -13,7 +14,7 @@ from sparsify.forward.call_model import convert_inputs
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
 from sparsify.forward.opaque import is_nested, is_sparse
-from sparsify.graph.length_attributes import choose_attributes, drop_attributes
+from sparsify.graph.length_attributes import choose_attributes, drop_attributes, has_rivals
 from sparsify.graph.model_map import Branch, Coupled, ModelMap
 from sparsify.graph.names import all_names
 from sparsify.graph.peft_adapters import find_adapter_names
@@ -33,11 +34,13 @@ from sparsify.graph.verify.run_models import (
     run_cut_model,
     run_model,
 )
+from sparsify.graph.verify.search_faults import find_cuttable
 from sparsify.graph.verify.usual_calls import check_usual_calls
 
 ONE_UNIT_TOLERANCE = 1e-5
 """largest relative difference in float64 between outputs of a trial cut of one unit a group"""
 
+UsualCalls = Callable[[Callable[[], nn.Module], nn.Module, Inputs, Sequence[str]], None]
 FindFault = Callable[[Sequence[Coupled], ModelMap], str | None]
 """what is wrong with a cut of these groups; None if nothing is"""
 
@@ -84,23 +87,54 @@ def protect_failing_groups(
 
 
 def _protect_groups(trials: "_Trials", model_map: ModelMap) -> ModelMap:
+    groups = [c for c in model_map.coupled if c.protected is None]
+    found = _protect_by_shapes(trials, model_map, groups)
+    if found is not None:
+        return found
     reasons: dict[str, str] = {}
-    groups = choose_attributes(
-        [c for c in model_map.coupled if c.protected is None],
-        lambda c: trials.find_fault_alone(c, model_map, trials.faults[:-1]),
-    )
+    groups = choose_attributes(groups, lambda c: trials.find_fault_alone(c, model_map, trials.faults[:-1]))
     model_map = _replace_groups(model_map, groups)
-    good = trials.find_cuttable(groups, model_map, reasons)
+    good = trials.find_cuttable(groups, model_map, reasons, trials.faults)
     model_map, saved = _rescue_groups(
         model_map,
         [c for c in groups if c.name in reasons],
         lambda c: trials.find_fault_alone(c, model_map, trials.faults),
     )
     if saved:
-        reasons = {
-            name: why for name, why in reasons.items() if name in model_map.by_name and name not in saved
-        }
-        trials.find_cuttable([*good, *(model_map.by_name[name] for name in saved)], model_map, reasons)
+        reasons = _drop_saved(reasons, model_map, saved)
+        together = [*good, *(model_map.by_name[name] for name in saved)]
+        trials.find_cuttable(together, model_map, reasons, trials.faults)
+    return _add_reasons(model_map, reasons)
+
+
+def _protect_by_shapes(trials: "_Trials", model_map: ModelMap, groups: Sequence[Coupled]) -> ModelMap | None:
+    """The same where shapes alone tell which groups fail, and all others then pass every trial together; None
+    where they do not.
+
+    Most models are like that, and a trial of shapes costs nothing beside one of values.
+    """
+    reasons: dict[str, str] = {}
+    good = trials.find_cuttable(groups, model_map, reasons, trials.by_shapes)
+    if reasons:
+        failed = [c for c in groups if c.name in reasons]
+        if any(map(has_rivals, groups)):
+            return None  # which attribute is meant is found by values
+        model_map, saved = _rescue_groups(
+            model_map, failed, lambda c: trials.find_fault_alone(c, model_map, trials.by_shapes)
+        )
+        reasons = _drop_saved(reasons, model_map, saved)
+        good = [*good, *(model_map.by_name[name] for name in saved)]
+    if any(fault(good, model_map) for fault in trials.faults if good):
+        return None
+    return _add_reasons(model_map, reasons)
+
+
+def _drop_saved(reasons: Mapping[str, str], model_map: ModelMap, saved: Collection[str]) -> dict[str, str]:
+    """The reasons of groups that are still there and were not saved."""
+    return {name: why for name, why in reasons.items() if name in model_map.by_name and name not in saved}
+
+
+def _add_reasons(model_map: ModelMap, reasons: Mapping[str, str]) -> ModelMap:
     return _replace_groups(
         model_map, [replace(model_map.by_name[name], protected=why) for name, why in reasons.items()]
     )
@@ -140,7 +174,10 @@ class _Trials:
     def __init__(self, model: nn.Module, inputs: Inputs, scratch: nn.Module | None) -> None:
         shapes = MetaTrials(model, inputs)
         self.inputs = convert_inputs(inputs, torch.float32)
-        self.faults: list[FindFault] = [shapes.cut_half, shapes.cut_pairs_apart] if shapes.works else []
+        self.by_shapes: list[FindFault] = [shapes.cut_half, shapes.cut_pairs_apart] if shapes.works else []
+        self.by_shapes = list(map(_remember_last, self.by_shapes))
+        self.faults = list(self.by_shapes)
+        self.shapes = shapes if shapes.works else None
         self.restore: Callable[[], None] = lambda: None
         if any(p.is_meta for p in model.parameters()):
             return  # a model of shapes alone can be planned, not compared
@@ -150,15 +187,16 @@ class _Trials:
             self.model.eval()
         _randomize_weights(model, self.model, self.inputs)
         self.double = cache(lambda: _choose_double(self.model, self.inputs))
-        self.faults += [self._cut_half_in_single, self._cut_rest_in_double, self._cut_one_unit]
+        values = (self._cut_half_in_single, self._cut_rest_in_double, self._cut_one_unit)
+        self.faults += map(_remember_last, values)
 
     def _cut_half_in_single(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
         keep = {c.name: choose_half(c) for c in chosen}
-        return _find_fault(self.model, model_map, keep, self.inputs)
+        return _find_fault(self.model, model_map, keep, self.inputs, usual=check_usual_calls)
 
     def _cut_rest_in_double(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
         keep = _choose_other_halves(model_map, chosen)
-        return _find_fault(self.model, model_map, keep, self.inputs, self.double())
+        return self._find_fault_in_double(model_map, keep, TOLERANCE)
 
     def _cut_one_unit(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
         """Cut one unit of each group. Half of a narrow network silences whole paths and hides their
@@ -168,7 +206,19 @@ class _Trials:
         with all units alive, can amplify that a billion times.
         """
         keep = {group.name: list(range(group.width - 1)) for group in chosen}
-        return _find_fault(self.model, model_map, keep, self.inputs, self.double(), ONE_UNIT_TOLERANCE)
+        return self._find_fault_in_double(model_map, keep, ONE_UNIT_TOLERANCE)
+
+    def _find_fault_in_double(self, model_map: ModelMap, keep: Keep, tolerance: float) -> str | None:
+        """Compare in double precision. The usual calls were made in single precision with other widths: that
+        these run as well is seen from shapes alone where the model runs so."""
+        if self.shapes is None:
+            usual = check_usual_calls
+        else:
+            why = self.shapes.find_fault(model_map, keep)
+            if why is not None:
+                return why
+            usual = None
+        return _find_fault(self.model, model_map, keep, self.inputs, self.double(), tolerance, usual)
 
     def find_fault_alone(
         self, group: Coupled, model_map: ModelMap, faults: Sequence[FindFault]
@@ -178,13 +228,33 @@ class _Trials:
         return next((why for fault in faults if (why := fault([group], own)) is not None), None)
 
     def find_cuttable(
-        self, groups: Sequence[Coupled], model_map: ModelMap, reasons: dict[str, str]
+        self,
+        groups: Sequence[Coupled],
+        model_map: ModelMap,
+        reasons: dict[str, str],
+        faults: Sequence[FindFault],
     ) -> list[Coupled]:
         """The groups that can be cut together; the others get their reason."""
         good = list(groups)
-        for find_fault in self.faults:
-            good = _find_cuttable(good, _bind_map(find_fault, model_map), reasons)
+        for find_fault in faults:
+            good = find_cuttable(good, _bind_map(find_fault, model_map), reasons)
         return good
+
+
+def _remember_last(find_fault: FindFault) -> FindFault:
+    """The same trial, which is not repeated for the groups and the map that it was last asked for."""
+    last: list[tuple[Sequence[Coupled], Sequence[Coupled], str | None]] = []
+
+    def find(groups: Sequence[Coupled], model_map: ModelMap) -> str | None:
+        if not (last and _are_same(groups, last[0][0]) and _are_same(model_map.coupled, last[0][1])):
+            last[:] = [(tuple(groups), model_map.coupled, find_fault(groups, model_map))]
+        return last[0][2]
+
+    return find
+
+
+def _are_same(one: Sequence[Coupled], other: Sequence[Coupled]) -> bool:
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def _bind_map(find_fault: FindFault, model_map: ModelMap) -> Callable[[Sequence[Coupled]], str | None]:
@@ -220,7 +290,7 @@ def add_branches(model: nn.Module, model_map: ModelMap, inputs: Inputs, macs: Ma
 
     open_branches = [branch for branch in model_map.branches if branch.group.protected is None]
     for level in _split_by_nesting(open_branches):
-        _find_cuttable([branch.group for branch in level], find_fault, reasons)
+        find_cuttable([branch.group for branch in level], find_fault, reasons)
 
     def add_reason(branch: Branch) -> Branch:
         if branch.name not in reasons:
@@ -241,46 +311,6 @@ def _split_by_nesting(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
         branches = [b for b in branches if b not in level]
 
 
-def _find_cuttable(
-    groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]
-) -> list[Coupled]:
-    """The groups that can be cut together; the others get their reason."""
-    if not groups or fault(groups) is None:
-        return list(groups)
-    good = _bisect_groups(groups, fault, reasons)
-    if good and fault(good) is not None:
-        _add_one_by_one(good, fault, reasons)  # each part was fine by itself: add the groups one by one
-    return [c for c in good if c.name not in reasons]
-
-
-def _bisect_groups(
-    groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]
-) -> list[Coupled]:
-    """The groups without fault, found by halving; the others get their reason."""
-    if not groups:
-        return []
-    why = fault(groups)
-    if why is None:
-        return list(groups)
-    if len(groups) == 1:
-        reasons[groups[0].name] = f"a trial cut failed: {why}"
-        return []
-    half = len(groups) // 2
-    return _bisect_groups(groups[:half], fault, reasons) + _bisect_groups(groups[half:], fault, reasons)
-
-
-def _add_one_by_one(
-    groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]
-) -> None:
-    good: list[Coupled] = []
-    for group in groups:
-        why = fault([*good, group])
-        if why is None:
-            good.append(group)
-        else:
-            reasons[group.name] = f"a trial cut together with other layers failed: {why}"
-
-
 def _find_fault(
     trial: nn.Module,
     model_map: ModelMap,
@@ -288,11 +318,13 @@ def _find_fault(
     inputs: Inputs,
     double: Widen | None = None,
     tolerance: float = TOLERANCE,
+    usual: UsualCalls | None = check_usual_calls,
 ) -> str | None:
     """What is wrong with a trial cut.
 
     trial: in float32; its weights are set to zero and restored. double: how a copy computes in double
-    precision; left out, the models are compared in float32, within `TRIAL_TOLERANCE`.
+    precision; left out, the models are compared in float32, within `TRIAL_TOLERANCE`. usual: makes further
+    calls of the cut model, and raises where one fails.
     """
     narrowed = narrowed_groups(model_map, keep)
     if double is None:
@@ -301,8 +333,8 @@ def _find_fault(
     try:
         thin = operations.cut_on_trial(trial, model_map, keep)
         found = run_cut_model(thin if double is None else double(thin), compared, narrowed)
-        # float32 is enough to see that it runs
-        check_usual_calls(lambda: copy_model(trial), thin, inputs, narrowed)
+        if usual is not None:  # in float32, which is enough to see that it runs
+            usual(lambda: copy_model(trial), thin, inputs, narrowed)
         del thin
         masked = run_masked_model(trial if double is None else double(trial), model_map, keep, compared)
         check_same_shapes(found, masked, narrowed)

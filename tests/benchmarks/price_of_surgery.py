@@ -87,6 +87,21 @@ def build_torchvision(name: str, **given: Any) -> nn.Module:
     return made
 
 
+def build_maxvit() -> nn.Module:
+    """MaxViT-T for images of 64 x 64, in windows of 2 x 2 where the original has 7 x 7."""
+    from torchvision.models import MaxVit
+
+    return MaxVit(
+        input_size=(64, 64),
+        stem_channels=64,
+        partition_size=2,
+        block_channels=[64, 128, 256, 512],
+        block_layers=[2, 2, 5, 2],
+        head_dim=32,
+        stochastic_depth_prob=0.2,
+    )
+
+
 def build_smollm2() -> nn.Module:
     from transformers import AutoModelForCausalLM
 
@@ -141,9 +156,7 @@ def list_networks() -> dict[str, Network]:
         "ViT-B": Network(partial(build_torchvision, "vit_b_16", image_size=64), images, "neuron"),
         "ViT-L": Network(partial(build_torchvision, "vit_l_16", image_size=64), images, "neuron"),
         "Swin-v2-T": Network(partial(build_torchvision, "swin_v2_t"), images, "neuron"),
-        "MaxViT": Network(
-            partial(build_torchvision, "maxvit_t", input_size=(64, 64), partition_size=2), images
-        ),
+        "MaxViT": Network(build_maxvit, images, "neuron"),
         "SmolLM2-135M": Network(build_smollm2, partial(draw_tokens, 49152), "neuron"),
         "Llama 1.1B, bfloat16": Network(
             partial(build_in_bfloat16, tiny), partial(draw_tokens, 32000), "neuron"

@@ -14,7 +14,7 @@ from sparsify.forward.call_model import convert_inputs
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
 from sparsify.forward.opaque import is_nested, is_sparse
-from sparsify.graph.length_attributes import choose_attributes, drop_attributes, has_rivals
+from sparsify.graph.length_attributes import choose_attributes, drop_attributes
 from sparsify.graph.model_map import Branch, Coupled, ModelMap
 from sparsify.graph.names import all_names
 from sparsify.graph.peft_adapters import find_adapter_names
@@ -117,11 +117,15 @@ def _protect_by_shapes(trials: "_Trials", model_map: ModelMap, groups: Sequence[
     good = trials.find_cuttable(groups, model_map, reasons, trials.by_shapes)
     if reasons:
         failed = [c for c in groups if c.name in reasons]
-        if any(map(has_rivals, groups)):
-            return None  # which attribute is meant is found by values
-        model_map, saved = _rescue_groups(
-            model_map, failed, lambda c: trials.find_fault_alone(c, model_map, trials.by_shapes)
-        )
+
+        def find_fault(group: Coupled) -> str | None:
+            return trials.find_fault_alone(group, model_map, trials.by_shapes)
+
+        chosen = [c for c in choose_attributes(failed, find_fault) if c not in failed]
+        model_map = _replace_groups(model_map, chosen)
+        names = {c.name for c in chosen}
+        model_map, saved = _rescue_groups(model_map, [c for c in failed if c.name not in names], find_fault)
+        saved += names
         reasons = _drop_saved(reasons, model_map, saved)
         good = [*good, *(model_map.by_name[name] for name in saved)]
     if any(fault(good, model_map) for fault in trials.faults if good):

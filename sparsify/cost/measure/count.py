@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from sparsify.errors import ModelError, first_line
@@ -22,6 +21,7 @@ from sparsify.forward.opaque import (
     is_scripted,
     without_compiling,
 )
+from sparsify.forward.operator_mode import OperatorMode
 from sparsify.forward.scratch import copy_to_call
 from sparsify.forward.trial_calls import detach_inputs, format_inputs
 from sparsify.nn import attention
@@ -170,7 +170,7 @@ def _count_without_fast_path() -> Iterator["_FlopCounter"]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _FlopCounter(OperatorMode):
     """Adds up the FLOPs of every operator that runs under it.
 
     torch's own FlopCounterMode also tracks modules through autograd hooks, which fail on views of

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsify.forward import calls
 from sparsify.forward.calls import Call, Inputs, add_argument_names, rebuild_value, tensors_by_path
 from sparsify.forward.opaque import without_compiling
+from sparsify.forward.operator_mode import OperatorMode
 from sparsify.forward.scratch import copy_to_call
 from sparsify.graph.trace.meta_kernels import short_name
 
@@ -81,7 +81,7 @@ def _find_vocabularies(model: nn.Module, each: Call) -> dict[str, int]:
     return watch.rows
 
 
-class _IndexTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _IndexTracker(OperatorMode):
     """Knows which inputs the numbers of a tensor come from, and records the tables that they index."""
 
     def __init__(self) -> None:

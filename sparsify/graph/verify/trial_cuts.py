@@ -84,6 +84,7 @@ def protect_failing_groups(
         return _protect_groups(trials, model_map)
     finally:
         trials.restore()
+        vars(trials).clear()  # it refers to itself: its models would stay in memory until a collection
 
 
 def _protect_groups(trials: "_Trials", model_map: ModelMap) -> ModelMap:

@@ -188,7 +188,7 @@ class _Trials:
             return  # a model of shapes alone can be planned, not compared
         self.model = scratch or copy_in_dtype(model, torch.float32)
         if scratch is not None:
-            self.restore = lambda: copy_values(model, self.model)
+            self.restore = lambda: _restore(model, self.model)
             self.model.eval()
         _randomize_weights(model, self.model, self.inputs)
         self.double = cache(lambda: _choose_double(self.model, self.inputs))
@@ -393,6 +393,13 @@ def _randomize_weights(model: nn.Module, trial: nn.Module, inputs: Inputs) -> No
         finite = False
     if not finite:
         copy_values(model, trial)
+
+
+def _restore(model: nn.Module, trial: nn.Module) -> None:
+    """Give a copy the model's values, and each of its modules the mode of the original."""
+    copy_values(model, trial)
+    for original, module in zip(model.modules(), trial.modules(), strict=True):
+        module.training = original.training
 
 
 @torch.no_grad()

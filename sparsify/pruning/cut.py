@@ -18,6 +18,7 @@ from sparsify.formatting.verdict_text import LABELS, fold_notes, verdict_words
 from sparsify.forward import call_model
 from sparsify.forward.calls import Call, Inputs
 from sparsify.forward.copies import copy_object
+from sparsify.forward.free_memory import return_freed_memory
 from sparsify.forward.input_records import apply_record
 from sparsify.forward.opaque import explain_errors
 from sparsify.forward.scratch import make_scratch
@@ -236,6 +237,7 @@ def _carry_out(
 ) -> _ProvenCut:
     """Remove the units, make layers cheaper, fold constants, and prove what comes of it as rebuilt from log
     and weights."""
+    return_freed_memory()
     with explain_errors("cutting the model"):
         thin, cuts = cut_operations.cut(zeroed, plan.map, keep, plan.digest)
         cuts = stale_widths.follow_widths(dense, thin, cuts, inputs)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sparsify.errors import VerificationError
 from sparsify.forward.calls import Inputs
+from sparsify.forward.free_memory import return_freed_memory
 from sparsify.forward.scratch import borrow_model, is_plain
 from sparsify.graph.surgery import operations
 from sparsify.graph.surgery.constant_shifts import Constants
@@ -29,6 +30,7 @@ def rebuild_model(
     again = replay_cuts(dense, cuts).eval()
     again.load_state_dict(thin.state_dict())
     _share_weights(again, thin)
+    return_freed_memory()
     difference = compare_outputs(borrow_model(thin).eval(), again, (*fresh, inputs))
     if not difference <= RELOADED:
         raise VerificationError(

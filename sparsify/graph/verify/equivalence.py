@@ -24,6 +24,7 @@ from sparsify.forward.call_model import (
 )
 from sparsify.forward.calls import Inputs, count_examples, list_calls
 from sparsify.forward.copies import copy_model
+from sparsify.forward.free_memory import return_freed_memory
 from sparsify.forward.scratch import borrow_model, is_scratch, make_scratch
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.precision import widen_model
@@ -115,6 +116,7 @@ def verify_cut(
             break
     tolerance, first = run.tolerance, run.first
     del wide, narrow, plain
+    return_freed_memory()
     if not difference <= tolerance:
         raise VerificationError(
             f"the cut model differs from the masked one by {difference:.1e} of the largest output"

@@ -13,6 +13,7 @@ from sparsify.errors import ModelError, VerificationError
 from sparsify.forward.call_model import convert_inputs
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
+from sparsify.forward.free_memory import return_freed_memory
 from sparsify.forward.opaque import is_nested, is_sparse
 from sparsify.graph.length_attributes import choose_attributes, drop_attributes
 from sparsify.graph.model_map import Branch, Coupled, ModelMap
@@ -335,12 +336,14 @@ def _find_fault(
     if double is None:
         tolerance = TRIAL_TOLERANCE
     compared = inputs if double is None else convert_inputs(inputs, torch.float64)
+    return_freed_memory()
     try:
         thin = operations.cut_on_trial(trial, model_map, keep)
         found = run_cut_model(thin if double is None else double(thin), compared, narrowed)
         if usual is not None:  # in float32, which is enough to see that it runs
             usual(lambda: copy_model(trial), thin, inputs, narrowed)
         del thin
+        return_freed_memory()
         masked = run_masked_model(trial if double is None else double(trial), model_map, keep, compared)
         check_same_shapes(found, masked, narrowed)
         difference = relative_difference(found, masked)

@@ -1,5 +1,9 @@
 """Ask before memory is asked for: what would not fit is refused with the figure."""
 
+import ctypes
+import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from sparsify.errors import SparsifyError
@@ -31,6 +35,23 @@ def _read_group_limit() -> int | None:
         return None if limit == "max" else max(0, int(limit) - used)
     except (OSError, ValueError):
         return None
+
+
+@cache
+def _find_trim() -> Callable[[int], object] | None:
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return getattr(library, "malloc_trim", None)
+
+
+def return_freed_memory() -> None:
+    """Have the C library return what was freed to the system.
+
+    glibc keeps freed blocks of up to 32 MiB. Models of slightly other widths, made and freed in turn, do not
+    fit into them, and the process grows by another copy. No effect without glibc. Source: malloc_trim(3).
+    """
+    trim = _find_trim()
+    if trim is not None:
+        trim(0)
 
 
 def check_memory(size: int, what: str, advice: str, kind: type[SparsifyError]) -> None:

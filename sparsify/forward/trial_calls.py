@@ -17,7 +17,7 @@ from sparsify.forward.calls import (
     map_tensors,
     resize_batch,
 )
-from sparsify.forward.copies import copy_model
+from sparsify.forward.scratch import copy_to_call
 
 
 def detach_inputs(inputs: Inputs) -> Inputs:
@@ -48,7 +48,7 @@ def accepts_inputs(model: nn.Module, inputs: Inputs) -> bool:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             call_without_copies(
-                copy_model(model).eval(), map_tensors(inputs, lambda tensor: tensor.to(device, copy=True))
+                copy_to_call(model).eval(), map_tensors(inputs, lambda tensor: tensor.to(device, copy=True))
             )
     except Exception:  # whatever a model of somebody else's says of inputs that it does not take
         return False

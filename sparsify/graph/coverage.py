@@ -8,9 +8,9 @@ from torch import nn
 
 from sparsify.forward.call_model import call_model
 from sparsify.forward.calls import Call, Inputs, list_calls
-from sparsify.forward.copies import copy_model
 from sparsify.forward.fresh_inputs import redraw
 from sparsify.forward.opaque import is_scripted, without_compiling
+from sparsify.forward.scratch import copy_to_call
 
 TRIES = 8
 """how many redrawn inputs are tried"""
@@ -46,7 +46,7 @@ def _redraw_calls(calls: tuple[Call, ...]) -> Iterator[Call]:
 def _find_modules_run(model: nn.Module, each: Call) -> set[str]:
     """Modules that one call runs; none if it fails."""
     ran: set[str] = set()
-    copy = copy_model(model).eval()
+    copy = copy_to_call(model).eval()
     for name, module in copy.named_modules():
         if not is_scripted(module):  # takes no hook
             module.register_forward_pre_hook(lambda *_, name=name: ran.add(name))

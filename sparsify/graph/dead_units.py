@@ -14,7 +14,10 @@ from sparsify.graph.model_map import ModelMap, Slice
 
 def flag_nonzero(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     """1 where this process's part of a tensor is not zero, else 0. It is made when it is asked for."""
-    return (local_part(tensors[name]) != 0).to(torch.float32)
+    own = local_part(tensors[name])
+    if not own.is_meta and int(torch.count_nonzero(own)) == own.numel():
+        return torch.ones((), device=own.device).expand(own.shape)
+    return (own != 0).to(torch.float32)
 
 
 def find_dead_units(

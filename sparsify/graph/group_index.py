@@ -11,6 +11,7 @@ and `Layout.reduce` alone adds up over the processes:
 whatever acts by group is then the same on one process or many.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -93,9 +94,14 @@ class Layout:
 
     def sizes(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """|g|, the number of weights of each group, as float: [count + 1]."""
-        return self.reduce(
-            lambda name: torch.ones_like(local_part(parameters[name])) if name in parameters else None
-        )
+
+        def count(name: str) -> Tensor | None:
+            if name not in parameters:
+                return None
+            own = local_part(parameters[name])
+            return wide(own.detach().new_ones(())).expand(own.shape)
+
+        return self.reduce(count)
 
     def split(self, values: Tensor) -> dict[str, Tensor]:
         """A vector over slots, taken apart by name."""
@@ -127,10 +133,14 @@ def marginals(value: Tensor, axes: Iterable[Axis]) -> list[Tensor]:
 
 def _marginal(value: Tensor, flat: Tensor | None, axis: Axis) -> Tensor:
     if axis.tile is not None:
+        value = value.contiguous()
         down, rows, across, columns = tiled = tiles(value.shape, axis.tile)
         return value.flatten(1)[: down * rows, : across * columns].reshape(tiled).sum((1, 3)).flatten()
     if value.dim() < 2:
-        return value.view(-1)
+        return value.reshape(-1)
+    if value.numel() and not any(value.stride()):  # one number, expanded: its sums are known without summing
+        length = math.prod(value.shape[d] for d in axis.dims)
+        return value[(0,) * value.dim()].mul(value.numel() // length).expand(length)
     if flat is not None and axis.dims == (0,):
         return flat.sum(1)
     if flat is not None and 0 not in axis.dims:

@@ -19,7 +19,7 @@ def choose_attributes(groups: Sequence[Coupled], fault: Callable[[Coupled], str 
     """
     chosen = []
     for group in groups:
-        chosen.append(_choose_variant(group, fault) if _find_rivals(group) else group)
+        chosen.append(_choose_variant(group, fault) if has_rivals(group) else group)
     return chosen
 
 
@@ -40,6 +40,11 @@ def drop_attributes(group: Coupled) -> Iterator[Coupled]:
 
 def _attribute_name(size: Slice) -> str:
     return size.tensor.partition(":")[2]
+
+
+def has_rivals(group: Coupled) -> bool:
+    """Whether attributes of one module compete for one length of the group."""
+    return bool(_find_rivals(group))
 
 
 def _find_rivals(group: Coupled) -> list[list[Slice]]:

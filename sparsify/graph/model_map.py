@@ -302,6 +302,28 @@ class ModelMap:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
+    def reached_from(self) -> Mapping[tuple[str, str], list[int]]:
+        """(tensor, role) -> places in `coupled` of the groups with a slice in it, ascending."""
+        found: dict[tuple[str, str], list[int]] = {}
+        for place, group in enumerate(self.coupled):
+            for where in dict.fromkeys((part.tensor, part.role) for part in group.slices):
+                found.setdefault(where, []).append(place)
+        return found
+
+    @cached_property
+    def tensors_of(self) -> Mapping[str, list[str]]:
+        """Module -> the names of its own parameters and buffers."""
+        found: dict[str, list[str]] = {}
+        for tensor in self.tensors:
+            found.setdefault(tensor.name.rpartition(".")[0], []).append(tensor.name)
+        return found
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Name of a coupled group -> its place in `coupled`."""
+        return {group.name: place for place, group in enumerate(self.coupled)}
+
+    @cached_property
     def by_name(self) -> Mapping[str, Coupled]:
         of_branches = [branch.group for branch in self.branches]
         return {group.name: group for group in (*self.coupled, *of_branches)}

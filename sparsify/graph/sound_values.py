@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from sparsify.errors import ModelError
 from sparsify.forward.call_model import call_model, float_tensors, named_inputs
 from sparsify.forward.calls import Inputs
-from sparsify.forward.copies import copy_model
 from sparsify.forward.opaque import is_nested, is_sparse
+from sparsify.forward.scratch import copy_to_call
 
 LARGE = 1e18
 """a weight above it is refused: float32 does not hold the sum of a few squares of it"""
@@ -65,7 +65,7 @@ def _run_watched(model: nn.Module, inputs: Inputs) -> tuple[list[Tensor], str | 
         return look
 
     try:
-        copy = copy_model(model).eval()
+        copy = copy_to_call(model).eval()
         for name, module in copy.named_modules():
             if not list(module.children()):
                 module.register_forward_hook(watch(name))

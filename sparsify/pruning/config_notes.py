@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from sparsify.errors import ModelError
+from sparsify.graph.copy import copy_to_meta
 from sparsify.graph.surgery import operations, transformers_config
 from sparsify.pruning.planning.equal_layers import find_equal_layers
 from sparsify.pruning.planning.plan import Assignment, Plan
@@ -69,7 +70,7 @@ def _find_missing_number(plan: Plan, assignments: Sequence[Assignment], model: A
     if not keep:
         return None
     try:
-        thin, _ = operations.cut(model, plan.map, keep, plan.digest)
+        thin = operations.cut_on_trial(copy_to_meta(model), plan.map, keep)
     except Exception:  # a group that cannot be cut so is refused by the cut itself
         return None
     try:

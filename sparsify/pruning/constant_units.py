@@ -20,7 +20,7 @@ from sparsify.graph.surgery.constant_shifts import Constants, constants_match
 from sparsify.graph.verify import equivalence
 from sparsify.pruning.plan_inputs import derive_seed, draw_fresh_inputs
 from sparsify.pruning.planning.plan import Plan
-from sparsify.pruning.scoring import apply_masks
+from sparsify.pruning.scoring import copy_without_masks
 
 CONTRADICTED = (
     "a comparison contradicted what the weights say of constant units, so "
@@ -34,6 +34,8 @@ def constants_of(
 ) -> Constants:
     """What the removed units emit that no input changes, computed in float64 where the model runs in it;
     nothing, where it cannot be followed."""
+    if not proven_constants.has_zeros(dense):
+        return Constants()
     given = call_model.move_inputs_to_cpu(inputs)
     double = call_model.convert_inputs(given, torch.float64)
     try:
@@ -75,8 +77,7 @@ def unfollowed_constants(
     changes."""
     coupled = {group.name: group for group in plan.map.coupled}
     names = [name for name in keep if name in coupled and not coupled[name].statistics]
-    own = copy_model(dense)
-    apply_masks(own)
+    own = copy_without_masks(dense)
     unmade = find_dead_units(plan.map, names, dict(own.named_parameters()), roles=("out",))
     for name, flags in unmade.items():
         accounted = {*keep[name], *constants.harmless.get(name, ()), *constants.accounted.get(name, ())}

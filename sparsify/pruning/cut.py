@@ -18,8 +18,10 @@ from sparsify.formatting.verdict_text import LABELS, fold_notes, verdict_words
 from sparsify.forward import call_model
 from sparsify.forward.calls import Call, Inputs
 from sparsify.forward.copies import copy_object
+from sparsify.forward.free_memory import return_freed_memory
 from sparsify.forward.input_records import apply_record
 from sparsify.forward.opaque import explain_errors
+from sparsify.forward.scratch import make_scratch
 from sparsify.graph.model_shapes import check_shapes
 from sparsify.graph.surgery import fold_constants, stale_widths, transfer_state
 from sparsify.graph.surgery import operations as cut_operations
@@ -181,7 +183,7 @@ def cut(
     batches = None if batches is None else take_batches(batches, plan.recipe)
     if objective is None:
         objective = make_objective(plan.recipe.task) if loss is None else objective_of_loss(loss)
-    dense = copy_model(model)
+    dense = make_scratch(model)
     clocks = build_latency_models(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
     scores, dead, score_notes = score_units(plan, dense, batches, objective)
     keep = agree(
@@ -235,6 +237,7 @@ def _carry_out(
 ) -> _ProvenCut:
     """Remove the units, make layers cheaper, fold constants, and prove what comes of it as rebuilt from log
     and weights."""
+    return_freed_memory()
     with explain_errors("cutting the model"):
         thin, cuts = cut_operations.cut(zeroed, plan.map, keep, plan.digest)
         cuts = stale_widths.follow_widths(dense, thin, cuts, inputs)

@@ -10,12 +10,13 @@ from torch import nn
 
 from sparsify.cost.cost_model import Costs
 from sparsify.cost.latency.calibrate import read_width_steps
-from sparsify.cost.measure import copy_model, count_macs_by_module
+from sparsify.cost.measure import count_macs_by_module
 from sparsify.errors import ModelError, RecipeError
 from sparsify.events import Listener, silence
 from sparsify.forward import call_model
 from sparsify.forward.calls import Call, Inputs, list_calls
 from sparsify.forward.opaque import explain_errors
+from sparsify.forward.scratch import make_scratch
 from sparsify.forward.trial_calls import mark_fixed_calls
 from sparsify.graph import build_map, coverage
 from sparsify.graph.model_map import ModelMap
@@ -109,15 +110,17 @@ def plan_recipe(
     """
     call_model.check_model(model)
     _check_initialized(model)
+    original, model = model, make_scratch(model)
     given = find_inputs(recipe, model) if inputs is None else check_inputs(inputs, model)
     inputs = mark_fixed_calls(model, vocabulary.add_names_and_vocabularies(model, given))
     check_sound(model, inputs)
     counted = count_macs_by_module(model, inputs)
     macs = counted.by_module
-    model = copy_model(model)
     with torch.random.fork_rng(devices=[]), explain_errors("trying out which layers can be cut"):
         map, reaching = _follow(model, inputs, macs)
-        map = replace(trial_cuts.protect_failing_groups(model, map, reaching), inputs=map.inputs)
+        in_single = all(p.dtype == torch.float32 for p in model.parameters())
+        tried = trial_cuts.protect_failing_groups(original, map, reaching, model if in_single else None)
+        map = replace(tried, inputs=map.inputs)
         if any(removes_branches(rule.group) for rule in recipe.rules):
             map = trial_cuts.add_branches(model, map, inputs, macs)
     budgets = [recipe.budget, *(own for _, own in list_own_budgets(recipe))]

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from sparsify.cost.measure import copy_model
 from sparsify.errors import VerificationError
 from sparsify.forward.calls import Inputs
+from sparsify.forward.free_memory import return_freed_memory
+from sparsify.forward.scratch import borrow_model, is_plain
 from sparsify.graph.surgery import operations
 from sparsify.graph.surgery.constant_shifts import Constants
 from sparsify.graph.surgery.replay import replay_cuts
@@ -27,7 +29,9 @@ def rebuild_model(
     """
     again = replay_cuts(dense, cuts).eval()
     again.load_state_dict(thin.state_dict())
-    difference = compare_outputs(copy_model(thin).eval(), again, (*fresh, inputs))
+    _share_weights(again, thin)
+    return_freed_memory()
+    difference = compare_outputs(borrow_model(thin).eval(), again, (*fresh, inputs))
     if not difference <= RELOADED:
         raise VerificationError(
             "the cut model rebuilt from its log and weights differs by "
@@ -36,6 +40,14 @@ def rebuild_model(
             "the model's code; nothing was saved"
         )
     return again
+
+
+def _share_weights(again: nn.Module, thin: nn.Module) -> None:
+    """Have two models with equal parameters hold these once in memory."""
+    known = dict(thin.named_parameters())
+    for name, parameter in again.named_parameters():
+        if name in known and is_plain(parameter) and torch.equal(parameter, known[name]):
+            parameter.data = known[name].data
 
 
 RELOADED = 1e-5

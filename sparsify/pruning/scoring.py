@@ -11,6 +11,7 @@ from sparsify.cost.measure import copy_model
 from sparsify.data.targets import split_batch
 from sparsify.errors import ModelError
 from sparsify.forward.opaque import explain_errors, is_scripted
+from sparsify.forward.scratch import copy_to_call
 from sparsify.graph.dead_units import find_dead_units
 from sparsify.graph.group_layouts import coupled_layout
 from sparsify.objective.objective import Objective
@@ -46,8 +47,7 @@ def score_units(
 
     objective: whose loss' gradients criteria look at; None without batches.
     """
-    copy = copy_model(model)
-    apply_masks(copy)
+    copy = copy_without_masks(model)
     parameters: dict[str, Tensor] = {}
     for name, parameter in copy.named_parameters():
         parameters[name] = torch.view_as_real(parameter) if parameter.is_complex() else parameter
@@ -102,6 +102,15 @@ def _score_groups(
         )
         scores |= {name: part.tolist() for name, part in layout.split(values).items()}
     return scores
+
+
+def copy_without_masks(model: nn.Module) -> nn.Module:
+    """A copy in which what a mask of torch.nn.utils.prune hides is zero."""
+    if not any(name.endswith("_mask") for name, _ in model.named_buffers()):
+        return copy_to_call(model)
+    copy = copy_model(model)
+    apply_masks(copy)
+    return copy
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparsify.cost.measure import copy_model
 from sparsify.errors import ModelError
+from sparsify.forward.scratch import make_scratch
 from sparsify.graph.broadcast_shapes import vector_shape
 from sparsify.graph.dead_units import find_dead_units
 from sparsify.graph.group_index import broadcast
@@ -42,7 +43,7 @@ def zero_weights(
         return dense, ()
     thin, _ = operations.cut(dense, plan.map, keep, plan.digest)
     zeroing_log = tuple(_zero_rule(plan, assignment, thin, gather) for assignment in _join_assignments(plan))
-    reference, names = copy_model(dense), canonical_names(dense)
+    reference, names = make_scratch(dense), canonical_names(dense)
     for name, small in find_covered_weights(plan, thin).items():
         weight = reference.get_parameter(name)
         _place_zeros(weight, small, operations.kept_indices(plan.map, keep, names[name], weight.shape))
@@ -92,6 +93,8 @@ def drop_dead_units(plan: Plan, model: nn.Module, keep: Kept) -> dict[str, list[
         {t for b in operations.removed_branches(plan.map, keep) for t in b.tensors},
     )
     touched = {canonical[name] for name in find_covered_weights(plan, model)}
+    if not touched:
+        return kept
     weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.dim() > 1 and n not in left}
     _zero_removed_units(plan, weights, kept)
     while touched:

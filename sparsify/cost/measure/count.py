@@ -10,12 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from sparsify.errors import ModelError, first_line
 from sparsify.forward.calls import Inputs, call_without_copies, count_examples, list_calls
-from sparsify.forward.copies import copy_model
 from sparsify.forward.opaque import (
     are_wrappers,
     holds_nested,
@@ -23,6 +21,8 @@ from sparsify.forward.opaque import (
     is_scripted,
     without_compiling,
 )
+from sparsify.forward.operator_mode import OperatorMode
+from sparsify.forward.scratch import copy_to_call
 from sparsify.forward.trial_calls import detach_inputs, format_inputs
 from sparsify.nn import attention
 from sparsify_schemas.report import Side
@@ -82,7 +82,7 @@ def count_macs_by_module(model: nn.Module, inputs: Inputs) -> MacCounts:
 
     Raises ModelError if the forward call fails.
     """
-    model = copy_model(model).eval()
+    model = copy_to_call(model).eval()
     for name in [name for name, module in model.named_modules() if attention.can_adopt(module)]:
         # It calls its output projection as a module, which is then charged with its share.
         attention.adopt(model, name)
@@ -170,7 +170,7 @@ def _count_without_fast_path() -> Iterator["_FlopCounter"]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _FlopCounter(OperatorMode):
     """Adds up the FLOPs of every operator that runs under it.
 
     torch's own FlopCounterMode also tracks modules through autograd hooks, which fail on views of

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sparsify.forward.calls import Inputs, all_tensors, call_without_copies, map_tensors, resize_batch
 from sparsify.forward.opaque import without_compiling
+from sparsify.forward.operator_mode import OperatorMode
 from sparsify.forward.trial_calls import eval_mode
 
 
@@ -120,7 +120,7 @@ def compute_peak(model: nn.Module, inputs: Inputs) -> int:
     return count_stored_bytes(model) + count_input_bytes(inputs) + max(accumulate(change), default=0)
 
 
-class _StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _StorageTracker(OperatorMode):
     """Records when storages are allocated and freed."""
 
     supports_higher_order_operators = True

@@ -11,7 +11,7 @@ from torch import nn
 from sparsify.forward.call_model import call_model, float_tensors
 from sparsify.forward.calls import Inputs
 from sparsify.forward.opaque import is_scripted
-from sparsify.graph.copy import copy_with
+from sparsify.forward.scratch import borrow_model
 from sparsify.graph.names import all_names, walk_modules
 
 Lengths = set[tuple[int, int]]
@@ -85,7 +85,7 @@ def _record_shapes(model: nn.Module, inputs: Inputs) -> dict[str, list[CallShape
     """Shapes that every module took and returned in one forward call in eval mode; empty if the model
     fails."""
     found: dict[str, list[CallShapes]] = {}
-    copy = copy_with(model, {}).eval()
+    copy = borrow_model(model).eval()
     for name, module in walk_modules(copy):
         if is_scripted(module):
             continue  # it takes no hooks, and none of its widths change

@@ -45,7 +45,7 @@ def find_constants(dense: nn.Module, model_map: ModelMap, keep: Keep, inputs: In
 
     Returns an empty result, without running the model, if no weight is exactly zero.
     """
-    if not _has_zeros(dense):
+    if not has_zeros(dense):
         return Constants()
     for name in [name for name, module in walk_modules(dense) if attention.can_adopt(module)]:
         attention.adopt(dense, name)
@@ -67,7 +67,7 @@ def find_constants(dense: nn.Module, model_map: ModelMap, keep: Keep, inputs: In
         return Constants() if mode.dependence.escaped else _derive_constants(mode)
 
 
-def _has_zeros(model: nn.Module) -> bool:
+def has_zeros(model: nn.Module) -> bool:
     """Whether some weight blocks data: a zero slice, a zero factor, or a table column that all rows share."""
     shifts = ("bias", "running_mean", "running_var")
     for name, tensor in all_names(model).items():

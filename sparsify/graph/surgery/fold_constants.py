@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparsify.errors import VerificationError
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.names import all_names
+from sparsify.graph.precision import DOUBLE, widen_tensor
 from sparsify.graph.surgery.biases import create_bias
 from sparsify.graph.surgery.constant_shifts import Shift, ShiftTarget
 from sparsify.graph.surgery.operations import Keep, removed_indices
@@ -93,8 +94,14 @@ def add_shifts_of_masked_units(model: nn.Module, shifts: Iterable[Shift]) -> Non
             create_bias(model, target.module)
             created.add(target.module)
         destination = _find_tensor(model, target.tensor)
+        if _computes_in_double(model):
+            widen_tensor(destination)
         numbers = _scatter_values(shift.masked, target, destination.numel()).view(destination.shape)
         _write_tensor(destination, destination.detach() + shift.sign * numbers.to(destination.device))
+
+
+def _computes_in_double(model: nn.Module) -> bool:
+    return any(parameter.dtype in DOUBLE for parameter in model.parameters())
 
 
 def _find_tensor(model: nn.Module, name: str) -> Tensor:
@@ -128,6 +135,7 @@ def write_unrounded_values(model: nn.Module, values: Mapping[str, Tensor], dtype
     """
     for name, value in values.items():
         destination = _find_tensor(model, name)
+        widen_tensor(destination)
         if not torch.equal(value.to(dtype).to(destination), destination.detach()):
             raise VerificationError(f"'{name}' of the cut model does not hold what was folded into it")
         _write_tensor(destination, value)

@@ -10,7 +10,7 @@ from sparsify.errors import describe_error
 from sparsify.forward.call_model import call_model, float_tensors
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
-from sparsify.graph.copy import copy_with
+from sparsify.forward.scratch import borrow_model
 from sparsify.graph.surgery import module_integers
 from sparsify.graph.surgery.module_integers import Number
 
@@ -48,7 +48,7 @@ def split_by_effect(
     waiting = [list(certain)] if certain else []
     while waiting:
         part = waiting.pop(0)
-        copy = copy_with(thin, {})
+        copy = borrow_model(thin)
         for stale in [*good, *part]:
             assert stale.new is not None
             module_integers.write_number(copy.get_submodule(stale.module), stale.path, stale.new)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from sparsify.forward.calls import Inputs
-from sparsify.graph.copy import copy_with
+from sparsify.forward.scratch import borrow_model
 from sparsify.graph.layer_types import attributes
 from sparsify.graph.names import all_names, walk_modules
 from sparsify.graph.surgery import module_integers, transformers_config
@@ -53,7 +53,7 @@ def follow_widths(dense: nn.Module, thin: nn.Module, cuts: Cuts, inputs: Inputs)
     if not any(isinstance(op, Narrow) for op in cuts.operations):
         return cuts
     lengths = compare_lengths(dense, thin, inputs)
-    before = run_in_both_modes(copy_with(thin, {}), inputs)
+    before = run_in_both_modes(borrow_model(thin), inputs)
     notes: list[StaleNumber] = []
     read: list[StaleNumber] = []
     for nested in (

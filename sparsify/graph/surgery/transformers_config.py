@@ -122,7 +122,8 @@ def find_config(model: Any) -> Any:
         raise ModelError(
             f"a new {type(model).__name__} and the cut model differ in '{name}', which only one of them has"
         )
-    candidates = [_find_best(model, base, wanted, given) for given in ((), find_head_size(model))]
+    starts = dict.fromkeys(((), find_head_size(model)))
+    candidates = [_find_best(model, base, wanted, given) for given in starts]
     best = min(candidates, key=lambda trial: _count_mismatches(trial.shapes, wanted))
     if _count_mismatches(best.shapes, wanted):
         raise ModelError(_find_obstacle(model, best, base.shapes, wanted))
@@ -139,29 +140,35 @@ def _find_best(model: Any, base: _Trial, wanted: Shapes, given: tuple[Change, ..
     """The best trial with up to three changes besides those given."""
     numbers = _list_numbers(model)
     start = _try_changes(model, given) or base
-    singles = [
-        change
-        for change in _list_changes(model.config, base.shapes, wanted)
-        if _is_better(_try_changes(model, (*given, change)), start, wanted)
-    ]
-    sets: list[tuple[Change, ...]] = [(change,) for change in singles]
-    for count in range(2, MOST + 1):
-        for changes in combinations(singles, count):
-            if len({field for field, _ in changes}) == count:
-                sets.append(changes)
 
     def badness(trial: _Trial) -> tuple[int, int]:
         other_numbers = sum(numbers.get(name, value) != value for name, value in trial.numbers.items())
         return _count_mismatches(trial.shapes, wanted), other_numbers
 
-    trials = (_try_changes(model, (*given, *changes)) for changes in sets)
-    return min((base, start, *filter(None, trials)), key=badness)
+    best = min((base, start), key=badness)
+    singles: list[Change] = []
+    for change in _list_changes(model.config, base.shapes, wanted):
+        trial = _try_changes(model, (*given, change))
+        if trial is not None and _is_better(trial, start, wanted):
+            singles.append(change)
+            best = min((best, trial), key=badness)
+    for count in range(2, MOST + 1):
+        for changes in combinations(singles, count):
+            if badness(best) == _NONE_WRONG:
+                return best
+            trial = None
+            if len({field for field, _ in changes}) == count:
+                trial = _try_changes(model, (*given, *changes))
+            best = best if trial is None else min((best, trial), key=badness)
+    return best
 
 
-def _is_better(trial: _Trial | None, base: _Trial, wanted: Shapes) -> bool:
-    return trial is not None and _count_mismatches(trial.shapes, wanted) < _count_mismatches(
-        base.shapes, wanted
-    )
+_NONE_WRONG = (0, 0)
+"""badness of a trial that nothing can better"""
+
+
+def _is_better(trial: _Trial, base: _Trial, wanted: Shapes) -> bool:
+    return _count_mismatches(trial.shapes, wanted) < _count_mismatches(base.shapes, wanted)
 
 
 def find_head_size(model: Any) -> tuple[Change, ...]:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsify.forward.opaque import are_wrappers, is_higher_order
+from sparsify.forward.operator_mode import OperatorMode
 
 ResultSpec = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 """shape, strides, element type"""
@@ -27,7 +27,7 @@ def run_on_meta(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
-class FastMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class FastMeta(OperatorMode):  # type: ignore[no-untyped-call]
     """Runs every operator under it by `run_on_meta`."""
 
     supports_higher_order_operators = True

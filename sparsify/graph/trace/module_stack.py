@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsify.forward.opaque import are_wrappers, holds_nested, is_composite, is_higher_order, is_scripted
+from sparsify.forward.operator_mode import OperatorMode
 
 
-class ModuleStack(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class ModuleStack(OperatorMode):
     """Sees every operator, and knows which module it runs in.
 
     Composite operators are decomposed, and tensors that wrap others are unwrapped.

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsify.forward import calls
 from sparsify.forward.calls import Call, Inputs, add_argument_names, rebuild_value, tensors_by_path
-from sparsify.forward.copies import copy_model
 from sparsify.forward.opaque import without_compiling
+from sparsify.forward.operator_mode import OperatorMode
+from sparsify.forward.scratch import copy_to_call
 from sparsify.graph.trace.meta_kernels import short_name
 
 _KEEPS_NUMBERS = frozenset(
@@ -71,7 +71,7 @@ def _find_vocabularies(model: nn.Module, each: Call) -> dict[str, int]:
         return own
 
     try:
-        copy = copy_model(model).eval()
+        copy = copy_to_call(model).eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]), without_compiling():
             given = replace(each, inputs=rebuild_value(each.inputs, enter))
             with watch:
@@ -81,7 +81,7 @@ def _find_vocabularies(model: nn.Module, each: Call) -> dict[str, int]:
     return watch.rows
 
 
-class _IndexTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _IndexTracker(OperatorMode):
     """Knows which inputs the numbers of a tensor come from, and records the tables that they index."""
 
     def __init__(self) -> None:

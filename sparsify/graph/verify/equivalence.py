@@ -8,8 +8,10 @@ GroupNorm, a mean over channels), M leaves them out of it, and the verdict says 
 then no longer the dense model with some weights set to zero.
 """
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -22,7 +24,10 @@ from sparsify.forward.call_model import (
 )
 from sparsify.forward.calls import Inputs, count_examples, list_calls
 from sparsify.forward.copies import copy_model
+from sparsify.forward.free_memory import return_freed_memory
+from sparsify.forward.scratch import borrow_model, is_scratch, make_scratch
 from sparsify.graph.model_map import ModelMap
+from sparsify.graph.precision import widen_model
 from sparsify.graph.surgery.constant_shifts import Constants
 from sparsify.graph.surgery.fold_constants import (
     add_shifts_of_masked_units,
@@ -30,7 +35,8 @@ from sparsify.graph.surgery.fold_constants import (
     write_unrounded_values,
 )
 from sparsify.graph.surgery.operations import Keep, removed_branches
-from sparsify.graph.verify.masked_model import narrowed_groups, run_masked_model
+from sparsify.graph.verify.failed_allocations import raise_out_of_memory
+from sparsify.graph.verify.masked_model import check_same_shapes, narrowed_groups, run_masked_model
 from sparsify.graph.verify.run_models import (
     copy_in_dtype,
     list_groups,
@@ -84,40 +90,45 @@ def verify_cut(
     """
     narrowed = narrowed_groups(model_map, keep)
     blamed = narrowed or list(reshaped)
-    wide, given, plain, tolerance, casts = _copy_in_float64(dense, inputs)
-    narrow = copy_in_dtype(thin, torch.float64) if tolerance == TOLERANCE else copy_model(thin).eval()
-    if tolerance == TOLERANCE:
+    if not is_scratch(dense):
+        dense = make_scratch(dense)  # its weights are set to zero and restored
+    run = _choose_precision(dense, inputs, fresh)
+    wide, narrow, plain = run.wide, run.copy(thin), run.plain
+    if run.tolerance == TOLERANCE:
         write_unrounded_values(narrow, folded, next((p.dtype for p in thin.parameters()), torch.float32))
-    drawn = _keep_accepted(wide, [_match_precision(one, given) for one in fresh])
-    first, plain = drawn[0] if drawn else (given, plain)
     if before is not None:
-        alike = copy_model(before).eval() if tolerance > TOLERANCE else copy_in_dtype(before, torch.float64)
-        plain = run_model(alike, first)
-    compared = [one for one, _ in drawn] or [given]
-    del drawn
+        plain = run_model(run.copy(before), run.first)
     left_whole = keep_harmless_units(keep, constants.harmless)
     add_shifts_of_masked_units(wide, constants.shifts)
-    difference, control = 0.0, 0.0
-    for one in compared:
+    difference, control, compared = 0.0, 0.0, list[Inputs]()
+    for one in run.candidates:
+        masked = _run_masked(run, model_map, left_whole, one)
+        if masked is None:
+            continue
+        compared.append(one)
         found = run_cut_model(narrow, one, blamed)
-        masked = run_masked_model(wide, model_map, left_whole, one, found, blamed)
+        check_same_shapes(found, masked, blamed)
         own = relative_difference(found, masked)
         difference = own if math.isnan(own) else max(difference, own)
-        if one is first:
+        if one is run.first:
             control = relative_difference(plain, masked)
-        if not own <= tolerance:
+        if not own <= run.tolerance:
             break
+    tolerance, first = run.tolerance, run.first
+    del wide, narrow, plain
+    return_freed_memory()
     if not difference <= tolerance:
         raise VerificationError(
             f"the cut model differs from the masked one by {difference:.1e} of the largest output"
             f"{list_groups(blamed)}"
         )
-    check_training(wide, narrow, next((one for one in compared if _count_examples(one) > 1), first), blamed)
+    several = next((one for one in compared if _count_examples(one) > 1), first)
+    check_training(dense, borrow_model(thin), run.restore(several), blamed)
     changing = any(model_map.by_name[name].statistics for name in narrowed)
     all_dead = not narrowed_groups(model_map, left_whole) and not removed_branches(model_map, keep)
     shifted = any(bool((shift.masked != 0).any()) for shift in constants.shifts)
     unchanged = bool(narrowed) and all_dead and not shifted and before is None
-    batches = () if compared[0] is given else tuple(dict.fromkeys(map(_count_examples, compared)))
+    batches = tuple(dict.fromkeys(map(_count_examples, compared))) if run.is_fresh else ()
     return Verdict(
         outcome=_name_outcome(changing, bool(blamed)),
         difference=difference,
@@ -125,7 +136,7 @@ def verify_cut(
         groups=tuple(narrowed),
         reference="dense model" if unchanged else "masked model",
         batches=batches,
-        note="; ".join(_list_remarks(changing, tolerance, casts)),
+        note="; ".join(_list_remarks(changing, tolerance, run.casts)),
     )
 
 
@@ -147,39 +158,97 @@ def _list_remarks(changing: bool, tolerance: float, casts: bool) -> Iterable[str
         yield (f"the model does not run in float64: compared in its own precision, within {tolerance:.0e}")
 
 
-def _copy_in_float64(
-    dense: nn.Module, inputs: Inputs
-) -> tuple[nn.Module, Inputs, list[torch.Tensor], float, bool]:
-    """(copy in float64, inputs, outputs, tolerance, whether casts were left out).
+@dataclass(frozen=True)
+class _Comparison:
+    """In which precision and on which inputs two models are compared."""
 
-    If the model does not run in float64, the copy keeps its precision.
-    """
-    wide, wide_inputs = copy_in_dtype(dense, torch.float64), convert_inputs(inputs, torch.float64)
+    wide: nn.Module
+    """the dense model in that precision"""
+    tolerance: float
+    casts: bool
+    """whether casts to a lower precision were left out"""
+    first: Inputs
+    """the first inputs that the dense model accepts"""
+    plain: list[torch.Tensor]
+    """its outputs on them"""
+    candidates: tuple[Inputs, ...]
+    """all inputs to compare on, less those before the first"""
+    is_fresh: bool
+    """whether these are inputs that played no part before"""
+    given: Inputs
+    """as given, in the model's own precision"""
+
+    def copy(self, model: nn.Module) -> nn.Module:
+        """A copy to compare, in that precision."""
+        return widen_model(model) if self.tolerance == TOLERANCE else copy_model(model).eval()
+
+    def restore(self, inputs: Inputs) -> Inputs:
+        """Such inputs in the model's own precision."""
+        return _match_precision(inputs, self.given)
+
+
+def _choose_precision(dense: nn.Module, inputs: Inputs, fresh: Sequence[Inputs]) -> _Comparison:
+    """float64 where the model runs in it, else its own precision."""
+    double = convert_inputs(inputs, torch.float64)
+    for widen in (widen_model, lambda model: copy_in_dtype(model, torch.float64)):
+        wide = widen(dense)
+        matched = tuple(_match_precision(one, double) for one in fresh)
+        for own, is_fresh in ((matched, True), ((double,), False)):
+            for at, one in enumerate(own):
+                try:
+                    plain, casts = run_and_count_casts(wide, one)
+                except Exception as error:
+                    raise_out_of_memory(error)
+                    continue  # such as a batch size that the model does not take
+                if is_fresh and not _are_finite(plain):
+                    continue
+                return _Comparison(
+                    wide, TOLERANCE, casts > 0, one, plain, own[at:], is_fresh=is_fresh, given=inputs
+                )
+    wide = copy_model(dense).eval()
+    for at, one in enumerate(fresh):
+        with contextlib.suppress(Exception):
+            plain = run_model(wide, one)
+            if _are_finite(plain):
+                own = tuple(fresh[at:])
+                return _Comparison(wide, TRIAL_TOLERANCE, False, one, plain, own, is_fresh=True, given=inputs)
+    plain = run_model(wide, inputs)
+    return _Comparison(wide, TRIAL_TOLERANCE, False, inputs, plain, (inputs,), is_fresh=False, given=inputs)
+
+
+def _are_finite(outputs: Sequence[torch.Tensor]) -> bool:
+    return all(bool(t.isfinite().all()) for t in outputs)
+
+
+def _run_masked(
+    run: _Comparison, model_map: ModelMap, keep: Keep, inputs: Inputs
+) -> list[torch.Tensor] | None:
+    """Outputs of the masked dense model; None on inputs that the dense model does not accept, or on which its
+    own outputs are not finite, as they prove nothing."""
     try:
-        found, casts = run_and_count_casts(wide, wide_inputs)
-        return wide, wide_inputs, found, TOLERANCE, casts > 0
-    except Exception:
-        wide = copy_model(dense).eval()
-        return wide, inputs, run_model(wide, inputs), TRIAL_TOLERANCE, False
+        masked = run_masked_model(run.wide, model_map, keep, inputs)
+    except Exception as error:
+        raise_out_of_memory(error)
+        if inputs is run.first or _accepts(run.wide, inputs):
+            raise
+        return None
+    if inputs is run.first or _are_finite(masked) or _accepts(run.wide, inputs):
+        return masked
+    return None
+
+
+def _accepts(model: nn.Module, inputs: Inputs) -> bool:
+    try:
+        return _are_finite(run_model(model, inputs))
+    except Exception as error:
+        raise_out_of_memory(error)
+        return False
 
 
 def _match_precision(fresh: Inputs, given: Inputs) -> Inputs:
     """Fresh inputs in the precision of the given ones."""
     floating = [value.dtype for _, value in named_inputs(given) if value.is_floating_point()]
     return convert_inputs(fresh, floating[0]) if floating else fresh
-
-
-def _keep_accepted(model: nn.Module, fresh: Sequence[Inputs]) -> list[tuple[Inputs, list[torch.Tensor]]]:
-    """The inputs that the dense model accepts and its outputs. Outputs that are not finite prove nothing."""
-    found = []
-    for one in fresh:
-        try:
-            made = run_model(model, one)
-        except Exception:
-            continue  # such as a batch size that the model does not take
-        if all(bool(t.isfinite().all()) for t in made):
-            found.append((one, made))
-    return found
 
 
 def _count_examples(inputs: Inputs) -> int:
@@ -189,5 +258,5 @@ def _count_examples(inputs: Inputs) -> int:
 
 def measure_effect(dense: nn.Module, model_map: ModelMap, keep: Keep, inputs: Inputs) -> float:
     """Largest difference between the masked and the dense model's outputs, relative to the largest output."""
-    wide, given, plain, *_ = _copy_in_float64(dense, inputs)
-    return relative_difference(run_masked_model(wide, model_map, keep, given, plain, ()), plain)
+    run = _choose_precision(dense if is_scratch(dense) else make_scratch(dense), inputs, ())
+    return relative_difference(run_masked_model(run.wide, model_map, keep, run.first), run.plain)

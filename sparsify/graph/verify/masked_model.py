@@ -38,13 +38,8 @@ def run_masked_model(
     model_map: ModelMap,
     keep: Keep,
     inputs: Inputs,
-    found: Sequence[torch.Tensor],
-    blamed: Sequence[str],
 ) -> list[torch.Tensor]:
-    """Outputs of the masked dense model.
-
-    Raises VerificationError if their shapes are not those of the cut model's outputs.
-    """
+    """Outputs of the masked dense model."""
     groups, sums = (
         narrowed_groups(model_map, keep),
         [s for b in removed_branches(model_map, keep) for s in b.sums],
@@ -61,10 +56,15 @@ def run_masked_model(
         else:
             with zero_branches(wide, sums) as restart:
                 masked = run_model(wide, inputs, restart)
-    shapes = [tensor.shape for tensor in found]
-    if shapes != [tensor.shape for tensor in masked]:
-        raise VerificationError(f"the cut model's outputs changed their shapes{list_groups(blamed)}")
     return masked
+
+
+def check_same_shapes(
+    found: Sequence[torch.Tensor], masked: Sequence[torch.Tensor], groups: Sequence[str]
+) -> None:
+    """Raises VerificationError if the outputs of the cut model have other shapes than the masked one's."""
+    if [tensor.shape for tensor in found] != [tensor.shape for tensor in masked]:
+        raise VerificationError(f"the cut model's outputs changed their shapes{list_groups(groups)}")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from sparsify.forward.opaque import without_compiling
 from sparsify.graph.copy import copy_to_meta
 from sparsify.graph.model_map import Coupled, ModelMap
 from sparsify.graph.surgery import operations
+from sparsify.graph.surgery.operations import Keep
 from sparsify.graph.trace.meta_kernels import FastMeta
 from sparsify.graph.verify.run_models import (
     first_line,
@@ -36,7 +37,11 @@ class MetaTrials:
             return None
 
     def cut_half(self, groups: Sequence[Coupled], model_map: ModelMap) -> str | None:
-        thin = operations.cut_on_trial(self.model, model_map, {c.name: choose_half(c) for c in groups})
+        return self.find_fault(model_map, {c.name: choose_half(c) for c in groups})
+
+    def find_fault(self, model_map: ModelMap, keep: Keep) -> str | None:
+        """What is wrong with a cut, seen from shapes; None if nothing is."""
+        thin = operations.cut_on_trial(self.model, model_map, keep)
         for mode, wanted in self.shapes.items():
             found = self._run(thin, mode)
             if found is None:

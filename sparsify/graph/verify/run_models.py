@@ -17,6 +17,7 @@ from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.graph.peft_adapters import call_in_each_state
 from sparsify.graph.precision import cast_model, keep_double
 from sparsify.graph.trace.operators import without_fused_attention
+from sparsify.graph.verify.failed_allocations import raise_out_of_memory
 
 
 def run_cut_model(narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> list[torch.Tensor]:
@@ -28,6 +29,8 @@ def run_cut_model(narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> l
 
 
 def make_run_error(error: Exception, groups: Sequence[str]) -> VerificationError:
+    """The error to raise where a cut model does not run. Raises ModelError where memory ended."""
+    raise_out_of_memory(error)
     return VerificationError(
         f"the cut model does not run: {type(error).__name__}: {first_line(error)}{list_groups(groups)}"
     )

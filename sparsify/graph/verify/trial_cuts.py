@@ -1,7 +1,8 @@
 """Find which groups and residual branches can be cut at all, by trial cuts before any training."""
 
+import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -12,17 +13,20 @@ from sparsify.errors import ModelError, VerificationError
 from sparsify.forward.call_model import convert_inputs
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
+from sparsify.forward.free_memory import return_freed_memory
 from sparsify.forward.opaque import is_nested, is_sparse
 from sparsify.graph.length_attributes import choose_attributes, drop_attributes
 from sparsify.graph.model_map import Branch, Coupled, ModelMap
+from sparsify.graph.names import all_names
 from sparsify.graph.peft_adapters import find_adapter_names
-from sparsify.graph.precision import cast_model
+from sparsify.graph.precision import widen_model
 from sparsify.graph.proportional_groups import bundle_groups
 from sparsify.graph.residual_branches import find_branches
 from sparsify.graph.surgery import operations
 from sparsify.graph.surgery.operations import Keep
 from sparsify.graph.verify.equivalence import TOLERANCE, TRIAL_TOLERANCE
-from sparsify.graph.verify.masked_model import narrowed_groups, run_masked_model
+from sparsify.graph.verify.failed_allocations import raise_out_of_memory
+from sparsify.graph.verify.masked_model import check_same_shapes, narrowed_groups, run_masked_model
 from sparsify.graph.verify.meta_trials import MetaTrials, choose_half
 from sparsify.graph.verify.run_models import (
     copy_in_dtype,
@@ -31,25 +35,37 @@ from sparsify.graph.verify.run_models import (
     run_cut_model,
     run_model,
 )
+from sparsify.graph.verify.search_faults import find_cuttable
 from sparsify.graph.verify.usual_calls import check_usual_calls
 
 ONE_UNIT_TOLERANCE = 1e-5
 """largest relative difference in float64 between outputs of a trial cut of one unit a group"""
 
+UsualCalls = Callable[[Callable[[], nn.Module], nn.Module, Inputs, Sequence[str]], None]
 FindFault = Callable[[Sequence[Coupled], ModelMap], str | None]
 """what is wrong with a cut of these groups; None if nothing is"""
 
 
-def _runs_in_double(trial: nn.Module, inputs: Inputs) -> bool:
-    """Whether the model runs in double precision; it is left in it."""
-    try:
-        run_model(cast_model(trial, torch.float64), convert_inputs(inputs, torch.float64))
-    except Exception:
-        return False
-    return True
+Widen = Callable[[nn.Module], nn.Module]
+"""makes a copy of a float32 model that computes in double precision"""
 
 
-def protect_failing_groups(model: nn.Module, model_map: ModelMap, inputs: Inputs) -> ModelMap:
+def _choose_double(trial: nn.Module, inputs: Inputs) -> Widen | None:
+    """How the model runs in double precision; None if it does not."""
+    ways: tuple[Widen, ...] = (widen_model, lambda model: copy_in_dtype(model, torch.float64))
+    for widen in ways:
+        try:
+            run_model(widen(trial), convert_inputs(inputs, torch.float64))
+        except Exception as error:
+            raise_out_of_memory(error)
+            continue
+        return widen
+    return None
+
+
+def protect_failing_groups(
+    model: nn.Module, model_map: ModelMap, inputs: Inputs, scratch: nn.Module | None = None
+) -> ModelMap:
     """Cut every group on trial and mark groups whose trial cut fails as protected.
 
     The trials, quickest first:
@@ -61,25 +77,70 @@ def protect_failing_groups(model: nn.Module, model_map: ModelMap, inputs: Inputs
        changes.
 
     All groups are cut together; only if that fails, the failing ones are found by halving.
+
+    scratch: a float32 copy of the model whose weights may be overwritten; they are restored.
     """
-    trials = _Trials(model, inputs)
+    trials = _Trials(model, inputs, scratch)
+    try:
+        return _protect_groups(trials, model_map)
+    finally:
+        trials.restore()
+        vars(trials).clear()  # it refers to itself: its models would stay in memory until a collection
+
+
+def _protect_groups(trials: "_Trials", model_map: ModelMap) -> ModelMap:
+    groups = [c for c in model_map.coupled if c.protected is None]
+    found = _protect_by_shapes(trials, model_map, groups)
+    if found is not None:
+        return found
     reasons: dict[str, str] = {}
-    groups = choose_attributes(
-        [c for c in model_map.coupled if c.protected is None],
-        lambda c: trials.find_fault_alone(c, model_map, trials.faults[:-1]),
-    )
+    groups = choose_attributes(groups, lambda c: trials.find_fault_alone(c, model_map, trials.faults[:-1]))
     model_map = _replace_groups(model_map, groups)
-    good = trials.find_cuttable(groups, model_map, reasons)
+    good = trials.find_cuttable(groups, model_map, reasons, trials.faults)
     model_map, saved = _rescue_groups(
         model_map,
         [c for c in groups if c.name in reasons],
         lambda c: trials.find_fault_alone(c, model_map, trials.faults),
     )
     if saved:
-        reasons = {
-            name: why for name, why in reasons.items() if name in model_map.by_name and name not in saved
-        }
-        trials.find_cuttable([*good, *(model_map.by_name[name] for name in saved)], model_map, reasons)
+        reasons = _drop_saved(reasons, model_map, saved)
+        together = [*good, *(model_map.by_name[name] for name in saved)]
+        trials.find_cuttable(together, model_map, reasons, trials.faults)
+    return _add_reasons(model_map, reasons)
+
+
+def _protect_by_shapes(trials: "_Trials", model_map: ModelMap, groups: Sequence[Coupled]) -> ModelMap | None:
+    """The same where shapes alone tell which groups fail, and all others then pass every trial together; None
+    where they do not.
+
+    Most models are like that, and a trial of shapes costs nothing beside one of values.
+    """
+    reasons: dict[str, str] = {}
+    good = trials.find_cuttable(groups, model_map, reasons, trials.by_shapes)
+    if reasons:
+        failed = [c for c in groups if c.name in reasons]
+
+        def find_fault(group: Coupled) -> str | None:
+            return trials.find_fault_alone(group, model_map, trials.by_shapes)
+
+        chosen = [c for c in choose_attributes(failed, find_fault) if c not in failed]
+        model_map = _replace_groups(model_map, chosen)
+        names = {c.name for c in chosen}
+        model_map, saved = _rescue_groups(model_map, [c for c in failed if c.name not in names], find_fault)
+        saved += names
+        reasons = _drop_saved(reasons, model_map, saved)
+        good = [*good, *(model_map.by_name[name] for name in saved)]
+    if any(fault(good, model_map) for fault in trials.faults if good):
+        return None
+    return _add_reasons(model_map, reasons)
+
+
+def _drop_saved(reasons: Mapping[str, str], model_map: ModelMap, saved: Collection[str]) -> dict[str, str]:
+    """The reasons of groups that are still there and were not saved."""
+    return {name: why for name, why in reasons.items() if name in model_map.by_name and name not in saved}
+
+
+def _add_reasons(model_map: ModelMap, reasons: Mapping[str, str]) -> ModelMap:
     return _replace_groups(
         model_map, [replace(model_map.by_name[name], protected=why) for name, why in reasons.items()]
     )
@@ -116,29 +177,32 @@ def _rescue_groups(
 class _Trials:
     """Trial cuts of one model, quickest first: shapes, values in float32, values in float64."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, scratch: nn.Module | None) -> None:
         shapes = MetaTrials(model, inputs)
         self.inputs = convert_inputs(inputs, torch.float32)
-        self.faults: list[FindFault] = [shapes.cut_half, shapes.cut_pairs_apart] if shapes.works else []
+        self.by_shapes: list[FindFault] = [shapes.cut_half, shapes.cut_pairs_apart] if shapes.works else []
+        self.by_shapes = list(map(_remember_last, self.by_shapes))
+        self.faults = list(self.by_shapes)
+        self.shapes = shapes if shapes.works else None
+        self.restore: Callable[[], None] = lambda: None
         if any(p.is_meta for p in model.parameters()):
             return  # a model of shapes alone can be planned, not compared
-        self.model = _randomize_weights(model, self.inputs)
-        self.double = cache(lambda: _runs_in_double(self.model, self.inputs))
-        self.faults += [self._cut_half_in_single, self._cut_rest_in_double, self._cut_one_unit]
+        self.model = scratch or copy_in_dtype(model, torch.float32)
+        if scratch is not None:
+            self.restore = lambda: _restore(model, self.model)
+            self.model.eval()
+        _randomize_weights(model, self.model, self.inputs)
+        self.double = cache(lambda: _choose_double(self.model, self.inputs))
+        values = (self._cut_half_in_single, self._cut_rest_in_double, self._cut_one_unit)
+        self.faults += map(_remember_last, values)
 
     def _cut_half_in_single(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
-        return _find_fault(
-            cast_model(self.model, torch.float32),
-            model_map,
-            {c.name: choose_half(c) for c in chosen},
-            self.inputs,
-            TRIAL_TOLERANCE,
-        )
+        keep = {c.name: choose_half(c) for c in chosen}
+        return _find_fault(self.model, model_map, keep, self.inputs, usual=check_usual_calls)
 
     def _cut_rest_in_double(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
-        return _find_fault_in_double(
-            self.model, self.double(), model_map, _choose_other_halves(model_map, chosen), self.inputs
-        )
+        keep = _choose_other_halves(model_map, chosen)
+        return self._find_fault_in_double(model_map, keep, TOLERANCE)
 
     def _cut_one_unit(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
         """Cut one unit of each group. Half of a narrow network silences whole paths and hides their
@@ -148,11 +212,19 @@ class _Trials:
         with all units alive, can amplify that a billion times.
         """
         keep = {group.name: list(range(group.width - 1)) for group in chosen}
-        if self.double():
-            model, inputs = cast_model(self.model, torch.float64), convert_inputs(self.inputs, torch.float64)
-            return _find_fault(model, model_map, keep, inputs, ONE_UNIT_TOLERANCE)
-        model = cast_model(self.model, torch.float32)
-        return _find_fault(model, model_map, keep, self.inputs, TRIAL_TOLERANCE)
+        return self._find_fault_in_double(model_map, keep, ONE_UNIT_TOLERANCE)
+
+    def _find_fault_in_double(self, model_map: ModelMap, keep: Keep, tolerance: float) -> str | None:
+        """Compare in double precision. The usual calls were made in single precision with other widths: that
+        these run as well is seen from shapes alone where the model runs so."""
+        if self.shapes is None:
+            usual = check_usual_calls
+        else:
+            why = self.shapes.find_fault(model_map, keep)
+            if why is not None:
+                return why
+            usual = None
+        return _find_fault(self.model, model_map, keep, self.inputs, self.double(), tolerance, usual)
 
     def find_fault_alone(
         self, group: Coupled, model_map: ModelMap, faults: Sequence[FindFault]
@@ -162,13 +234,33 @@ class _Trials:
         return next((why for fault in faults if (why := fault([group], own)) is not None), None)
 
     def find_cuttable(
-        self, groups: Sequence[Coupled], model_map: ModelMap, reasons: dict[str, str]
+        self,
+        groups: Sequence[Coupled],
+        model_map: ModelMap,
+        reasons: dict[str, str],
+        faults: Sequence[FindFault],
     ) -> list[Coupled]:
         """The groups that can be cut together; the others get their reason."""
         good = list(groups)
-        for find_fault in self.faults:
-            good = _find_cuttable(good, _bind_map(find_fault, model_map), reasons)
+        for find_fault in faults:
+            good = find_cuttable(good, _bind_map(find_fault, model_map), reasons)
         return good
+
+
+def _remember_last(find_fault: FindFault) -> FindFault:
+    """The same trial, which is not repeated for the groups and the map that it was last asked for."""
+    last: list[tuple[Sequence[Coupled], Sequence[Coupled], str | None]] = []
+
+    def find(groups: Sequence[Coupled], model_map: ModelMap) -> str | None:
+        if not (last and _are_same(groups, last[0][0]) and _are_same(model_map.coupled, last[0][1])):
+            last[:] = [(tuple(groups), model_map.coupled, find_fault(groups, model_map))]
+        return last[0][2]
+
+    return find
+
+
+def _are_same(one: Sequence[Coupled], other: Sequence[Coupled]) -> bool:
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def _bind_map(find_fault: FindFault, model_map: ModelMap) -> Callable[[Sequence[Coupled]], str | None]:
@@ -194,16 +286,17 @@ def add_branches(model: nn.Module, model_map: ModelMap, inputs: Inputs, macs: Ma
     model_map = replace(model_map, branches=named)
     reasons: dict[str, str] = {}
     inputs = convert_inputs(inputs, torch.float32)
-    trial = _randomize_weights(model, inputs)
-    double = _runs_in_double(trial, inputs)
+    trial = copy_in_dtype(model, torch.float32)
+    _randomize_weights(model, trial, inputs)
+    double = _choose_double(trial, inputs)
 
     def find_fault(chosen: Sequence[Coupled]) -> str | None:
         keep: dict[str, list[int]] = {group.name: [] for group in chosen}
-        return _find_fault_in_double(trial, double, model_map, keep, inputs)
+        return _find_fault(trial, model_map, keep, inputs, double)
 
     open_branches = [branch for branch in model_map.branches if branch.group.protected is None]
     for level in _split_by_nesting(open_branches):
-        _find_cuttable([branch.group for branch in level], find_fault, reasons)
+        find_cuttable([branch.group for branch in level], find_fault, reasons)
 
     def add_reason(branch: Branch) -> Branch:
         if branch.name not in reasons:
@@ -224,64 +317,36 @@ def _split_by_nesting(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
         branches = [b for b in branches if b not in level]
 
 
-def _find_cuttable(
-    groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]
-) -> list[Coupled]:
-    """The groups that can be cut together; the others get their reason."""
-    if not groups or fault(groups) is None:
-        return list(groups)
-    good = _bisect_groups(groups, fault, reasons)
-    if good and fault(good) is not None:
-        _add_one_by_one(good, fault, reasons)  # each part was fine by itself: add the groups one by one
-    return [c for c in good if c.name not in reasons]
-
-
-def _bisect_groups(
-    groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]
-) -> list[Coupled]:
-    """The groups without fault, found by halving; the others get their reason."""
-    if not groups:
-        return []
-    why = fault(groups)
-    if why is None:
-        return list(groups)
-    if len(groups) == 1:
-        reasons[groups[0].name] = f"a trial cut failed: {why}"
-        return []
-    half = len(groups) // 2
-    return _bisect_groups(groups[:half], fault, reasons) + _bisect_groups(groups[half:], fault, reasons)
-
-
-def _add_one_by_one(
-    groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]
-) -> None:
-    good: list[Coupled] = []
-    for group in groups:
-        why = fault([*good, group])
-        if why is None:
-            good.append(group)
-        else:
-            reasons[group.name] = f"a trial cut together with other layers failed: {why}"
-
-
 def _find_fault(
-    trial: nn.Module, model_map: ModelMap, keep: Keep, inputs: Inputs, tolerance: float
+    trial: nn.Module,
+    model_map: ModelMap,
+    keep: Keep,
+    inputs: Inputs,
+    double: Widen | None = None,
+    tolerance: float = TOLERANCE,
+    usual: UsualCalls | None = check_usual_calls,
 ) -> str | None:
+    """What is wrong with a trial cut.
+
+    trial: in float32; its weights are set to zero and restored. double: how a copy computes in double
+    precision; left out, the models are compared in float32, within `TRIAL_TOLERANCE`. usual: makes further
+    calls of the cut model, and raises where one fails.
+    """
     narrowed = narrowed_groups(model_map, keep)
+    if double is None:
+        tolerance = TRIAL_TOLERANCE
+    compared = inputs if double is None else convert_inputs(inputs, torch.float64)
+    return_freed_memory()
     try:
         thin = operations.cut_on_trial(trial, model_map, keep)
-        found = run_cut_model(thin, inputs, narrowed)
-        single = torch.float32  # enough to see that it runs
-        check_usual_calls(
-            lambda: cast_model(copy_model(trial), single),
-            cast_model(thin, single),
-            convert_inputs(inputs, single),
-            narrowed,
-        )
+        found = run_cut_model(thin if double is None else double(thin), compared, narrowed)
+        if usual is not None:  # in float32, which is enough to see that it runs
+            usual(lambda: copy_model(trial), thin, inputs, narrowed)
         del thin
-        difference = relative_difference(
-            found, run_masked_model(trial, model_map, keep, inputs, found, narrowed)
-        )
+        return_freed_memory()
+        masked = run_masked_model(trial if double is None else double(trial), model_map, keep, compared)
+        check_same_shapes(found, masked, narrowed)
+        difference = relative_difference(found, masked)
         if not difference <= tolerance:
             raise VerificationError(
                 f"the cut model differs from the masked one by {difference:.1e} of the largest output"
@@ -289,23 +354,9 @@ def _find_fault(
     except VerificationError as error:
         return str(error).partition(" [groups")[0]
     except Exception as error:
+        raise_out_of_memory(error)
         return f"{type(error).__name__}: {first_line(error)}"
     return None
-
-
-def _find_fault_in_double(
-    trial: nn.Module, double: bool, model_map: ModelMap, keep: Keep, inputs: Inputs
-) -> str | None:
-    """The same in double precision, if the model runs in it."""
-    if double:
-        return _find_fault(
-            cast_model(trial, torch.float64),
-            model_map,
-            keep,
-            convert_inputs(inputs, torch.float64),
-            TOLERANCE,
-        )
-    return _find_fault(cast_model(trial, torch.float32), model_map, keep, inputs, TRIAL_TOLERANCE)
 
 
 def _choose_other_halves(model_map: ModelMap, chosen: Iterable[Coupled]) -> dict[str, list[int]]:
@@ -323,13 +374,12 @@ def _choose_other_halves(model_map: ModelMap, chosen: Iterable[Coupled]) -> dict
     return {group.name: kept[group.name] for group in chosen}
 
 
-def _randomize_weights(model: nn.Module, inputs: Inputs) -> nn.Module:
-    """A float32 copy with random weights of ordinary scale; with its own weights if the outputs are not
-    finite."""
-    copy = copy_in_dtype(model, torch.float32)
+def _randomize_weights(model: nn.Module, trial: nn.Module, inputs: Inputs) -> None:
+    """Give a float32 copy of the model random weights of ordinary scale; the model's own weights if the
+    outputs are not finite."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, tensor in [*copy.named_parameters(), *copy.named_buffers()]:
+        for name, tensor in [*trial.named_parameters(), *trial.named_buffers()]:
             if not tensor.is_floating_point() or is_sparse(tensor) or is_nested(tensor):
                 continue
             if name.endswith("running_var") or (tensor.dim() == 1 and name.endswith("weight")):
@@ -340,7 +390,25 @@ def _randomize_weights(model: nn.Module, inputs: Inputs) -> nn.Module:
             elif isinstance(tensor, nn.Parameter) or name.endswith("running_mean"):
                 tensor.uniform_(-0.2, 0.2, generator=generator)
     try:
-        finite = all(bool(t.isfinite().all()) for t in run_model(copy, inputs))
-    except Exception:
+        finite = all(bool(t.isfinite().all()) for t in run_model(trial, inputs))
+    except Exception as error:
+        raise_out_of_memory(error)
         finite = False
-    return copy if finite else copy_in_dtype(model, torch.float32)
+    if not finite:
+        copy_values(model, trial)
+
+
+def _restore(model: nn.Module, trial: nn.Module) -> None:
+    """Give a copy the model's values, and each of its modules the mode of the original."""
+    copy_values(model, trial)
+    for original, module in zip(model.modules(), trial.modules(), strict=True):
+        module.training = original.training
+
+
+@torch.no_grad()
+def copy_values(model: nn.Module, trial: nn.Module) -> None:
+    """Give a copy the values of the model's parameters and buffers, in its own precision."""
+    values = all_names(model)
+    for name, tensor in all_names(trial).items():
+        if not (is_sparse(tensor) or is_nested(tensor)):
+            tensor.copy_(values[name])

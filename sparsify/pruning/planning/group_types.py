@@ -210,23 +210,18 @@ def width_step(group: Group | None, steps: Steps) -> int:
 
 def find_coupled(map: ModelMap, layer: Layer, role: str) -> list[Coupled]:
     """Coupled groups of which a unit is among a layer's outputs ("out"), or among its inputs ("in")."""
-    matrices = _name_matrices(layer)
-    by_name: set[str] = set()
+    places = {place for name in _name_matrices(layer) for place in map.reached_from.get((name, role), ())}
     if role == "out":
-        by_name = {layer.name, *(group.name for group in find_bare_groups(map, layer))}
-    found = []
-    for group in map.coupled:
-        reaches = any(part.tensor in matrices and part.role == role for part in group.slices)
-        if reaches or group.name in by_name:
-            found.append(group)
-    return found
+        names = (layer.name, *map.tensors_of.get(layer.name, ()))
+        places |= {map.places[name] for name in names if name in map.places}
+    return [map.coupled[place] for place in sorted(places)]
 
 
 def find_bare_groups(map: ModelMap, layer: Layer) -> list[Coupled]:
     """Groups made by a parameter that a network's own module holds without a layer;
     they go by the parameter's name."""
-    tensors = {t.name for t in map.tensors if t.name.rpartition(".")[0] == layer.name}
-    return [group for group in map.coupled if group.name in tensors]
+    places = {map.places[name] for name in map.tensors_of.get(layer.name, ()) if name in map.places}
+    return [map.coupled[place] for place in sorted(places)]
 
 
 def _name_matrices(layer: Layer) -> set[str]:

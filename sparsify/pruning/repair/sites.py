@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsify.forward.call_model import call_model, restore_buffers
 from sparsify.forward.calls import Inputs, first_tensor
+from sparsify.forward.operator_mode import OperatorMode
 from sparsify.pruning.layer_matrix import is_product
 from sparsify.pruning.repair.attention import is_attention
 from sparsify.pruning.repair.recurrent import is_recurrent
@@ -57,7 +57,7 @@ def main_result(result: Any) -> Tensor | None:
     return first if isinstance(first, Tensor) else None
 
 
-class OperatorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class OperatorCounter(OperatorMode):
     """Numbers the operators of a forward call, and keeps the results of some.
 
     wanted: operators whose results are kept in `kept`. One of another name at this number is not kept: the

@@ -1,0 +1,112 @@
+"""Trial cuts: one fault among many blocks that are built alike, and memory that ends."""
+
+from collections.abc import Callable
+from typing import Any
+
+import old_trials
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparsify
+from sparsify.errors import ModelError, VerificationError
+from sparsify.graph import build_map
+from sparsify.graph.model_map import ModelMap
+from sparsify.graph.verify import trial_cuts
+
+BLOCKS, HIDDEN = 9, 16
+X = (torch.randn(2, 8, generator=torch.Generator().manual_seed(0)),)
+RECIPE = {"version": 1, "title": "t", "rules": [{"layers": "*.a", "group": "neuron", "sparsity": "50%"}]}
+
+
+class Block(nn.Module):
+    """x + b(relu(a(x))), and what `spoil` does to the hidden activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, HIDDEN), nn.Linear(HIDDEN, 8)
+        self.spoil: Callable[[Tensor], Tensor] = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(self.spoil(self.a(x).relu()))
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.Sequential(*(Block() for _ in range(BLOCKS)))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(x))
+
+
+class ScaleByWidth(nn.Module):
+    """The width as a number, which no label follows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.shape[-1]
+
+
+class FixedView(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(-1, HIDDEN)
+
+
+def protected(model: nn.Module) -> dict[str, str]:
+    plan = sparsify.make_plan(RECIPE, model, X)
+    return {c.name: c.protected for c in plan.map.coupled if c.protected and c.name.endswith(".a")}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (ScaleByWidth(), "a trial cut failed: the cut model differs from the masked one by"),
+        (FixedView(), ""),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 4, BLOCKS - 1])
+def test_a_fault_in_one_block_of_many_is_found(spoil: nn.Module, reason: str, place: int) -> None:
+    model = Blocks()
+    model.blocks[place].spoil = spoil
+    found = protected(model.eval())
+    assert set(found) == {f"blocks.{place}.a"}
+    assert found[f"blocks.{place}.a"].startswith(reason)
+
+
+def test_a_hook_on_one_block_of_many_is_found() -> None:
+    model = Blocks()
+    model.blocks[3].a.register_forward_hook(lambda _m, _x, y: y * y.shape[-1])
+    assert set(protected(model.eval())) == {"blocks.3.a"}
+
+
+def test_a_fault_that_comes_after_the_plan_is_found_by_the_proof() -> None:
+    model = Blocks().eval()
+    plan = sparsify.make_plan(RECIPE, model, X)
+    model.blocks[5].spoil = ScaleByWidth()
+    with pytest.raises(VerificationError, match=r"group 'blocks\.5\.a' fails by itself"):
+        sparsify.cut(plan, model)
+
+
+def traced(model: nn.Module) -> ModelMap:
+    return build_map.build_map(model, X, {})
+
+
+@pytest.mark.parametrize("spoil", [nn.Identity(), ScaleByWidth(), FixedView()])
+def test_quick_and_plain_trials_decide_alike(spoil: nn.Module) -> None:
+    model = Blocks()
+    model.blocks[2].spoil = model.blocks[6].spoil = spoil
+    quick, plain = old_trials.both_ways(model.eval(), traced(model), X)
+    assert quick == plain
+
+
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
+def test_a_failed_allocation_is_no_protection(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(trial_cuts.operations, "cut_on_trial", fail)
+    monkeypatch.setattr(trial_cuts.MetaTrials, "find_fault", lambda *_: None)
+    with pytest.raises(ModelError, match=r"^there is not enough memory.*pass fewer or smaller examples"):
+        sparsify.make_plan(RECIPE, Blocks().eval(), X)

@@ -61,7 +61,7 @@ def score_units(
                 raise
             # Scores of two kinds do not compare, so magnitude chooses in all rules that allow it.
             notes = (f"Magnitude chose, in place of criterion 'reconstruction': {error.reason}.",)
-            criteria = [Magnitude(kind="magnitude") if _is_optional(spec) else spec for spec in criteria]
+            criteria = [_replace_optional(spec) for spec in criteria]
             scores = _score_groups(plan, copy, parameters, criteria, batches, objective)
     check_scores(scores)
     names = [name for a in plan.assignments for name in a.coupled]
@@ -69,8 +69,9 @@ def score_units(
     return scores, dead, notes
 
 
-def _is_optional(spec: Criterion) -> bool:
-    return isinstance(spec, Reconstruction) and not spec.required
+def _replace_optional(spec: Criterion) -> Criterion:
+    optional = isinstance(spec, Reconstruction) and not spec.required
+    return Magnitude(kind="magnitude") if optional else spec
 
 
 def _score_groups(

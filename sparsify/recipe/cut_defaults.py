@@ -68,12 +68,15 @@ def _with_criteria(recipe: Recipe) -> Recipe:
     fits = isinstance(behind, Repair) and behind.method == "least_squares"
     if not isinstance(cut, Cut) or not fits:
         return recipe
-    chosen = Reconstruction(kind="reconstruction", batches=BATCHES, required=False)
-    rules = tuple(
-        rule.model_copy(update={"criterion": chosen}) if _is_open(rule, recipe.budget) else rule
-        for rule in recipe.rules
-    )
+    rules = tuple(_with_criterion(rule, recipe.budget) for rule in recipe.rules)
     return recipe if rules == recipe.rules else recipe.model_copy(update={"rules": rules})
+
+
+def _with_criterion(rule: Rule, budget: Budget) -> Rule:
+    if not _is_open(rule, budget):
+        return rule
+    chosen = Reconstruction(kind="reconstruction", batches=BATCHES, required=False)
+    return rule.model_copy(update={"criterion": chosen})
 
 
 def _is_open(rule: Rule, budget: Budget) -> bool:

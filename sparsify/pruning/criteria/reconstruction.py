@@ -143,11 +143,9 @@ def reconstruction_scores(
             f"its matrices take {size / 2**30:.1f} GiB, which is more than {MEMORY // 2**30}", required
         )
     moments = _gather_moments(model.eval(), layers, [x for x, _ in batches], seed)
-    ran = {
-        name: tuple(reader for reader in own if moments[reader.layer].rows) for name, own in readers.items()
-    }
-    _check_readers(ran, required)
-    readers = ran
+    for name, own in readers.items():
+        readers[name] = tuple(reader for reader in own if moments[reader.layer].rows)
+    _check_readers(readers, required)
     return {name: _score_units(model, readers[name], moments, groups[name].width, ridge) for name in groups}
 
 

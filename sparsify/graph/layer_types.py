@@ -97,8 +97,11 @@ def attributes(module: "nn.Module") -> Widths:
 def without_power_iteration(module: "nn.Module") -> Iterator[None]:
     """Weights that a parametrization computes can be read inside: in train mode, reading one that
     `spectral_norm` computes takes another step of its estimate, which changes buffers."""
-    lists = [own.parametrizations for own in module.modules() if "parametrizations" in own._modules]
-    training = [part for own in lists if own is not None for part in own.modules() if part.training]
+    training: list[nn.Module] = []
+    for own in module.modules():
+        inner = own._modules.get("parametrizations")
+        if inner is not None:
+            training += [part for part in inner.modules() if part.training]
     for part in training:
         part.training = False
     try:

@@ -59,6 +59,18 @@ def note_shared(model: nn.Module) -> None:
     _SHARED.add(model)
 
 
+@contextmanager
+def hold_weights(model: nn.Module) -> Iterator[None]:
+    """Inside, the same for a model that shares nothing, such as one of a user that is to stay as it is."""
+    was_shared = model in _SHARED
+    _SHARED.add(model)
+    try:
+        yield
+    finally:
+        if not was_shared:
+            _SHARED.discard(model)
+
+
 def borrow_parameter(parameter: nn.Parameter) -> nn.Parameter:
     with torch.inference_mode(False):
         return nn.Parameter(parameter.detach(), parameter.requires_grad)

@@ -96,3 +96,14 @@ def test_what_a_borrowed_copy_writes_lasts_as_long_as_the_call() -> None:
         torch.equal(model.writes.weight, before)
         and copy.writes.weight.data_ptr() == model.writes.weight.data_ptr()
     )
+
+
+def test_a_repair_leaves_the_dense_model_that_writes_into_its_weights() -> None:
+    model, x = make_model("clipped"), torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    result = sparsify.cut(sparsify.make_plan(RECIPE, model, (x[:4],)), model)
+    repaired = sparsify.repair(result, [x])
+    assert repaired.after.error < repaired.before.error
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    model(x)  # the user's own calls write as before
+    assert float(model.writes.weight.detach().abs().max()) <= 0.1 < float(before["writes.weight"].abs().max())

@@ -99,9 +99,9 @@ def without_power_iteration(module: "nn.Module") -> Iterator[None]:
     `spectral_norm` computes takes another step of its estimate, which changes buffers."""
     training: list[nn.Module] = []
     for own in module.modules():
-        inner = own._modules.get("parametrizations")
-        if inner is not None:
-            training += [part for part in inner.modules() if part.training]
+        for name, inner in own.named_children():
+            if name == "parametrizations":
+                training += [part for part in inner.modules() if part.training]
     for part in training:
         part.training = False
     try:

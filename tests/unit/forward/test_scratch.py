@@ -106,4 +106,6 @@ def test_a_repair_leaves_the_dense_model_that_writes_into_its_weights() -> None:
     assert repaired.after.error < repaired.before.error
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     model(x)  # the user's own calls write as before
-    assert float(model.writes.weight.detach().abs().max()) <= 0.1 < float(before["writes.weight"].abs().max())
+    assert (
+        float(model.writes.weight.detach().abs().max()) < 0.101 < float(before["writes.weight"].abs().max())
+    )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ModelError, describe_error
+from sparsify.forward.scratch import keep_values
 
 Given = tuple[Any, ...] | Mapping[str, Any]
 """the arguments of one call, by position or keyword: tensors, plain values, and lists, mappings or
@@ -82,7 +83,8 @@ def simplify_inputs(inputs: Inputs) -> Inputs:
 def call_without_copies(model: nn.Module, inputs: Inputs) -> Any:
     """Call the model on the inputs themselves. Several calls return a tuple."""
     calls = list_calls(inputs)
-    results = tuple(_call_once(model, each) for each in calls)
+    with keep_values(model):
+        results = tuple(_call_once(model, each) for each in calls)
     return results if calls is inputs else results[0]
 
 

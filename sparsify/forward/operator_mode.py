@@ -1,5 +1,8 @@
 """Modes that see every operator, without what torch wraps around them."""
 
+from functools import cache
+from typing import Any
+
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -14,3 +17,10 @@ class OperatorMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
+
+
+@cache
+def written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
+    """Place and name of each argument that an operator writes into."""
+    infos = [(argument.name, argument.alias_info) for argument in func._schema.arguments]
+    return tuple((at, name) for at, (name, info) in enumerate(infos) if info is not None and info.is_write)

@@ -14,7 +14,13 @@ from sparsify.forward.input_records import record_calls
 from sparsify.graph.class_names import class_names
 from sparsify.graph.copy import copy_to_meta
 from sparsify.graph.coupled_groups import find_coupled_groups
-from sparsify.graph.layer_types import WEIGHTS, attributes, layer_type, layer_widths
+from sparsify.graph.layer_types import (
+    WEIGHTS,
+    attributes,
+    layer_type,
+    layer_widths,
+    without_power_iteration,
+)
 from sparsify.graph.model_map import Coupled, Layer, ModelMap, Tensor
 from sparsify.graph.names import canonical_names, named_tensors, walk_modules
 from sparsify.graph.peft_adapters import find_adapter_names
@@ -101,7 +107,9 @@ def _find_weight(module: nn.Module) -> tuple[str, nn.Parameter] | None:
     """The name in its module of a layer's weight, and the weight."""
     own = {n: p for n, p in module._parameters.items() if p is not None}
     if is_parametrized(module, "weight"):
-        own = {n: p for n, p in module.named_parameters() if n in WEIGHTS and p.shape == module.weight.shape}
+        with without_power_iteration(module):
+            shape = module.weight.shape
+        own = {n: p for n, p in module.named_parameters() if n in WEIGHTS and p.shape == shape}
     return next(((n, own[n]) for n in WEIGHTS if n in own), None)
 
 

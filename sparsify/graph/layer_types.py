@@ -5,7 +5,8 @@ A layer of no row is followed all the same; no rule names it by a group type, an
 multiply-accumulates. Nothing here imports torch, so that reports and plans can look a class up by its name.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -88,7 +89,26 @@ def layer_type_of(kind: str) -> LayerType:
 
 def attributes(module: "nn.Module") -> Widths:
     """Width attributes as the module's tensors now imply them."""
-    return layer_type(module).widths(module)
+    with without_power_iteration(module):
+        return layer_type(module).widths(module)
+
+
+@contextmanager
+def without_power_iteration(module: "nn.Module") -> Iterator[None]:
+    """Weights that a parametrization computes can be read inside: in train mode, reading one that
+    `spectral_norm` computes takes another step of its estimate, which changes buffers."""
+    training: list[nn.Module] = []
+    for own in module.modules():
+        for name, inner in own.named_children():
+            if name == "parametrizations":
+                training += [part for part in inner.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def layer_widths(module: "nn.Module") -> tuple[int, int]:

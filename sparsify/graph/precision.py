@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from sparsify.forward.call_model import cast_tensor
 from sparsify.forward.copies import Memo, copy_model
 from sparsify.forward.opaque import without_compiling
-from sparsify.forward.scratch import borrow_parameter, is_plain
+from sparsify.forward.operator_mode import written_arguments
+from sparsify.forward.scratch import borrow_parameter, find_storage, is_plain, note_shared
 from sparsify.graph.trace.module_stack import ModuleStack
 
 DOUBLE = frozenset([torch.float64, torch.complex128])
@@ -40,7 +41,8 @@ def widen_model(model: nn.Module) -> nn.Module:
     """A copy that computes in double precision under `keep_double`, in little more memory than it has.
 
     Its large weights are those of the model itself, in their precision: an operator that reads one gets it in
-    double. Everything else is copied and cast. What is written into a large weight changes both models.
+    double. Everything else is copied and cast. What a call writes into a large weight lasts as long as the
+    call.
     """
     recurrent = {
         id(p) for m in model.modules() if isinstance(m, nn.RNNBase) for p in m.parameters()
@@ -48,24 +50,25 @@ def widen_model(model: nn.Module) -> nn.Module:
     large = [p for p in model.parameters() if _is_stored_lower(p) and id(p) not in recurrent]
     memo: Memo = {id(p): borrow_parameter(p) for p in large}
     made = copy_model(model, memo).eval()
-    kept = frozenset(_storage(p) for p in large)
+    kept = frozenset(find_storage(p) for p in large)
 
     def widen(tensor: Tensor) -> Tensor:
-        stays = kept and tensor.dtype in LOWER and tensor.layout is torch.strided and _storage(tensor) in kept
-        return tensor if stays else cast_tensor(tensor, torch.float64)
+        is_lower = tensor.dtype in LOWER and tensor.layout is torch.strided
+        return (
+            tensor
+            if kept and is_lower and find_storage(tensor) in kept
+            else cast_tensor(tensor, torch.float64)
+        )
 
     made._apply(widen)  # type: ignore[no-untyped-call]
     _LARGE_WEIGHTS[made] = kept
+    note_shared(made)
     return made
 
 
 def _is_stored_lower(parameter: nn.Parameter) -> bool:
     lower = parameter.dtype in LOWER and not parameter.is_complex()
     return lower and parameter.numel() >= LARGE and not parameter.is_meta and is_plain(parameter)
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def widen_tensor(tensor: Tensor) -> None:
@@ -100,7 +103,7 @@ class KeepDouble(ModuleStack):  # type: ignore[no-untyped-call]
 
     def _is_large(self, value: Any) -> bool:
         is_lower = isinstance(value, Tensor) and value.dtype in LOWER and value.layout is torch.strided
-        return is_lower and _storage(value) in self.large
+        return is_lower and find_storage(value) in self.large
 
     def _holds_large(self, value: Any) -> bool:
         if isinstance(value, list | tuple):
@@ -114,7 +117,7 @@ class KeepDouble(ModuleStack):  # type: ignore[no-untyped-call]
         place = {aten.mm.default: 1, aten.addmm.default: 2}.get(func)
         if place is not None and self._is_large(args[place]) and args[place].numel() > PIECE:
             return self._multiply_in_pieces(func, args, kwargs, place)
-        written = _written_arguments(func)
+        written = {at for at, _ in written_arguments(func)}
         wide = [value if at in written else self._widen(value) for at, value in enumerate(args)]
         return func(*wide, **kwargs)
 
@@ -142,13 +145,6 @@ class KeepDouble(ModuleStack):  # type: ignore[no-untyped-call]
 def _returns_view(func: Any) -> bool:
     """Whether what an operator returns shares the memory of its input."""
     return bool(func.is_view)
-
-
-@cache
-def _written_arguments(func: Any) -> frozenset[int]:
-    """Places of the arguments that an operator writes into."""
-    infos = [argument.alias_info for argument in func._schema.arguments]
-    return frozenset(at for at, info in enumerate(infos) if info is not None and info.is_write)
 
 
 @contextmanager

@@ -285,6 +285,13 @@ def move(value: Any, device: torch.device) -> Any:
     return value
 
 
+def require_gradients(model: nn.Module) -> None:
+    """Have every parameter of a model get gradients that can have one: numbers that are integers cannot."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point() or parameter.is_complex():
+            parameter.requires_grad_(True)
+
+
 def check_trainable(model: nn.Module, datasets: Datasets, objective: Objective) -> None:
     """That a model takes a batch of the data and returns what the loss takes, on a copy and before any epoch.
 

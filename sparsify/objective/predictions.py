@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import SparsifyError, TrainingError, describe_error
+from sparsify.forward.scratch import keep_values
 from sparsify_schemas.task import Task
 
 
@@ -17,9 +18,10 @@ def call_on_batch(model: nn.Module, inputs: Any, where: str = "") -> Any:
     where: what messages begin with. Raises TrainingError when the model does not take them.
     """
     try:
-        if isinstance(inputs, Mapping):
-            return model(**inputs)
-        return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        with keep_values(model):
+            if isinstance(inputs, Mapping):
+                return model(**inputs)
+            return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
     except (SparsifyError, KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:  # whatever a model of somebody else's raises, sys.exit among it

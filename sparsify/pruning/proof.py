@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sparsify.errors import VerificationError
 from sparsify.forward.calls import Inputs
 from sparsify.forward.free_memory import return_freed_memory
-from sparsify.forward.scratch import borrow_model, is_plain
+from sparsify.forward.scratch import borrow_model, is_plain, note_shared
 from sparsify.graph.surgery import operations
 from sparsify.graph.surgery.constant_shifts import Constants
 from sparsify.graph.surgery.replay import replay_cuts
@@ -48,6 +48,7 @@ def _share_weights(again: nn.Module, thin: nn.Module) -> None:
     for name, parameter in again.named_parameters():
         if name in known and is_plain(parameter) and torch.equal(parameter, known[name]):
             parameter.data = known[name].data
+    note_shared(again)
 
 
 RELOADED = 1e-5

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from sparsify.errors import RunError
+from sparsify.graph.layer_types import without_power_iteration
 
 Convolution = nn.modules.conv._ConvNd
 
@@ -70,10 +71,12 @@ def create_bias(model: nn.Module, name: str) -> None:
         assert module.in_proj_weight is not None
         _register_zeros(module, name, "in_proj_bias", module.in_proj_weight.shape[0], module.in_proj_weight)
     elif isinstance(module, nn.Linear):
-        _register_zeros(module, name, "bias", module.weight.shape[0], module.weight)
+        with without_power_iteration(module):
+            _register_zeros(module, name, "bias", module.weight.shape[0], module.weight)
     else:
         assert isinstance(module, Convolution)
-        _register_zeros(module, name, "bias", module.out_channels, module.weight)
+        with without_power_iteration(module):
+            _register_zeros(module, name, "bias", module.out_channels, module.weight)
 
 
 def _register_zeros(module: nn.Module, name: str, attribute: str, size: int, like: torch.Tensor) -> None:

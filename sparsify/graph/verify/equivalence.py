@@ -10,7 +10,7 @@ then no longer the dense model with some weights set to zero.
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,6 +54,9 @@ TOLERANCE = 1e-9
 TRIAL_TOLERANCE = 1e-3
 """the same for a trial cut in float32, which only checks that the coupled groups are right"""
 
+
+Widen = Callable[[nn.Module], nn.Module]
+"""makes a copy of a model that computes in double precision"""
 
 NO_CONSTANTS = Constants()
 NOTHING_FOLDED: Mapping[str, torch.Tensor] = {}
@@ -162,6 +165,8 @@ def _list_remarks(changing: bool, tolerance: float, casts: bool) -> Iterable[str
 class _Comparison:
     """In which precision and on which inputs two models are compared."""
 
+    copy: Widen
+    """makes a copy to compare, in that precision"""
     wide: nn.Module
     """the dense model in that precision"""
     tolerance: float
@@ -178,10 +183,6 @@ class _Comparison:
     given: Inputs
     """as given, in the model's own precision"""
 
-    def copy(self, model: nn.Module) -> nn.Module:
-        """A copy to compare, in that precision."""
-        return widen_model(model) if self.tolerance == TOLERANCE else copy_model(model).eval()
-
     def restore(self, inputs: Inputs) -> Inputs:
         """Such inputs in the model's own precision."""
         return _match_precision(inputs, self.given)
@@ -190,7 +191,8 @@ class _Comparison:
 def _choose_precision(dense: nn.Module, inputs: Inputs, fresh: Sequence[Inputs]) -> _Comparison:
     """float64 where the model runs in it, else its own precision."""
     double = convert_inputs(inputs, torch.float64)
-    for widen in (widen_model, lambda model: copy_in_dtype(model, torch.float64)):
+    ways: tuple[Widen, ...] = (widen_model, lambda model: copy_in_dtype(model, torch.float64))
+    for widen in ways:
         wide = widen(dense)
         matched = tuple(_match_precision(one, double) for one in fresh)
         for own, is_fresh in ((matched, True), ((double,), False)):
@@ -203,17 +205,25 @@ def _choose_precision(dense: nn.Module, inputs: Inputs, fresh: Sequence[Inputs])
                 if is_fresh and not _are_finite(plain):
                     continue
                 return _Comparison(
-                    wide, TOLERANCE, casts > 0, one, plain, own[at:], is_fresh=is_fresh, given=inputs
+                    widen, wide, TOLERANCE, casts > 0, one, plain, own[at:], is_fresh=is_fresh, given=inputs
                 )
-    wide = copy_model(dense).eval()
+    wide = _copy_as_it_is(dense)
     for at, one in enumerate(fresh):
         with contextlib.suppress(Exception):
             plain = run_model(wide, one)
             if _are_finite(plain):
                 own = tuple(fresh[at:])
-                return _Comparison(wide, TRIAL_TOLERANCE, False, one, plain, own, is_fresh=True, given=inputs)
-    plain = run_model(wide, inputs)
-    return _Comparison(wide, TRIAL_TOLERANCE, False, inputs, plain, (inputs,), is_fresh=False, given=inputs)
+                return _Comparison(
+                    _copy_as_it_is, wide, TRIAL_TOLERANCE, False, one, plain, own, is_fresh=True, given=inputs
+                )
+    plain, own = run_model(wide, inputs), (inputs,)
+    return _Comparison(
+        _copy_as_it_is, wide, TRIAL_TOLERANCE, False, inputs, plain, own, is_fresh=False, given=inputs
+    )
+
+
+def _copy_as_it_is(model: nn.Module) -> nn.Module:
+    return copy_model(model).eval()
 
 
 def _are_finite(outputs: Sequence[torch.Tensor]) -> bool:

@@ -24,7 +24,7 @@ from sparsify.graph.proportional_groups import bundle_groups
 from sparsify.graph.residual_branches import find_branches
 from sparsify.graph.surgery import operations
 from sparsify.graph.surgery.operations import Keep
-from sparsify.graph.verify.equivalence import TOLERANCE, TRIAL_TOLERANCE
+from sparsify.graph.verify.equivalence import TOLERANCE, TRIAL_TOLERANCE, Widen
 from sparsify.graph.verify.failed_allocations import raise_out_of_memory
 from sparsify.graph.verify.masked_model import check_same_shapes, narrowed_groups, run_masked_model
 from sparsify.graph.verify.meta_trials import MetaTrials, choose_half
@@ -44,10 +44,6 @@ ONE_UNIT_TOLERANCE = 1e-5
 UsualCalls = Callable[[Callable[[], nn.Module], nn.Module, Inputs, Sequence[str]], None]
 FindFault = Callable[[Sequence[Coupled], ModelMap], str | None]
 """what is wrong with a cut of these groups; None if nothing is"""
-
-
-Widen = Callable[[nn.Module], nn.Module]
-"""makes a copy of a float32 model that computes in double precision"""
 
 
 def _choose_double(trial: nn.Module, inputs: Inputs) -> Widen | None:

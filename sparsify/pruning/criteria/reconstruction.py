@@ -29,8 +29,9 @@ from sparsify.errors import ModelError
 from sparsify.forward.call_model import every_tensor
 from sparsify.forward.calls import first_tensor
 from sparsify.graph.model_map import Coupled, ModelMap
-from sparsify.objective.objective import move
+from sparsify.objective.objective import move, require_gradients
 from sparsify.objective.predictions import call_on_batch
+from sparsify.pruning.criteria.layer_gradients import LayerOutput, differentiate
 from sparsify.pruning.layer_matrix import (
     groups_of,
     input_rows,
@@ -84,6 +85,8 @@ class _Moments:
     curvature: Tensor | None = None
     """sum of g g' over places and examples"""
     examples: int = 0
+    reached: bool = False
+    """whether a gradient came back to the layer"""
 
     def inputs(self) -> Tensor:
         """H, the covariance of the inputs."""
@@ -131,7 +134,8 @@ def reconstruction_scores(
             any memory.
 
     Raises:
-        CannotScoreError: no convolution and no Linear layer reads a group, or the matrices are too large.
+        CannotScoreError: no convolution and no Linear layer reads a group, no gradient reaches one that does,
+            what arrives at one is not finite, or the matrices are too large.
     """
     groups = {name: model_map.by_name[name] for name in names}
     readers = {name: tuple(find_readers(model, group)) for name, group in groups.items()}
@@ -146,6 +150,7 @@ def reconstruction_scores(
     for name, own in readers.items():
         readers[name] = tuple(reader for reader in own if moments[reader.layer].rows)
     _check_readers(readers, required)
+    _check_moments(readers, moments, required)
     return {name: _score_units(model, readers[name], moments, groups[name].width, ridge) for name in groups}
 
 
@@ -157,6 +162,24 @@ def _check_readers(readers: Mapping[str, Sequence[Reader]], required: bool) -> N
             )
 
 
+def _check_moments(
+    readers: Mapping[str, Sequence[Reader]], moments: Mapping[str, _Moments], required: bool
+) -> None:
+    for name, own in readers.items():
+        layers = [reader.layer for reader in own]
+        if not any(moments[layer].reached for layer in layers):
+            raise CannotScoreError(
+                f"no gradient reaches {', '.join(map(repr, layers))}, which reads '{name}'", required
+            )
+        for layer in layers:
+            seen = (moments[layer].inputs(), moments[layer].outputs())
+            if not all(bool(matrix.isfinite().all()) for matrix in seen):
+                raise CannotScoreError(
+                    f"NaN or infinity arrives at '{layer}', which reads '{name}', or its gradients are such",
+                    required,
+                )
+
+
 def find_readers(model: nn.Module, group: Coupled) -> Iterator[Reader]:
     """The layers whose inputs a group's units are."""
     for part in group.slices:
@@ -164,7 +187,10 @@ def find_readers(model: nn.Module, group: Coupled) -> Iterator[Reader]:
         module = model.get_submodule(layer)
         if part.role != "in" or tensor != "weight" or not is_product(module) or groups_of(module) != 1:
             continue
-        inputs = module.get_parameter("weight").shape[part.dim]
+        weight = module.get_parameter("weight")
+        if weight.is_complex():
+            continue
+        inputs = weight.shape[part.dim]
         taps = weight_matrix(module).shape[1] // inputs
         owners = torch.full((inputs,), -1)
         for span in part.spans:
@@ -181,13 +207,13 @@ def _gather_moments(
     moments = {name: _Moments() for name in layers}
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
-    outputs: dict[str, Tensor] = {}
+    outputs: dict[str, list[LayerOutput]] = {}
 
     def after(name: str) -> Callable[[nn.Module, Any, Any, Tensor], None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             given = first_tensor(args, kwargs)
             assert given is not None
-            outputs[name] = output
+            outputs.setdefault(name, []).append(LayerOutput.of(output))
             places = sample_places(module, output.detach(), PLACES, generator)
             rows = input_rows(module, given.detach(), places)[:, 0].double()
             own = moments[name]
@@ -201,17 +227,19 @@ def _gather_moments(
     handles = [
         model.get_submodule(name).register_forward_hook(after(name), with_kwargs=True) for name in layers
     ]
-    model.requires_grad_(True)
+    require_gradients(model)
     try:
         for x in inputs:
             outputs.clear()
             loss = _random_projection(call_on_batch(model, move(x, device)), generator)
-            seen = [name for name in layers if name in outputs]
-            if not seen:
+            if not outputs:
                 break  # their weights are read in ways of the layer above them
-            gradients = torch.autograd.grad(loss, [outputs[name] for name in seen], allow_unused=True)
-            for name, gradient in zip(seen, gradients, strict=True):
-                _add_curvature(model.get_submodule(name), moments[name], outputs[name], gradient)
+            seen = [(name, output) for name, own in outputs.items() for output in own]
+            gradients = differentiate(loss, [output for _, output in seen])
+            for (name, output), gradient in zip(seen, gradients, strict=True):
+                _add_curvature(model.get_submodule(name), moments[name], output.values, gradient)
+            for name, own in outputs.items():  # what a layer gives at several calls is of the same examples
+                moments[name].examples += len(own[0].values)
     finally:
         for handle in handles:
             handle.remove()
@@ -232,12 +260,12 @@ def _random_projection(output: object, generator: torch.Generator) -> Tensor:
 
 
 def _add_curvature(module: nn.Module, own: _Moments, output: Tensor, gradient: Tensor | None) -> None:
+    own.reached |= gradient is not None
     found = torch.zeros_like(output) if gradient is None else gradient
     every = sample_places(module, found, found.numel(), torch.Generator())
     rows = output_rows(module, found, every).double()
     product = rows.T @ rows
     own.curvature = product if own.curvature is None else own.curvature + product
-    own.examples += len(output)
 
 
 def _score_units(

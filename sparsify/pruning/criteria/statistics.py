@@ -12,7 +12,7 @@ from torch import nn
 from sparsify.data.columns import count_examples, split_values
 from sparsify.errors import ModelError
 from sparsify.forward.calls import first_tensor
-from sparsify.objective.objective import Objective, measure_batch, move
+from sparsify.objective.objective import Objective, measure_batch, move, require_gradients
 from sparsify.objective.predictions import call_on_batch
 from sparsify.pruning.criteria.scores import Statistics
 from sparsify_schemas.criterion import Criterion, FromData
@@ -54,7 +54,7 @@ def _visit_gradients(
     model: nn.Module, kind: str, batches: Sequence[Batch], objective: Objective
 ) -> Iterator[None]:
     device = next(model.parameters()).device
-    model.eval().requires_grad_(True)
+    require_gradients(model.eval())
     has_gradient = False
     for x, y in batches:
         model.zero_grad(set_to_none=True)

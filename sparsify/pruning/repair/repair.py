@@ -15,6 +15,7 @@ from sparsify.events import Listener, Measuring, silence
 from sparsify.forward.call_model import named_inputs
 from sparsify.forward.calls import Inputs, map_tensors
 from sparsify.forward.opaque import explain_errors
+from sparsify.forward.scratch import hold_weights
 from sparsify.forward.trial_calls import eval_mode
 from sparsify.graph.model_map import ModelMap
 from sparsify.pruning.cut import Result
@@ -182,7 +183,13 @@ def repair_model(
     inputs = map_tensors(inputs, lambda value: value.to(device))
     _check_inputs(inputs, examples, processes)
     precise = torch.autocast(device.type, enabled=False)
-    with explain_errors("repairing the cut model"), eval_mode(dense, model), torch.no_grad(), precise:
+    with (
+        explain_errors("repairing the cut model"),
+        eval_mode(dense, model),
+        hold_weights(dense),
+        torch.no_grad(),
+        precise,
+    ):
         refitted = list_layers(dense) if stage.method in ("least_squares", "mean") else frozenset()
         memory = int(stage.memory.count)
         count = min(examples, affordable_examples(dense, inputs, examples, memory, refitted))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import sparsify
 from sparsify.graph.class_names import class_names
 from sparsify.graph.layer_types import (
     FOREIGN,
@@ -16,6 +17,7 @@ from sparsify.graph.layer_types import (
     layer_type_of,
     layer_widths,
 )
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.nn.gathered import gather_inputs
 
 Made = Callable[[], nn.Module]
@@ -134,3 +136,20 @@ def test_a_class_of_another_package_is_known_by_its_name_and_attributes() -> Non
     assert layer_type(module) is FOREIGN["Conv1D"] is layer_type_of("Conv1D") and attributes(module) == {
         "nf": 6
     }
+
+
+def test_a_spectral_norm_in_train_mode_keeps_its_estimate_through_a_cut() -> None:
+    """Reading the weight of such a layer takes a step of the power iteration, which changes its buffers."""
+    torch.manual_seed(0)
+    normed = nn.utils.parametrizations.spectral_norm(nn.Linear(16, 12))
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), normed, nn.ReLU(), nn.Linear(12, 3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    recipe = {"version": 1, "title": "t", "rules": [{"layers": "0", "group": "neuron", "sparsity": "50%"}]}
+    result = sparsify.cut(sparsify.make_plan(recipe, model, (torch.randn(4, 8),)), model)
+    again = replay_cuts(model, result.cuts)
+    assert model.training and result.model.training and model[2].parametrizations.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    found = result.model.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in again.state_dict().items())
+    assert found["2.parametrizations.weight.original"].shape == (12, 8)
+    assert torch.equal(found["2.parametrizations.weight.0._u"], before["2.parametrizations.weight.0._u"])

@@ -12,6 +12,7 @@ import sparsify
 from sparsify.errors import ModelError, RecipeError
 from sparsify.pruning.criteria import reconstruction
 from sparsify.pruning.criteria.reconstruction import hull_slopes, reconstruction_scores
+from sparsify.pruning.cut import Result
 
 RIDGE = 1e-3
 
@@ -221,3 +222,70 @@ def test_a_recipe_cuts_by_it() -> None:
     kept = next(w for w in result.cuts.widths if w.group == "first").keep
     gone = {0, 1, 2, 3, 4} - {unit for start, end in kept for unit in range(start, end)}
     assert gone == set(scores.argsort()[:2].tolist())
+
+
+class Told(Network):
+    """One reader, and what becomes of the hidden units before it or of its output."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(readers=1)
+        self.kind = kind
+        if kind == "integers":
+            self.numbers = nn.Parameter(torch.arange(4), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.first(x))
+        with torch.set_grad_enabled(self.kind != "no gradient" and torch.is_grad_enabled()):
+            found: Tensor = self.left(hidden)
+        if self.kind == "called again":
+            self.left(hidden)
+        match self.kind:
+            case "in place":
+                return found.relu_()
+            case "detached":
+                return found.detach() + self.left.bias
+            case "infinite":
+                return found / 0.0
+            case "integers":
+                return found.relu() + self.numbers
+        return found.relu()
+
+
+@pytest.mark.parametrize("kind", ["in place", "called again", "integers"])
+def test_what_happens_behind_the_reader_changes_no_score(kind: str) -> None:
+    x = draw(50, 4)
+    wanted, found = (
+        reconstruction_scores(model, plan_of(model, x, "neuron").map, ["first"], [(x, x[:, 0])], RIDGE, 0)[
+            "first"
+        ]
+        for model in (Told("plain"), Told(kind))
+    )
+    torch.testing.assert_close(found, wanted)
+    assert bool((wanted > 0).all())
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("no gradient", "no gradient reaches 'left', which reads 'first'"),
+        ("detached", "no gradient reaches 'left', which reads 'first'"),
+        ("infinite", "NaN or infinity arrives at 'left', which reads 'first', or its gradients are such"),
+    ],
+)
+def test_readers_without_sound_gradients_are_left_to_magnitude(kind: str, reason: str) -> None:
+    def cut(criterion: dict[str, object]) -> Result:
+        x, model = draw(50, 4), Told("plain")
+        rules = [{"layers": "first", "group": "neuron", "sparsity": "40%", "criterion": criterion}]
+        plan = sparsify.make_plan({"version": 1, "title": "t", "rules": rules}, model, (x[:2],))
+        model.kind = kind
+        return sparsify.cut(plan, model, batches=[(x, torch.zeros(50))], loss=lambda found, _: found.sum())
+
+    wanted = cut({"kind": "magnitude"})
+    found = cut({"kind": "reconstruction", "required": False})
+    assert found.cuts.widths == wanted.cuts.widths
+    assert f"Magnitude chose, in place of criterion 'reconstruction': {reason}." in found.notes
+    with pytest.raises(ModelError) as error:
+        cut({"kind": "reconstruction"})
+    assert str(error.value) == (
+        f"criterion 'reconstruction' cannot score a group: {reason}; use magnitude or taylor there"
+    )

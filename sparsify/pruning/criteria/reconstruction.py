@@ -48,6 +48,8 @@ MEMORY = 2 * 2**30
 """bytes that the matrices H of all readers may take, at most, where the criterion is a default"""
 STEPS = 64
 """of the units that are left, one in so many goes at a time"""
+SHRINK = 0.75
+"""share of the columns below which matrices are made smaller"""
 RANK = 1e-9
 """relative step between units of one slope, so that they go in the order in which they were removed"""
 
@@ -325,6 +327,7 @@ class _Surgeon:
         taps = max((len(own) for own in columns), default=0)
         padded = [torch.cat([own, own.new_full((taps - len(own),), len(weight))]) for own in columns]
         self.index = torch.stack(padded).to(weight.device)
+        self.living = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
         self.products = self._rows(weight @ curvature) @ self._rows(weight).transpose(1, 2)
 
     def costs(self, left: Tensor) -> Tensor:
@@ -354,7 +357,20 @@ class _Surgeon:
         self.inverse -= gain @ self.inverse[at]
         self.inverse[at] = 0
         self.inverse[:, at] = 0
+        self.living[at] = False
+        if int(self.living.sum()) < SHRINK * len(self.living):
+            self._drop_columns()
         return cost
+
+    def _drop_columns(self) -> None:
+        """Leave out the columns that are zero: every step costs as much as the matrices are large."""
+        stay = self.living.nonzero().flatten()
+        number = torch.full((len(self.living) + 1,), len(stay), device=stay.device)  # others fill up
+        number[stay] = torch.arange(len(stay), device=stay.device)
+        self.index = number[self.index]
+        self.weight = self.weight[stay]
+        self.inverse = self.inverse[stay][:, stay]
+        self.living = self.living[stay]
 
     def _rows(self, matrix: Tensor) -> Tensor:
         """The rows of each unit: [units, columns of a unit, columns of the matrix]."""

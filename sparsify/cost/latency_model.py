@@ -46,6 +46,8 @@ class Work:
     written: int
     """elements written per output channel or feature"""
     groups: int = 1
+    group_outputs: int = 0
+    """outputs of each group, where whole groups leave; else 0"""
     transposed: bool = False
     """inputs come first in the weight's shape"""
     macs: int = 0
@@ -60,6 +62,8 @@ class Work:
             return self.inputs, self.outputs
         if self.kind == "depthwise":
             return shape[0], shape[0]
+        if self.group_outputs:
+            return shape[0] // self.group_outputs * shape[1], shape[0]
         rows, columns = (shape[1], shape[0]) if self.transposed else shape[:2]
         return (columns, rows * self.groups) if self.transposed else (columns * self.groups, rows)
 

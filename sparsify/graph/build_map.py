@@ -43,7 +43,10 @@ def build_map(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> Mode
     classes = labels.find_classes()
     coupled = tuple(
         find_coupled_groups(
-            labels, classes, _find_producers(copy, labels), list(_find_length_attributes(copy, labels))
+            labels,
+            classes,
+            _find_producers(copy, labels),
+            [*_find_length_attributes(copy, labels), *labels.group_counts],
         )
     )
     coupled = tuple(_protect_ranks(coupled, find_adapter_names(model).inside))

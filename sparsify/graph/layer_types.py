@@ -48,6 +48,8 @@ class LayerType:
     timed: Timed | None = None
     """as what it is timed: its widths are then steps of a convolution or of a
     linear layer; None: by its MACs alone"""
+    group_count: str | None = None
+    """attribute that holds into how many groups its channels fall"""
     foreign: Callable[[Any], bool] | None = None
     """a class that is not torch's is known by its name, and by this"""
 
@@ -224,7 +226,9 @@ def _rows(row: LayerType, names: Iterable[str]) -> Mapping[str, LayerType]:
 
 
 _CHANNELS, _FEATURES = ("in_channels", "out_channels"), ("in_features", "out_features")
-_CONVOLUTION = LayerType("convolution", _of_convolution, _CHANNELS, outputs=0, timed="convolution")
+_CONVOLUTION = LayerType(
+    "convolution", _of_convolution, _CHANNELS, outputs=0, timed="convolution", group_count="groups"
+)
 _LINEAR = LayerType("linear", _of_linear, _FEATURES, outputs=0, timed="linear")
 _RECURRENT = LayerType("recurrent", _of_recurrent, ("input_size", "hidden_size"), hidden="weight_hh_l0")
 _NORM = LayerType("normalisation", _of_statistics)
@@ -232,7 +236,7 @@ _NORM = LayerType("normalisation", _of_statistics)
 TABLE: Mapping[str, LayerType] = {
     **_rows(_CONVOLUTION, ("Conv1d", "Conv2d", "Conv3d")),
     **_rows(
-        replace(_CONVOLUTION, widths=_of_gathered_convolution),
+        replace(_CONVOLUTION, widths=_of_gathered_convolution, group_count=None),
         ("GatheredConv1d", "GatheredConv2d", "GatheredConv3d"),
     ),
     **_rows(
@@ -261,7 +265,7 @@ TABLE: Mapping[str, LayerType] = {
         ("_BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm"),
     ),
     **_rows(_NORM, ("_InstanceNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d")),
-    "GroupNorm": replace(_NORM, widths=_of_group_norm),
+    "GroupNorm": replace(_NORM, widths=_of_group_norm, group_count="num_groups"),
     **_rows(replace(_NORM, widths=_of_layer_norm), ("LayerNorm", "RMSNorm")),
     "PReLU": LayerType("activation", _of_activation),
 }

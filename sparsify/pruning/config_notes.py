@@ -9,6 +9,7 @@ from torch import nn
 from sparsify.errors import ModelError
 from sparsify.graph.copy import copy_to_meta
 from sparsify.graph.surgery import operations, transformers_config
+from sparsify.pruning.planning.candidates import find_unit_multiple
 from sparsify.pruning.planning.equal_layers import find_equal_layers
 from sparsify.pruning.planning.plan import Assignment, Plan
 from sparsify_schemas.group import removes_branches
@@ -63,7 +64,8 @@ def _find_missing_number(plan: Plan, assignments: Sequence[Assignment], model: A
     keep: dict[str, range] = {}
     for assignment in assignments:
         for name in assignment.coupled:
-            width, step = plan.map.by_name[name].width, assignment.multiple
+            width = plan.map.by_name[name].width
+            step = find_unit_multiple(plan, assignment, name)
             left = max(step, width // 2 // step * step)
             if left < width:
                 keep[name] = range(left)

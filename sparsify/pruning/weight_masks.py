@@ -21,7 +21,7 @@ from sparsify.graph.group_layouts import inner_layout
 from sparsify.graph.names import canonical_names
 from sparsify.graph.surgery import operations
 from sparsify.pruning.criteria.scores import Statistics, group_scores, weight_scores
-from sparsify.pruning.planning.candidates import width_kept
+from sparsify.pruning.planning.candidates import find_unit_multiple, width_kept
 from sparsify.pruning.planning.plan import Assignment, Plan, join_ranked
 from sparsify.pruning.planning.selection import count_share
 from sparsify_schemas.criterion import Criterion
@@ -122,7 +122,7 @@ def _limit_dead(plan: Plan, name: str, kept: Sequence[int] | None, dead: list[in
     own = [unit for unit in dead if unit in stays]
     at_least, multiple = next(
         (
-            (plan.recipe.rules[a.rule].keep.at_least or 1, a.multiple)
+            (plan.recipe.rules[a.rule].keep.at_least or 1, find_unit_multiple(plan, a, name))
             for a in plan.assignments
             if name in a.coupled
         ),

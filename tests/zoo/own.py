@@ -623,6 +623,52 @@ def _generator() -> nn.Module:
     )
 
 
+def cgs(i: int, o: int, groups: int = 8) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.GroupNorm(groups, o), nn.SiLU())
+
+
+class NormedUNet(nn.Module):
+    """A diffusion U-Net's floors: GroupNorm(8) of 32, 64 and 128 channels, skips concatenated before a
+    normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = cgs(3, 32), cgs(32, 64), cgs(64, 64)
+        self.up, self.norm = nn.ConvTranspose2d(64, 32, 2, 2), nn.GroupNorm(8, 64)
+        self.d, self.out = cgs(64, 32), nn.Conv2d(32, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x)
+        c = self.c(self.b(F.max_pool2d(a, 2)))
+        return self.out(self.d(self.norm(torch.cat([a, self.up(c)], 1)).relu()))
+
+
+class SegResBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2, self.conv2 = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(self.norm2(self.conv1(self.norm1(x).relu())).relu())
+
+
+class SegResNet(nn.Module):
+    """Residual blocks with GroupNorm(8) in front, of 8 channels at first; the decoder adds its skips."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one = nn.Conv2d(3, 8, 3, padding=1), SegResBlock(8)
+        self.down, self.two = nn.Conv2d(8, 16, 3, 2, 1), SegResBlock(16)
+        self.up, self.three = nn.Conv2d(16, 8, 1), SegResBlock(8)
+        self.norm, self.out = nn.GroupNorm(8, 8), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.one(self.stem(x))
+        up = F.interpolate(self.up(self.two(self.down(one))), scale_factor=2.0)
+        return self.out(self.norm(self.three(one + up)).relu())
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "unet": (UNet, IMAGE),
     "yolo": (Yolo, noise((2, 3, 32, 32))),
@@ -1012,6 +1058,18 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     ),
     "tied convolutions": (lambda: _tied_convolutions(), IMAGE),
     "points": (Points, noise((2, 3, 20))),
+    "U-Net with norm groups": (NormedUNet, IMAGE),
+    "SegResNet": (SegResNet, IMAGE),
+    "groups in groups": (
+        lambda: Net(
+            lambda m, x: m.fc(pooled(m.c(m.b(m.a(x))))),
+            a=cgs(3, 36, 9),
+            b=nn.Sequential(nn.Conv2d(36, 72, 3, padding=1, groups=9), nn.GroupNorm(18, 72), nn.SiLU()),
+            c=cbr(72, 24),
+            fc=nn.Linear(24, 4),
+        ),
+        IMAGE,
+    ),
     "loop with shared weights": (
         lambda: Net(
             lambda m, x: m.fc(pooled(m.b(m.b(m.b(y := m.a(x)).relu() + y).relu() + y))),

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import ceil
+from math import ceil, lcm
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ def build_latency_model(
     check_target(name, target)
     table = tables.read_table(name, target)
     steps = tables.width_steps(table)
-    works, geometries = read_layers(model, inputs, target.batch)
+    works, geometries = note_leaving_groups(*read_layers(model, inputs, target.batch), model_map)
     wanted = list_needed_widths(works, model_map, steps)
     table = extend_table(name, target, table, geometries, wanted, listener)
     bare = LatencyModel(
@@ -105,6 +105,21 @@ def build_surfaces(works: Iterable[Work], table: Table, steps: Steps) -> dict[tu
     return found
 
 
+def note_leaving_groups(
+    works: Iterable[Work], geometries: Mapping[str, Geometry], model_map: ModelMap
+) -> tuple[tuple[Work, ...], dict[str, Geometry]]:
+    """The layers, where those that can lose whole groups have as many groups as their width says."""
+    counts = {part.tensor for group in model_map.coupled for part in group.slices if part.role == "size"}
+    found, known = [], dict(geometries)
+    for work in works:
+        if work.groups > 1 and f"{work.tensor.removesuffix('.weight')}:groups" in counts:
+            geometry = replace(geometries[work.key], group_inputs=work.inputs // work.groups)
+            work = replace(work, key=geometry.key, group_outputs=work.outputs // work.groups)
+            known[geometry.key] = geometry
+        found.append(work)
+    return tuple(found), known
+
+
 def list_needed_widths(works: Iterable[Work], model_map: ModelMap, steps: Steps) -> NeededWidths:
     """For each layer the widths that must be measured: a grid, and points off the multiples of four."""
     open_dims = {(s.tensor, s.dim) for c in model_map.coupled if c.protected is None for s in c.slices}
@@ -123,6 +138,10 @@ def _list_points(work: Work, open_dims: set[tuple[str, int]], steps: Steps) -> I
         yield from ((width, width) for width in choose_widths(work.outputs, step, first))
         odd = _unaligned_width(work.outputs, first)
         yield from ((odd, odd),) if odd else ()
+        return
+    if work.group_outputs:
+        outputs = choose_widths(work.outputs, lcm(step, work.group_outputs), first)
+        yield from ((width * work.inputs // work.outputs, width) for width in outputs)
         return
     # all groups of a grouped convolution stay, so their channels leave in equal numbers
     inputs = choose_widths(work.inputs, max(step, work.groups), ins)

@@ -73,7 +73,8 @@ def prepare_layer(geometry: Geometry, inputs: int, outputs: int, target: Target)
 
 
 def _count_copies(geometry: Geometry, inputs: int, outputs: int) -> int:
-    weights = outputs * max(1, inputs // geometry.groups) * prod(geometry.kernel)
+    groups = 1 if geometry.depthwise else geometry.count_groups(inputs)
+    weights = outputs * max(1, inputs // groups) * prod(geometry.kernel)
     if geometry.depthwise or weights <= _WEIGHTS // 8:
         return 8
     if weights <= _WEIGHTS:
@@ -109,7 +110,7 @@ def _input_shape(geometry: Geometry, inputs: int, batch: int) -> tuple[int, ...]
 def _make_module(geometry: Geometry, inputs: int, outputs: int) -> nn.Module:
     if not geometry.size:
         return nn.Linear(inputs, outputs)
-    groups = inputs if geometry.depthwise else geometry.groups
+    groups = geometry.count_groups(inputs)
     kind = _MODULES[len(geometry.size), geometry.transposed]
     made: nn.Module = kind(
         inputs,
@@ -129,7 +130,7 @@ def _make_onnx(geometry: Geometry, inputs: int, outputs: int, copies: int, shape
     rng = np.random.default_rng(0)
     nodes, weights, results = [], [], []
     for i in range(copies):
-        groups = inputs if geometry.depthwise else geometry.groups
+        groups = geometry.count_groups(inputs)
         if not geometry.size:
             per_group = (inputs, outputs)
         elif geometry.transposed:

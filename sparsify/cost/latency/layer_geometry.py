@@ -32,6 +32,15 @@ class Geometry:
     rows: int = 1
     depthwise: bool = False
     transposed: bool = False
+    group_inputs: int = 0
+    """channels that each group reads, where whole groups leave, so that their number follows from the width;
+    else 0"""
+
+    def count_groups(self, inputs: int) -> int:
+        """Into how many groups so many channels fall."""
+        if self.depthwise:
+            return inputs
+        return inputs // self.group_inputs if self.group_inputs else self.groups
 
     @property
     def key(self) -> str:
@@ -46,7 +55,10 @@ class Geometry:
         more = [
             f"{word} {_format_sizes(value)}" for word, value in given.items() if set(value) != {usual[word]}
         ]
-        more += [f"groups {self.groups}"] if self.groups > 1 else []
+        if self.group_inputs:
+            more.append(f"groups of {self.group_inputs}")
+        elif self.groups > 1:
+            more.append(f"groups {self.groups}")
         return " ".join([name, "x".join(map(str, self.kernel)), *more, "at", "x".join(map(str, self.size))])
 
 
@@ -175,7 +187,7 @@ def _convolution_work(
         module.out_channels,
         out * batch,
         geometry.groups,
-        module.transposed,
+        transposed=module.transposed,
     ), geometry
 
 

@@ -81,13 +81,13 @@ def _narrow_model(
     for swap in replaced:
         attention.adopt(copy, swap.module)
     thin = dict(walk_modules(copy, every=True))
-    sets = [
-        *_changed_attributes(dict(walk_modules(model, every=True)), thin, left),
-        *_changed_lengths(model, gone),
-    ]
-    for op in sets:
+    lengths = list(_changed_lengths(model, gone))
+    for op in lengths:
+        _set_attribute(thin[op.module], op)  # a number of groups, which widths follow from
+    widths = list(_changed_attributes(dict(walk_modules(model, every=True)), thin, left))
+    for op in widths:
         _set_attribute(thin[op.module], op)
-    return copy, [*replaced, *sets]
+    return copy, [*replaced, *widths, *lengths]
 
 
 def removed_branches(model_map: ModelMap, keep: Keep) -> list[Branch]:

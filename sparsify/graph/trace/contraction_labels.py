@@ -9,6 +9,7 @@ from sparsify.graph.trace.axis_labels import (
     AxisLabels,
     varying_dims,
 )
+from sparsify.graph.trace.channel_groups import ChannelGroups
 from sparsify.graph.trace.label_algebra import FIXED, LabelAlgebra, labels_along
 
 
@@ -68,9 +69,12 @@ def follow_convolution(
     transposed: bool,
     groups: int,
     shape: Sequence[int],
+    counted_by: str | None = None,
 ) -> AxisLabels:
     """Labels of [N, O, ...] from [N, C, ...] and a weight [O, C/groups, ...], or [C, O/groups, ...] if
-    transposed."""
+    transposed.
+
+    counted_by: `module:attribute` that holds `groups`; then whole groups may leave, with what they read."""
     x = algebra.hold_all(x, set(range(len(x.shape))) - {1}, "a convolution slides over it")
     channels = x.shape[1]
     ours = x.aspects[0].flatten() if x.aspects else None
@@ -91,25 +95,22 @@ def follow_convolution(
             algebra.labels.fix(columns.numpy(), "every channel has as many filters of its own")
         out: Tensor | None = own
     else:
-        if ins is not None:
-            if ours is None:
-                algebra.labels.fix(
-                    ins.numpy(), "it reads the network's input or something else of fixed size"
-                )
-            else:
-                expanded = ins if transposed else ins.repeat(groups)
-                algebra.join(expanded, ours)
-                if transposed and groups > 1:
-                    algebra.join(ins.view(groups, -1), ins.view(groups, -1)[:1])
-            if weight.parameter:
-                algebra.consume(ins)
-        elif ours is not None and groups > 1:
-            algebra.labels.fix(ours.numpy(), FIXED)
         out = outs
+        if (
+            groups > 1
+            and counted_by
+            and not transposed
+            and ins is not None
+            and rows is not None
+            and ours is not None
+        ):
+            _offer_groups(algebra, ours, ins, rows, groups, counted_by)
+        else:
+            _join_places(algebra, ours, ins, outs, groups, transposed)
+        if ins is not None and weight.parameter:
+            algebra.consume(ins)
         if out is not None and transposed:
             out = out.repeat(groups)
-        if out is not None and groups > 1 and not transposed:
-            algebra.join(out.view(groups, -1), out.view(groups, -1)[:1])
     if out is None:
         return AxisLabels(tuple(shape))
     if weight.parameter:
@@ -118,3 +119,34 @@ def follow_convolution(
     if bias is not None and bias.aspects:
         algebra.join(bias.aspects[0].flatten(), out)
     return AxisLabels(tuple(shape), (labelled,) if size > 1 else ())
+
+
+def _join_places(
+    algebra: LabelAlgebra,
+    ours: Tensor | None,
+    ins: Tensor | None,
+    outs: Tensor | None,
+    groups: int,
+    transposed: bool,
+) -> None:
+    """The same places of all groups leave: of what a convolution reads, and of what it makes."""
+    if ins is not None and ours is None:
+        algebra.labels.fix(ins.numpy(), "it reads the network's input or something else of fixed size")
+    elif ins is not None and ours is not None:
+        algebra.join(ins if transposed else ins.repeat(groups), ours)
+        if transposed and groups > 1:
+            algebra.join(ins.view(groups, -1), ins.view(groups, -1)[:1])
+    elif ours is not None and groups > 1:
+        algebra.labels.fix(ours.numpy(), FIXED)
+    if outs is not None and groups > 1 and not transposed:
+        algebra.join(outs.view(groups, -1), outs.view(groups, -1)[:1])
+
+
+def _offer_groups(
+    algebra: LabelAlgebra, ours: Tensor, ins: Tensor, rows: Tensor, groups: int, counted_by: str
+) -> None:
+    """Whole groups leave with the channels that they read, or the same places of all groups."""
+    read, made = ours.numpy().reshape(groups, -1), rows.numpy().reshape(groups, -1)
+    whole = [(read, read[:, :1]), (made, made[:, :1]), (read[:, :1], made[:, :1])]
+    places = [(ins.numpy()[None], read), (made, made[:1])]
+    algebra.labels.note_channel_groups(ChannelGroups(read, whole, places, False), counted_by)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from sparsify.graph.trace.channel_groups import ChannelGroups, Joins, Side, choose_sides
 
+Ints = NDArray[np.int64]
 
 CREATED = ""
 """name of a tensor that the forward call makes: no slice of it is cut"""
@@ -56,8 +57,11 @@ class Labels:
         self._statistics: list[Ints] = []
         self._paired: list[Ints] = []
         self._rectangles: list[Ints] = []
+        self._channel_groups: dict[tuple[str, bytes], ChannelGroups] = {}
         self.shapes: list[tuple[str, Ints]] = []
         """(module, labels along a dimension) of every reshape and split that ran in it"""
+        self.group_counts: list[tuple[str, Ints]] = []
+        """(module:attribute, a label of each group) of every number of channel groups"""
 
     def add_axis(self, tensor: str, dim: int, size: int) -> Axis:
         axis = Axis(tensor, dim, self.count, size)
@@ -73,12 +77,7 @@ class Labels:
     def join(self, a: Ints, b: Ints) -> None:
         """Labels at the same place of a and b are removed together. Both are read later: do not write into
         them."""
-        if not a.size or not b.size:
-            return
-        if a.shape == b.shape:
-            self._edges.append((a.ravel(), b.ravel()))
-        else:
-            self._edges.append(_remove_duplicates(*(v.ravel() for v in np.broadcast_arrays(a, b))))
+        self._edges += _make_edges([(a, b)])
 
     def fix(self, labels: Ints, reason: str) -> None:
         """These labels must stay, for this reason. They are read later: do not write into them."""
@@ -96,6 +95,11 @@ class Labels:
         """These labels lie along several dimensions of a tensor: what is kept must be a rectangle again."""
         self._rectangles.append(labels)
 
+    def note_channel_groups(self, own: ChannelGroups, counted_by: str) -> None:
+        """These channels fall into groups; `module:attribute` holds how many."""
+        self._channel_groups.setdefault((counted_by, own.channels.tobytes()), own)
+        self.group_counts.append((counted_by, own.channels[:, 0]))
+
     def note_length(self, module: str, labels: Ints) -> None:
         """A module used the length of this dimension."""
         self.shapes.append((module, labels))
@@ -104,9 +108,38 @@ class Labels:
         """The class of every label: the smallest label that it must be removed with.
 
         If one dimension was split into several (heads and their features, blocks and positions in them),
-        whole rows or whole columns are removed: along the dimension that gives the most units.
+        whole rows or whole columns are removed: along the dimension that gives the most units. So it is
+        where channels fall into groups.
         """
-        number, edges = self._merge_axes()
+        self._take_sides()
+        return self._find_classes(self._edges)
+
+    def _take_sides(self) -> None:
+        """Join channel groups on the side on which they leave, for good."""
+        groups = list(self._channel_groups.values())
+        self._channel_groups.clear()
+        if not groups:
+            return
+        whole = _make_edges([pair for own in groups for pair in own.whole])
+        places = _make_edges([pair for own in groups for pair in own.places])
+        spread = _make_edges([(field, field.flat[:1]) for field in self._rectangles])
+        every = [*self._edges, *whole, *places, *spread]
+        a, b = (np.concatenate(ends) for ends in zip(_NO_EDGE, *every, strict=True))
+        free = (a != 0) & (b != 0)  # what must stay connects nothing
+        touching = find_components(self.count, a[free], b[free])
+        sides = [self._describe_side(edges) for edges in (whole, places)]
+        for own, leaves_whole in zip(groups, choose_sides(groups, touching, *sides), strict=True):
+            self._edges += _make_edges(own.whole if leaves_whole else own.places)
+            if own.has_statistics and not leaves_whole:
+                self.note_statistics(own.channels)
+
+    def _describe_side(self, edges: Sequence[tuple[Ints, Ints]]) -> Side:
+        classes = self._find_classes([*self._edges, *edges])
+        return Side(classes, self.why_fixed(classes)[0] >= 0)
+
+    def _find_classes(self, joins: Sequence[tuple[Ints, Ints]]) -> Ints:
+        """The class of every label where these are joined."""
+        number, edges = self._merge_axes(joins)
         (smallest,) = np.nonzero(np.diff(np.maximum.accumulate(number), prepend=-1))
         while True:
             a, b = (number[np.concatenate(ends)] for ends in zip(_NO_EDGE, *edges, strict=True))
@@ -114,12 +147,9 @@ class Labels:
             ties = [tie for labels in self._rectangles for tie in _find_ties(classes[labels])]
             if not ties:
                 return classes
-            known = len(self._edges)
-            for one, other in ties:
-                self.join(one, other)
-            edges += self._edges[known:]
+            edges += _make_edges(ties)
 
-    def _merge_axes(self) -> tuple[Ints, list[tuple[Ints, Ints]]]:
+    def _merge_axes(self, joins: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, list[tuple[Ints, Ints]]]:
         """(label -> node, ascending with the smallest label of each; the joins that are left).
 
         Most joins are of one whole axis with another (a layer's outputs and its normalisation): such
@@ -134,7 +164,7 @@ class Labels:
             return first
 
         left = []
-        for a, b in self._edges:
+        for a, b in joins:
             one, other = int(a[0]), int(b[0])
             if sizes.get(one) == sizes.get(other) == len(a) and _ascends_by_one(a) and _ascends_by_one(b):
                 one, other = found(one), found(other)
@@ -180,6 +210,18 @@ class Labels:
 
 
 _NO_EDGE = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+def _make_edges(joins: Joins) -> list[tuple[Ints, Ints]]:
+    """Joins as flat arrays of one length; none of nothing."""
+    edges = []
+    for a, b in joins:
+        if a.size and b.size and a.shape == b.shape:
+            edges.append((a.ravel(), b.ravel()))
+        elif a.size and b.size:
+            one, other = np.broadcast_arrays(a, b)
+            edges.append(_remove_duplicates(one.ravel(), other.ravel()))
+    return edges
 
 
 def _ascends_by_one(labels: Ints) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparsify.graph.broadcast_shapes import find_common_shape
 from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
+from sparsify.graph.trace.channel_groups import ChannelGroups
 from sparsify.graph.trace.complex_rules import COMPLEX_RULES
 from sparsify.graph.trace.contraction_labels import follow_convolution, follow_product
 from sparsify.graph.trace.index_rules import INDEX_RULES
@@ -178,6 +179,7 @@ def _convolution(w: Follower, op: Op) -> AxisLabels:
         transposed,
         groups,
         op.out.shape,
+        w.find_group_count(groups),
     )
 
 
@@ -215,10 +217,20 @@ def _native_layer_norm(w: Follower, op: Op) -> AxisLabels:
 
 
 def _native_group_norm(w: Follower, op: Op) -> AxisLabels:
+    """Groups of channels, each with its own statistics. Where the running module holds their number, whole
+    groups may leave."""
     x, groups = w.labels_of(op.args[0]), op.args[6]
-    w.algebra.hold_blocks(x, 1, x.shape[1] // groups, "it falls into unequal groups of a normalisation")
+    size, counted_by = x.shape[1] // groups, w.find_group_count(groups) if groups > 1 else None
+    if op.args[1] is None:
+        w.note_length(x)  # without a weight, the module's attribute is the only place of its width
     for aspect in x.aspects:
-        if 1 in varying_dims(aspect):
+        if counted_by is not None and varying_dims(aspect) == {1}:
+            channels = aspect.numpy().reshape(groups, size)
+            whole, places = (channels, channels[:, :1]), (channels, channels[:1])
+            w.labels.note_channel_groups(ChannelGroups(channels, [whole], [places], True), counted_by)
+        elif 1 in varying_dims(aspect):
+            alone = AxisLabels(x.shape, (aspect,))
+            w.algebra.hold_blocks(alone, 1, size, "it falls into unequal groups of a normalisation")
             w.labels.note_statistics(aspect.numpy())
     return w.algebra.join_elementwise(
         x.shape, [x, *[_lay_along(w, v, 1, len(x.shape)) for v in op.args[1:3] if isinstance(v, Tensor)]]

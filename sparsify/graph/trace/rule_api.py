@@ -45,5 +45,9 @@ class Follower(Protocol):
     def note_length(self, axis_labels: AxisLabels) -> AxisLabels:
         """Remember that a length was used."""
 
+    def find_group_count(self, groups: int) -> str | None:
+        """`module:attribute` of the running layer that holds its number of channel groups; None where no
+        layer of torch runs, or it holds another number."""
+
 
 Rule = Callable[[Follower, Op], AxisLabels | list[AxisLabels]]

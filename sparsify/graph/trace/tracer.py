@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsify.forward.opaque import LEAVES_TORCH, is_nested, is_scripted, is_sparse
+from sparsify.graph.layer_types import layer_type
 from sparsify.graph.names import named_tensors, walk_modules
 from sparsify.graph.trace.axis_labels import AxisLabels, flexible_dims, take_first, varying_dims
 from sparsify.graph.trace.choose_rule import follow_operator
@@ -99,6 +100,8 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         self.plain: dict[tuple[int, ...], AxisLabels] = {}
         self.hidden: dict[str, Tensor] = {}
         self.comparing: set[str] = set()
+        self.group_counts: dict[str, tuple[str, int]] = {}
+        """module -> (attribute, number) of its channel groups"""
         self.products: dict[Any, TracedProduct] = {}
         self.ran: Counter[Any] = Counter()
         """how often each product ran, with the keys of `products`"""
@@ -128,6 +131,9 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         for name, module in walk_modules(model):
             if isinstance(module, COMPARES_WIDTH):
                 self.comparing.add(name)
+            attribute = layer_type(module).group_count
+            if attribute is not None:
+                self.group_counts[name] = attribute, getattr(module, attribute)
             if isinstance(module, nn.RNNBase) and not module.proj_size:
                 self._enter_recurrent(name, module)
 
@@ -305,6 +311,12 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
                         self.within[-1], take_first(aspect, varying_dims(aspect) - {d}).flatten().numpy()
                     )
         return axis_labels
+
+    def find_group_count(self, groups: int) -> str | None:
+        """`module:attribute` of the running layer that holds its number of channel groups."""
+        module = self.within[-1] if self.within else ""
+        attribute, held = self.group_counts.get(module, ("", 0))
+        return f"{module}:{attribute}" if held == groups else None
 
     def run_plain(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator."""

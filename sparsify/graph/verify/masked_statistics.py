@@ -108,7 +108,7 @@ class MaskedTracer(Tracer):  # type: ignore[no-untyped-call]
                 rest[1:3] = [_select_along(value, place, stays) for value in rest[1:3]]
             if name == "native_group_norm":
                 rest[0:2] = [_select_along(value, 0, stays) for value in rest[0:2]]
-                rest[3] = len(stays)
+                rest[3], rest[5] = len(stays), _count_groups(stays, x.shape[1], rest[5])
         out = func(_select_kept(x, x.dim(), kept), *rest, **kwargs)
         if beside or name in REDUCTIONS:
             return out
@@ -118,6 +118,12 @@ class MaskedTracer(Tracer):  # type: ignore[no-untyped-call]
             out if isinstance(out, Tensor) else out[0],
         )
         return filled if isinstance(out, Tensor) else (filled, *out[1:])
+
+
+def _count_groups(stays: Tensor, channels: int, groups: int) -> int:
+    """How many of equal groups of channels have some that stay: whole groups leave, or the same places of
+    all."""
+    return len(torch.unique(stays // (channels // groups)))
 
 
 def _select_along(operand: Any, dim: int, stays: Tensor) -> Any:

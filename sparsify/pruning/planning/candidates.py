@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, gcd, lcm
 
 from sparsify.pruning.planning.equal_layers import find_equal_layers
+from sparsify.pruning.planning.group_types import group_type_of
 from sparsify.pruning.planning.plan import Assignment, Plan, count_kept_by_limits
 from sparsify_schemas.group import removes_branches
 from sparsify_schemas.rule import Keep, Rule
@@ -83,13 +84,30 @@ def list_candidates(
                     values,
                     sum(gone),
                     keep,
-                    assignment.multiple,
+                    find_unit_multiple(plan, assignment, name),
                     assignment.rule,
                     floors[name],
                     equal.get(name),
                 )
             )
     return tuple(found)
+
+
+def find_unit_multiple(plan: Plan, assignment: Assignment, name: str) -> int:
+    """What the number of kept units is a multiple of, so that kept channels are one of `multiple_of`: several
+    channels may leave as one unit, as a group of a grouped convolution does. Heads and hidden units count as
+    they are."""
+    rule = plan.recipe.rules[assignment.rule]
+    if assignment.multiple == 1 or rule.group is None or group_type_of(rule.group).step is None:
+        return assignment.multiple
+    group = plan.map.by_name[name]
+    made = [part for part in group.slices if part.role == "out"]
+    own = [part for part in made if part.tensor in assignment.tensors] or made[:1]
+    found = 1
+    for part in own:
+        channels = sum(span.units * span.repeat for span in part.spans) // group.width
+        found = lcm(found, assignment.multiple // gcd(assignment.multiple, channels))
+    return found
 
 
 def _sort_units(values: Sequence[float], dead: Sequence[bool]) -> tuple[int, ...]:

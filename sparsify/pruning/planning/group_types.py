@@ -282,9 +282,11 @@ def _outputs(map: ModelMap, layer: Layer) -> list[Coupled]:
 
 
 def _inputs(map: ModelMap, layer: Layer) -> list[Coupled]:
-    """A depthwise convolution makes its own channels."""
+    """A depthwise convolution makes its own channels; so does one that loses whole groups."""
     depthwise = layer.weight[1:2] == (1,) and layer.inputs == layer.outputs > 1
-    return find_coupled(map, layer, "out" if depthwise else "in")
+    read = [] if depthwise else find_coupled(map, layer, "in")
+    grouped = _family(layer) == "convolution" and layer.weight[1] < layer.inputs
+    return read or (find_coupled(map, layer, "out") if depthwise or grouped else [])
 
 
 def _heads(map: ModelMap, layer: Layer) -> list[Coupled]:

@@ -1,0 +1,66 @@
+"""Channels that fall into equal groups, of a GroupNorm or of a grouped convolution: which side leaves.
+
+Either whole groups leave, and the layer has fewer of them, or the same places of all groups, and the layer's
+groups are narrower. Layers that share channels take one side together: that which leaves more units, whole
+groups where both leave equally many.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Joins = Sequence[tuple[Ints, Ints]]
+"""labels at the same place of the two are removed together"""
+
+
+@dataclass(frozen=True)
+class ChannelGroups:
+    """The channels that a layer reads, by its groups, and what is joined on either side."""
+
+    channels: Ints
+    """labels: [groups, channels of a group]"""
+    whole: Joins
+    """what is joined where whole groups leave"""
+    places: Joins
+    """what is joined where the same places of all groups leave"""
+    has_statistics: bool
+    """whether each group has a statistic over its channels, so that a cut inside of it changes them"""
+
+
+@dataclass(frozen=True)
+class Side:
+    """The classes of all labels where every layer takes one side."""
+
+    classes: Ints
+    is_fixed: NDArray[np.bool_]
+    """whether each class must stay"""
+
+    def count_units(self, own: ChannelGroups) -> int:
+        """Units that can leave among the channels."""
+        found = np.unique(self.classes[own.channels])
+        return int((~self.is_fixed[found]).sum())
+
+
+def choose_sides(
+    groups: Sequence[ChannelGroups], touching: Ints, whole: Side, places: Side
+) -> Sequence[bool]:
+    """Whether whole groups leave, for each.
+
+    touching: label -> the set of labels that it could be joined with, on either side.
+    """
+    together: dict[int, list[ChannelGroups]] = defaultdict(list)
+    sets = [int(touching[own.channels].max()) for own in groups]  # of what must stay it is 0
+    for number, own in zip(sets, groups, strict=True):
+        together[number].append(own)
+    leaves_whole = {
+        number: _count(whole, members) >= _count(places, members) for number, members in together.items()
+    }
+    return [leaves_whole[number] for number in sets]
+
+
+def _count(side: Side, groups: Sequence[ChannelGroups]) -> int:
+    return sum(map(side.count_units, groups))

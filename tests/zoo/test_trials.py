@@ -29,9 +29,9 @@ EVERY = list(PINNED) if os.environ.get("NIGHTLY") else [*SMALL[::9], "tv.swin", 
 def test_quick_trials_protect_what_plain_ones_do(name: str) -> None:
     given: networks.Entry = source(name.split(".")[0])[name]
     torch.manual_seed(0)
-    model = given.build().eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        model = given.build().eval()
         inputs = given.fresh(2, 0)
         table.perturb(model, inputs)
         traced = build_map.build_map(model, inputs, {})

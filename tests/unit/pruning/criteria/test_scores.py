@@ -38,9 +38,9 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.n, self.b, self.c = (
-            nn.Conv2d(3, 4, 3),
-            nn.BatchNorm2d(4),
-            nn.Conv2d(4, 6, 2, groups=2),
+            nn.Conv2d(3, 6, 3),
+            nn.BatchNorm2d(6),
+            nn.Conv2d(6, 6, 2, groups=2),
             nn.Linear(6, 3),
         )
 
@@ -191,7 +191,7 @@ def test_bn_scale_is_the_scale() -> None:
     layout = coupled_layout(plan.map, ["a"], parameters)
     scores = group_scores(BnScale(kind="bn_scale"), layout, parameters, None, 0)
     scales = net.n.weight.detach().abs()
-    assert scores.tolist() == pytest.approx([float(scales[n] + scales[n + 2]) for n in range(2)])
+    assert scores.tolist() == pytest.approx([float(scales[n] + scales[n + 3]) for n in range(3)])
     with pytest.raises(
         ModelError,
         match=(

@@ -255,6 +255,22 @@ def test_the_addend_that_is_kept_is_that_of_the_sum() -> None:
     assert watch.kept == {}
 
 
+def test_a_linear_layer_is_fitted_to_many_rows_of_each_example() -> None:
+    """64 rows for each input, however few places of an example are asked for."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).eval()
+    x = draw(20, 12, 6)
+    result = cut_half(model, x, layers="0", criterion={"kind": "random"})
+    settings = Settings(ridge=1e-9, rows=20)  # one place of each example
+    refit_layers(model, result.model, (result.cuts,), (x,), 20, settings)
+    with torch.no_grad():
+        inputs = result.model[1](result.model[0](x)).double().flatten(0, 1)
+        wanted = model(x).double().flatten(0, 1)
+    ones = torch.ones(len(inputs), 1, dtype=torch.float64)
+    exact = torch.linalg.lstsq(torch.cat([inputs, ones], 1), wanted).solution
+    assert torch.allclose(result.model[2].weight.detach().double(), exact[:-1].T, atol=1e-4)
+
+
 def test_a_deep_sum_makes_up_for_what_it_lost() -> None:
     """Each block takes the whole loss of those before it upon itself, not its own alone."""
     model, x, fresh = Positions().eval(), draw(400, 5, 8), draw(200, 5, 8, seed=5)

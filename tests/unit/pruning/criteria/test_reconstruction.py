@@ -103,6 +103,27 @@ def test_several_units_that_go_at_a_time_cost_what_they_cost_together() -> None:
     assert cheap < 0.5 * min(least_error(hidden, weight, curvature, half) for half in halves)
 
 
+def test_units_of_several_widths_cost_what_least_squares_says_until_none_is_left() -> None:
+    """Columns that are gone leave the matrices on the way; units with fewer columns are filled up."""
+    columns = tuple(map(torch.tensor, ([0, 1, 2], [3], [4, 5], [6, 7, 8], [9], [10, 11])))
+    inputs, weight = draw(300, 12).double(), draw(12, 4, seed=1).double()
+    gradients = draw(50, 4, seed=2).double()
+    curvature = gradients.T @ gradients
+    surgeon = reconstruction._Surgeon(weight, torch.cov(inputs.T, correction=0), curvature, columns, RIDGE)
+    gone: tuple[int, ...] = ()
+    total = 0.0
+    for unit in (3, 1, 4, 0, 5, 2):
+        left = [other for other in range(6) if not set(columns[other].tolist()) & set(gone)]
+        now = least_error(inputs, weight, curvature, gone)
+        costs = surgeon.costs(torch.tensor(left)).tolist()
+        for other, cost in zip(left, costs, strict=True):
+            without = least_error(inputs, weight, curvature, (*gone, *columns[other].tolist()))
+            assert cost == pytest.approx(without - now, rel=1e-6)
+        total += surgeon.remove(torch.tensor([unit]))
+        gone = (*gone, *columns[unit].tolist())
+        assert total == pytest.approx(least_error(inputs, weight, curvature, gone), rel=1e-6)
+
+
 def test_two_readers_count_together() -> None:
     x = draw(300, 4)
     totals = []

@@ -13,6 +13,7 @@ import torch
 import yaml
 from apart import BRIEFLY, Apart
 from safetensors.torch import load_file
+from small_run import make_recipe
 
 from sparsify import files
 from sparsify.errors import RunError
@@ -23,19 +24,7 @@ from sparsify.runs.apply import apply
 from sparsify.runs.listing import list_runs
 from sparsify_cli.app import exit_code
 
-SGD = {"kind": "sgd", "lr": 0.05}
-RECIPE: dict[str, Any] = {
-    "version": 1,
-    "title": "Small",
-    "model": {"build": "sparsify.models.digits_cnn"},
-    "data": {"source": "digits", "validation": "90%"},
-    "rules": [{"layers": "conv*", "group": "filter", "sparsity": "50%"}],
-    "targets": {"here": {"kind": "cpu"}},
-    "stages": [
-        {"kind": "train", "name": "learn", "epochs": 2, "optimizer": SGD},
-        {"kind": "cut", "repair": False},
-    ],
-}
+RECIPE = make_recipe(epochs=2)
 RUN = Path("runs/small-1")
 SAME = (run_folder.WEIGHTS, run_folder.DENSE, run_folder.CUTS)
 

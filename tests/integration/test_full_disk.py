@@ -14,6 +14,7 @@ import pytest
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from small_run import make_recipe
 
 from sparsify import files
 from sparsify.exporters import writer
@@ -23,18 +24,7 @@ from sparsify.runs.apply import apply
 from sparsify_cli.app import exit_code
 
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-RECIPE: dict[str, Any] = {
-    "version": 1,
-    "title": "Small",
-    "model": {"build": "sparsify.models.digits_cnn"},
-    "data": {"source": "digits", "validation": "90%"},
-    "rules": [{"layers": "conv*", "group": "filter", "sparsity": "50%"}],
-    "targets": {"here": {"kind": "cpu"}},
-    "stages": [
-        {"kind": "train", "name": "learn", "epochs": 1, "optimizer": {"kind": "sgd", "lr": 0.05}},
-        {"kind": "cut", "repair": False},
-    ],
-}
+RECIPE = make_recipe(epochs=1)
 RUN = Path("runs/small-1")
 FAILS = Callable[[str], bool]
 """whether the write of a file of this name fails"""

@@ -14,24 +14,14 @@ from typing import Any
 import pytest
 import yaml
 from apart import BRIEFLY, Apart
+from small_run import make_recipe
 
 from sparsify.runs import run_folder
 from sparsify.runs.apply import apply
 from sparsify_cli.app import exit_code
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="rights as Linux has them")
-RECIPE: dict[str, Any] = {
-    "version": 1,
-    "title": "Small",
-    "model": {"build": "sparsify.models.digits_cnn"},
-    "data": {"source": "digits", "validation": "90%"},
-    "rules": [{"layers": "conv*", "group": "filter", "sparsity": "50%"}],
-    "targets": {"here": {"kind": "cpu"}},
-    "stages": [
-        {"kind": "train", "name": "learn", "epochs": 1, "optimizer": {"kind": "sgd", "lr": 0.05}},
-        {"kind": "cut", "repair": False},
-    ],
-}
+RECIPE = make_recipe(epochs=1)
 LIBC = ctypes.CDLL(None, use_errno=True)
 _OVERRIDE = 1 << 1 | 1 << 2
 """the capabilities by which root reads and writes what it may not: DAC_OVERRIDE, DAC_READ_SEARCH"""

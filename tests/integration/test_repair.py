@@ -1,6 +1,7 @@
 """The repair stage in a run: what it says, what it keeps, and that an interrupted run goes on with the
 same bits."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from sparsify.reporting.report_file import read_report
 from sparsify.reporting.report_tables import list_tables
 from sparsify.runs import setup
 from sparsify.runs.run_folder import CHECKPOINT
+from sparsify.runs.save_load import read_cuts
+from sparsify_cli.app import exit_code
+from sparsify_schemas.criterion import Reconstruction
 
 RECIPE: dict[str, Any] = {
     "version": 1,
@@ -159,6 +163,25 @@ def test_a_cut_is_repaired_by_default_where_there_are_data() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
     written = sparsify.load_recipe(run / "recipe.yaml").recipe
     assert [stage.kind for stage in written.stages] == ["train", "cut", "repair", "train"]
+
+
+def test_a_cut_that_is_repaired_chooses_by_reconstruction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rule = {"layers": "conv*", "group": "filter", "sparsity": "50%"}
+    spec = {"kind": "reconstruction", "batches": 8}
+    runs = [
+        sparsify.apply({**WITHOUT_STAGE, "rules": [own]}, from_scratch=True, timing=0.05)
+        for own in (rule, {**rule, "criterion": spec}, {**rule, "criterion": {"kind": "magnitude"}})
+    ]
+    default, explicit, magnitude = (read_cuts(run)[0].widths for run in runs)
+    assert default == explicit != magnitude
+    (written,) = sparsify.load_recipe(runs[0] / "recipe.yaml").recipe.rules
+    assert written.criterion == Reconstruction.model_validate({**spec, "required": False})
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps({**WITHOUT_STAGE, "rules": [rule]}))
+    assert exit_code(["validate", str(file)]) == 0
+    assert "conv*: filter, 50% removed, pruned by reconstruction" in capsys.readouterr().out
 
 
 def test_the_plan_shows_the_default_repair() -> None:

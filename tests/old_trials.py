@@ -11,7 +11,7 @@ from torch import nn
 from sparsify.forward.copies import copy_model
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.verify import search_faults, trial_cuts
-from sparsify.graph.verify.run_models import copy_in_dtype
+from sparsify.graph.verify.equivalence import copy_in_double
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def try_in_the_plain_way() -> Iterator[None]:
 
     with (
         mock.patch.object(trial_cuts, "_protect_by_shapes", lambda *_: None),
-        mock.patch.object(trial_cuts, "widen_model", lambda model: copy_in_dtype(model, torch.float64)),
+        mock.patch.object(trial_cuts, "WAYS_TO_WIDEN", (copy_in_double,)),
         mock.patch.object(trials, "_find_fault_in_double", find_fault),
         mock.patch.object(trial_cuts, "protect_failing_groups", lambda *given: protect(*given[:3])),
         mock.patch.object(trial_cuts, "_remember_last", lambda find: find),

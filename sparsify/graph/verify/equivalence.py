@@ -58,6 +58,14 @@ TRIAL_TOLERANCE = 1e-3
 Widen = Callable[[nn.Module], nn.Module]
 """makes a copy of a model that computes in double precision"""
 
+
+def copy_in_double(model: nn.Module) -> nn.Module:
+    return copy_in_dtype(model, torch.float64)
+
+
+WAYS_TO_WIDEN: tuple[Widen, ...] = (widen_model, copy_in_double)
+"""the one that takes less memory first; not every model runs so"""
+
 NO_CONSTANTS = Constants()
 NOTHING_FOLDED: Mapping[str, torch.Tensor] = {}
 
@@ -191,8 +199,7 @@ class _Comparison:
 def _choose_precision(dense: nn.Module, inputs: Inputs, fresh: Sequence[Inputs]) -> _Comparison:
     """float64 where the model runs in it, else its own precision."""
     double = convert_inputs(inputs, torch.float64)
-    ways: tuple[Widen, ...] = (widen_model, lambda model: copy_in_dtype(model, torch.float64))
-    for widen in ways:
+    for widen in WAYS_TO_WIDEN:
         wide = widen(dense)
         matched = tuple(_match_precision(one, double) for one in fresh)
         for own, is_fresh in ((matched, True), ((double,), False)):

@@ -14,17 +14,14 @@ from sparsify.forward.call_model import convert_inputs
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
 from sparsify.forward.free_memory import return_freed_memory
-from sparsify.forward.opaque import is_nested, is_sparse
 from sparsify.graph.length_attributes import choose_attributes, drop_attributes
 from sparsify.graph.model_map import Branch, Coupled, ModelMap
-from sparsify.graph.names import all_names
 from sparsify.graph.peft_adapters import find_adapter_names
-from sparsify.graph.precision import widen_model
 from sparsify.graph.proportional_groups import bundle_groups
 from sparsify.graph.residual_branches import find_branches
 from sparsify.graph.surgery import operations
 from sparsify.graph.surgery.operations import Keep
-from sparsify.graph.verify.equivalence import TOLERANCE, TRIAL_TOLERANCE, Widen
+from sparsify.graph.verify.equivalence import TOLERANCE, TRIAL_TOLERANCE, WAYS_TO_WIDEN, Widen
 from sparsify.graph.verify.failed_allocations import raise_out_of_memory
 from sparsify.graph.verify.masked_model import check_same_shapes, narrowed_groups, run_masked_model
 from sparsify.graph.verify.meta_trials import MetaTrials, choose_half
@@ -36,6 +33,7 @@ from sparsify.graph.verify.run_models import (
     run_model,
 )
 from sparsify.graph.verify.search_faults import find_cuttable
+from sparsify.graph.verify.trial_weights import randomize_weights, restore_copy
 from sparsify.graph.verify.usual_calls import check_usual_calls
 
 ONE_UNIT_TOLERANCE = 1e-5
@@ -48,8 +46,7 @@ FindFault = Callable[[Sequence[Coupled], ModelMap], str | None]
 
 def _choose_double(trial: nn.Module, inputs: Inputs) -> Widen | None:
     """How the model runs in double precision; None if it does not."""
-    ways: tuple[Widen, ...] = (widen_model, lambda model: copy_in_dtype(model, torch.float64))
-    for widen in ways:
+    for widen in WAYS_TO_WIDEN:
         try:
             run_model(widen(trial), convert_inputs(inputs, torch.float64))
         except Exception as error:
@@ -185,9 +182,9 @@ class _Trials:
             return  # a model of shapes alone can be planned, not compared
         self.model = scratch or copy_in_dtype(model, torch.float32)
         if scratch is not None:
-            self.restore = lambda: _restore(model, self.model)
+            self.restore = lambda: restore_copy(model, self.model)
             self.model.eval()
-        _randomize_weights(model, self.model, self.inputs)
+        randomize_weights(model, self.model, self.inputs)
         self.double = cache(lambda: _choose_double(self.model, self.inputs))
         values = (self._cut_half_in_single, self._cut_rest_in_double, self._cut_one_unit)
         self.faults += map(_remember_last, values)
@@ -283,7 +280,7 @@ def add_branches(model: nn.Module, model_map: ModelMap, inputs: Inputs, macs: Ma
     reasons: dict[str, str] = {}
     inputs = convert_inputs(inputs, torch.float32)
     trial = copy_in_dtype(model, torch.float32)
-    _randomize_weights(model, trial, inputs)
+    randomize_weights(model, trial, inputs)
     double = _choose_double(trial, inputs)
 
     def find_fault(chosen: Sequence[Coupled]) -> str | None:
@@ -368,43 +365,3 @@ def _choose_other_halves(model_map: ModelMap, chosen: Iterable[Coupled]) -> dict
         ranks[group.width] += 1
         kept[group.name] = rest[: len(rest) - ranks[group.width] % len(rest)]
     return {group.name: kept[group.name] for group in chosen}
-
-
-def _randomize_weights(model: nn.Module, trial: nn.Module, inputs: Inputs) -> None:
-    """Give a float32 copy of the model random weights of ordinary scale; the model's own weights if the
-    outputs are not finite."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in [*trial.named_parameters(), *trial.named_buffers()]:
-            if not tensor.is_floating_point() or is_sparse(tensor) or is_nested(tensor):
-                continue
-            if name.endswith("running_var") or (tensor.dim() == 1 and name.endswith("weight")):
-                tensor.uniform_(0.5, 1.5, generator=generator)
-            elif tensor.dim() > 1:
-                spread = 1.5 * (3 / max(1, tensor[0].numel())) ** 0.5
-                tensor.uniform_(-spread, spread, generator=generator)
-            elif isinstance(tensor, nn.Parameter) or name.endswith("running_mean"):
-                tensor.uniform_(-0.2, 0.2, generator=generator)
-    try:
-        finite = all(bool(t.isfinite().all()) for t in run_model(trial, inputs))
-    except Exception as error:
-        raise_out_of_memory(error)
-        finite = False
-    if not finite:
-        copy_values(model, trial)
-
-
-def _restore(model: nn.Module, trial: nn.Module) -> None:
-    """Give a copy the model's values, and each of its modules the mode of the original."""
-    copy_values(model, trial)
-    for original, module in zip(model.modules(), trial.modules(), strict=True):
-        module.training = original.training
-
-
-@torch.no_grad()
-def copy_values(model: nn.Module, trial: nn.Module) -> None:
-    """Give a copy the values of the model's parameters and buffers, in its own precision."""
-    values = all_names(model)
-    for name, tensor in all_names(trial).items():
-        if not (is_sparse(tensor) or is_nested(tensor)):
-            tensor.copy_(values[name])

@@ -12,6 +12,7 @@ import sparsify
 from sparsify.errors import ModelError, RecipeError
 from sparsify.pruning.criteria import reconstruction
 from sparsify.pruning.criteria.reconstruction import hull_slopes, reconstruction_scores
+from sparsify.pruning.criteria.surgeon import Surgeon
 from sparsify.pruning.cut import Result
 
 RIDGE = 1e-3
@@ -109,7 +110,7 @@ def test_units_of_several_widths_cost_what_least_squares_says_until_none_is_left
     inputs, weight = draw(300, 12).double(), draw(12, 4, seed=1).double()
     gradients = draw(50, 4, seed=2).double()
     curvature = gradients.T @ gradients
-    surgeon = reconstruction._Surgeon(weight, torch.cov(inputs.T, correction=0), curvature, columns, RIDGE)
+    surgeon = Surgeon(weight, torch.cov(inputs.T, correction=0), curvature, columns, RIDGE)
     gone: tuple[int, ...] = ()
     total = 0.0
     for unit in (3, 1, 4, 0, 5, 2):

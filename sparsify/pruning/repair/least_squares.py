@@ -6,26 +6,21 @@ reaches a layer, the dense model has just passed it. So each layer sees inputs f
 already, and no more is kept than the outputs of one layer.
 """
 
-import queue
-import threading
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparsify.distributed import counts_of
-from sparsify.forward.call_model import call_model, restore_buffers
+from sparsify.forward.call_model import call_model
 from sparsify.forward.calls import Inputs, first_tensor
 from sparsify.pruning.layer_matrix import (
     Places,
     groups_of,
     input_rows,
     output_rows,
-    sample_places,
     set_weight,
     weight_matrix,
 )
@@ -34,57 +29,23 @@ from sparsify.pruning.repair.attention import (
     AttentionOutputs,
     is_attention,
     refit_attention,
-    sample_attention,
 )
 from sparsify.pruning.repair.choose_fit import Settings, choose_fit, repair_row
+from sparsify.pruning.repair.dense_outputs import DenseRun, LayerOutputs, StoppedEarly
 from sparsify.pruning.repair.kept_outputs import find_kept_outputs, find_zeroed_tensors, kept_rows
 from sparsify.pruning.repair.recurrent import (
     RecurrentOutputs,
     is_recurrent,
     refit_recurrent,
-    sample_recurrent,
 )
 from sparsify.pruning.repair.regression import Fit
-from sparsify.pruning.repair.sites import Operator, OperatorCounter, Site, find_sites
+from sparsify.pruning.repair.sites import OperatorCounter, Site, find_sites, list_operators
 from sparsify.pruning.repair.skipped_layers import explain_not_run, list_row_tensors, list_skipped
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import LayerRepair
 
 LEAST_GAIN = 0.01
 """a channel that the norm behind scales by less than this cannot make up for what its sum lost"""
-
-
-ROWS_OF_INPUT = 64
-"""rows that a Linear layer is fitted to for each of its inputs, where the examples have so many"""
-
-
-@dataclass(frozen=True)
-class _LayerOutputs:
-    """Outputs of one convolution or Linear layer of the dense model."""
-
-    name: str
-    places: Places
-    targets: Tensor
-    """[rows, outputs that stay]"""
-    addend: Tensor | None
-    """the other addend of its sum at the same places"""
-    mean: Tensor | None
-    """what the batch normalisation right behind subtracts from the outputs that stay"""
-
-
-@dataclass(frozen=True)
-class _NoOutputs:
-    """A layer ran in the dense model, in a way that cannot be followed."""
-
-    name: str
-
-
-_Outputs = _LayerOutputs | AttentionOutputs | RecurrentOutputs | _NoOutputs
-"""what the dense model tells of one layer"""
-
-
-class _Stopped(Exception):
-    """Nothing of what the model would go on to compute is needed. One that catches it goes on to its end."""
 
 
 def refit_layers(
@@ -119,8 +80,8 @@ def refit_layers(
     if not todo:
         return tuple(repairs)
     done: list[str] = []
-    watch = OperatorCounter(_list_operators(sites, partners))
-    run_dense = _Dense(
+    watch = OperatorCounter(list_operators(sites, partners))
+    run_dense = DenseRun(
         dense, dense_sites, partners, outputs, rows, inputs, examples, settings, frozenset(todo)
     )
 
@@ -137,7 +98,7 @@ def refit_layers(
                         repairs.extend(rows)
                     case RecurrentOutputs() if is_recurrent(module):
                         repairs.extend(refit_recurrent(module, (args, kwargs), message, examples, settings))
-                    case _LayerOutputs() if value is not None:
+                    case LayerOutputs() if value is not None:
                         repairs.append(
                             _refit_layer(model, sites[name], value, message, addend, examples, settings)
                         )
@@ -150,7 +111,7 @@ def refit_layers(
             # The last layer itself need not run: of a language model, whose scores over the vocabulary are
             # by far its largest tensor, the last layer to refit is often the one before.
             if len(done) == len(todo):
-                raise _Stopped
+                raise StoppedEarly
 
         return hook
 
@@ -161,7 +122,7 @@ def refit_layers(
     if progress is not None:
         progress(0, len(todo))
     try:
-        with run_dense, torch.no_grad(), watch, suppress(_Stopped):
+        with run_dense, torch.no_grad(), watch, suppress(StoppedEarly):
             call_model(model, inputs)
     finally:
         for handle in handles:
@@ -169,165 +130,11 @@ def refit_layers(
     return tuple(repairs)
 
 
-class _Dense:
-    """The dense model in a thread of its own, at most two layers ahead of whoever asks for its outputs."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        sites: Mapping[str, Site],
-        partners: frozenset[str],
-        outputs: Mapping[str, Tensor],
-        rows: Mapping[str, Tensor],
-        inputs: Inputs,
-        examples: int,
-        settings: Settings,
-        wanted: frozenset[str],
-    ) -> None:
-        self._model, self._sites, self._partners = model, sites, partners
-        self._outputs, self._rows, self._inputs = outputs, rows, inputs
-        self._wanted = set(wanted)
-        self._everywhere = (
-            examples if settings.processes is None else sum(counts_of(examples, settings.processes))
-        )
-        self._rows_wanted = settings.rows
-        self._count = self._count_places(settings.rows)
-        self._seed = settings.seed
-        self._talk: queue.Queue[_Outputs | BaseException | None] = queue.Queue(maxsize=2)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._ended = False
-
-    def __enter__(self) -> "_Dense":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def outputs_of(self, name: str) -> _Outputs | None:
-        """Outputs of a layer, passing over those of layers that ran before it; None if it does not come."""
-        while not self._ended:
-            message = self._talk.get()
-            if isinstance(message, BaseException):
-                self._ended = True
-                raise message
-            if message is None:
-                self._ended = True
-            elif message.name == name:
-                return message
-        return None
-
-    def _run(self) -> None:
-        watch = OperatorCounter(_list_operators(self._sites, self._partners))
-        handles = [
-            self._model.get_submodule(name).register_forward_hook(self._after(name, watch), with_kwargs=True)
-            for name, site in self._sites.items()
-            if site.calls == 1
-        ]
-        try:
-            with torch.no_grad(), restore_buffers(self._model), watch:
-                call_model(self._model, self._inputs)
-            self._put(None)
-        except _Stopped:
-            pass
-        except BaseException as error:  # it is raised where the outputs are asked for
-            self._put(error)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _after(self, name: str, watch: OperatorCounter) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-            with watch.pause():
-                call = args, kwargs
-                generator = torch.Generator().manual_seed(self._seed + zlib.crc32(name.encode()))
-                if is_attention(module):
-                    message = self._of_attention(name, module, call, output, watch, generator)
-                elif is_recurrent(module):
-                    stay = self._rows_of(name)
-                    message = sample_recurrent(name, module, stay, call, self._count, generator)
-                else:
-                    message = self._of_layer(name, module, output, watch, generator)
-            self._put(message or _NoOutputs(name))
-            self._wanted.discard(name)
-            if not self._wanted:
-                self._put(None)
-                raise _Stopped
-
-        return hook
-
-    def _of_layer(
-        self, name: str, module: nn.Module, output: Tensor, watch: OperatorCounter, generator: torch.Generator
-    ) -> _Outputs | None:
-        if output.dim() < 2:
-            return None  # one number for each example, or no example dimension
-        wanted = self._rows_wanted
-        if isinstance(module, nn.Linear):  # whose inputs lie there as rows: more of them take no more memory
-            wanted = max(wanted, ROWS_OF_INPUT * module.in_features)
-        places = sample_places(module, output, self._count_places(wanted), generator)
-        rows = self._stay(name, output_rows(module, output, places))
-        addend, other = self._addend(name, watch), None
-        if addend is not None and addend.shape == output.shape:
-            other = self._stay(name, output_rows(module, addend, places))
-        return _LayerOutputs(name, places, rows, other, self._mean_behind(name))
-
-    def _of_attention(
-        self,
-        name: str,
-        module: nn.MultiheadAttention,
-        call: tuple[Any, Mapping[str, Any]],
-        result: Any,
-        watch: OperatorCounter,
-        generator: torch.Generator,
-    ) -> _Outputs | None:
-        stay, outputs_stay = self._rows_of(name), self._outputs.get(f"{name}.out_proj")
-        addend = self._addend(name, watch)
-        return sample_attention(
-            name, module, stay, outputs_stay, call, result, addend, self._count, generator
-        )
-
-    def _count_places(self, rows: int) -> int:
-        """Places of each example that give so many rows, over the examples of all processes."""
-        return max(1, -(-rows // self._everywhere))
-
-    def _rows_of(self, name: str) -> dict[str, Tensor]:
-        """Tensor of a module -> numbers of its rows that stay."""
-        every = ((tensor.rpartition("."), rows) for tensor, rows in self._rows.items())
-        return {tensor: rows for (owner, _, tensor), rows in every if owner == name}
-
-    def _mean_behind(self, name: str) -> Tensor | None:
-        norm = self._sites[name].norm
-        mean = None if norm is None else self._model.get_submodule(norm)._buffers.get("running_mean")
-        stay = self._outputs.get(name)
-        return mean if mean is None or stay is None else mean[stay.to(mean.device)]
-
-    def _addend(self, name: str, watch: OperatorCounter) -> Tensor | None:
-        """The other addend of the sum that the layer ends in, where both models have it."""
-        operator = self._sites[name].addend
-        return watch.kept.pop(operator, None) if name in self._partners and operator is not None else None
-
-    def _stay(self, name: str, rows: Tensor) -> Tensor:
-        stay = self._outputs.get(name)
-        return rows if stay is None else rows[:, stay.to(rows.device)]
-
-    def _put(self, message: _Outputs | BaseException | None) -> None:
-        while True:
-            if self._stop.is_set():
-                raise _Stopped
-            try:
-                self._talk.put(message, timeout=0.05)
-                return
-            except queue.Full:
-                continue
-
-
 def _refit_layer(
     model: nn.Module,
     site: Site,
     value: Tensor,
-    message: _LayerOutputs,
+    message: LayerOutputs,
     addend: Tensor | None,
     examples: int,
     settings: Settings,
@@ -390,7 +197,7 @@ def _is_laid_out(layer: nn.Module, value: object, places: Places) -> bool:
     return value.dim() > 1 and tuple(value.shape[1:-1]) == places.shape
 
 
-def _has_places(layer: nn.Module, addend: Tensor, message: _LayerOutputs) -> bool:
+def _has_places(layer: nn.Module, addend: Tensor, message: LayerOutputs) -> bool:
     """Whether the addend of the cut model lies where that of the dense model does."""
     convolution = isinstance(layer, nn.modules.conv._ConvNd)
     places = addend.shape[2:] if convolution else addend.shape[1:-1]
@@ -430,11 +237,6 @@ def _set_intercept(layer: nn.Module, norm: nn.Module | None, mean: Tensor | None
     elif norm is not None and mean is not None:
         own = norm.get_buffer("running_mean")
         own.copy_((mean.double() - intercept).to(own.dtype))
-
-
-def _list_operators(sites: Mapping[str, Site], partners: frozenset[str]) -> frozenset[Operator]:
-    operators = (sites[name].addend for name in partners)
-    return frozenset(operator for operator in operators if operator is not None)
 
 
 def _find_shared_addends(dense: Mapping[str, Site], cut: Mapping[str, Site]) -> frozenset[str]:

@@ -7,7 +7,7 @@ by then.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -207,3 +207,9 @@ def _list_addends(watch: _Watch, seen: dict[str, _Seen]) -> Iterator[tuple[str, 
                 continue
             if maker.number < seen[name].finished:
                 yield name, (maker, through_norm)
+
+
+def list_operators(sites: Mapping[str, Site], names: frozenset[str]) -> frozenset[Operator]:
+    """The operators that make the other addends of some layers' sums."""
+    operators = (sites[name].addend for name in names)
+    return frozenset(operator for operator in operators if operator is not None)

@@ -84,15 +84,14 @@ def _score_groups(
 ) -> Scores:
     """criteria: of each rule."""
     scores: Scores = {}
+    together: list[tuple[Criterion, list[str]]] = []
     for assignment in plan.assignments:
         spec = criteria[assignment.rule]
         layout = coupled_layout(plan.map, assignment.coupled, parameters, spec.facts().roles)
         if layout.count == 0:
             continue
         if spec.facts().sees == "model":
-            assert batches is not None  # magnitude stands in for it otherwise
-            found = model_scores(spec, copy, plan.map, assignment.coupled, batches, plan.recipe.seed)
-            scores |= {name: values.tolist() for name, values in found.items()}
+            _add_names(together, spec, assignment.coupled)
             continue
         values = group_scores(
             spec,
@@ -102,7 +101,20 @@ def _score_groups(
             plan.recipe.seed + assignment.rule,
         )
         scores |= {name: part.tolist() for name, part in layout.split(values).items()}
+    for spec, names in together:
+        assert batches is not None  # magnitude stands in for it otherwise
+        found = model_scores(spec, copy, plan.map, names, batches, plan.recipe.seed)
+        scores |= {name: values.tolist() for name, values in found.items()}
     return scores
+
+
+def _add_names(together: list[tuple[Criterion, list[str]]], spec: Criterion, names: Sequence[str]) -> None:
+    """Groups of several rules with the same criterion are scored in one pass through the batches."""
+    own = next((own for other, own in together if other == spec), None)
+    if own is None:
+        together.append((spec, list(names)))
+    else:
+        own += names
 
 
 def copy_without_masks(model: nn.Module) -> nn.Module:

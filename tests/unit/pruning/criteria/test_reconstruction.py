@@ -14,6 +14,7 @@ from sparsify.pruning.criteria import reconstruction
 from sparsify.pruning.criteria.reconstruction import hull_slopes, reconstruction_scores
 from sparsify.pruning.criteria.surgeon import Surgeon
 from sparsify.pruning.cut import Result
+from sparsify.pruning.scoring import score_units
 
 RIDGE = 1e-3
 
@@ -207,6 +208,23 @@ def test_magnitude_takes_over_in_all_rules_that_allow_it() -> None:
     magnitude = [{**rule, "criterion": {"kind": "magnitude"}} for rule in rules]
     plain = sparsify.cut(sparsify.make_plan({**recipe, "rules": magnitude}, model, (x[:2],)), model)
     assert plain.cuts.widths == result.cuts.widths
+
+
+def test_rules_of_one_criterion_are_scored_in_one_pass() -> None:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
+    x, calls = draw(8, 4), list[int]()
+    model.register_forward_hook(lambda *_: calls.append(1))
+    spec = {"kind": "reconstruction", "batches": 3}
+    rule = {"group": "neuron", "criterion": spec, "sparsity": "20%"}
+    counts = []
+    for layers in (["0"], ["0", "2"]):
+        rules = [{**rule, "layers": name} for name in layers]
+        plan = sparsify.make_plan({"version": 1, "title": "t", "rules": rules}, model.eval(), (x[:2],))
+        calls.clear()
+        score_units(plan, model, [(x, x)] * 3, None)
+        counts.append(len(calls))
+    assert counts == [3, 3]
 
 
 def test_matrices_that_take_too_much_are_left_to_magnitude(monkeypatch: pytest.MonkeyPatch) -> None:

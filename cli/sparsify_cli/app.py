@@ -38,6 +38,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("sparsify_cli.validate", "Check recipes, without a model."),
     "plan": ("sparsify_cli.plan", "Show what a recipe would do to a model."),
     "apply": ("sparsify_cli.apply", "Train, cut, verify and measure; leaves a run folder."),
+    "adopt": (
+        "sparsify_cli.adopt",
+        "Make a run of a model that was cut elsewhere, with a proof of its cut.",
+    ),
     "bench": ("sparsify_cli.bench", "Time the dense and the cut model of a run again, or any two artefacts."),
     "sensitivity": (
         "sparsify_cli.sensitivity",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsify.graph.trace.channel_groups import ChannelGroups, Joins, Side, choose_sides
+from sparsify.graph.trace.channel_groups import ChannelGroups, Joins, Leaving, Side, choose_sides
 
 Ints = NDArray[np.int64]
 
@@ -104,17 +104,17 @@ class Labels:
         """A module used the length of this dimension."""
         self.shapes.append((module, labels))
 
-    def find_classes(self) -> Ints:
+    def find_classes(self, leaving: Leaving = "most units") -> Ints:
         """The class of every label: the smallest label that it must be removed with.
 
         If one dimension was split into several (heads and their features, blocks and positions in them),
         whole rows or whole columns are removed: along the dimension that gives the most units. So it is
         where channels fall into groups.
         """
-        self._take_sides()
+        self._take_sides(leaving)
         return self._find_classes(self._edges)
 
-    def _take_sides(self) -> None:
+    def _take_sides(self, leaving: Leaving) -> None:
         """Join channel groups on the side on which they leave, for good."""
         groups = list(self._channel_groups.values())
         self._channel_groups.clear()
@@ -127,8 +127,10 @@ class Labels:
         a, b = (np.concatenate(ends) for ends in zip(_NO_EDGE, *every, strict=True))
         free = (a != 0) & (b != 0)  # what must stay connects nothing
         touching = find_components(self.count, a[free], b[free])
-        sides = [self._describe_side(edges) for edges in (whole, places)]
-        for own, leaves_whole in zip(groups, choose_sides(groups, touching, *sides), strict=True):
+        sides = self._describe_side(whole), self._describe_side(places)
+        for own, leaves_whole in zip(
+            groups, choose_sides(groups, touching, *sides, leaving=leaving), strict=True
+        ):
             self._edges += _make_edges(own.whole if leaves_whole else own.places)
             if own.has_statistics and not leaves_whole:
                 self.note_statistics(own.channels)

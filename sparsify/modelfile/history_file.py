@@ -33,8 +33,9 @@ def find_history(path: Path) -> Any:
         found = _read(path) if path.is_file() else None
     except ModelError:
         return None
-    named = [key for key in KEYS if key in found] if isinstance(found, Mapping) else []
-    return found[named[0]] if isinstance(found, Mapping) and named else None
+    if not isinstance(found, Mapping):
+        return None
+    return next((found[key] for key in KEYS if key in found), None)
 
 
 def _read(path: Path) -> Any:

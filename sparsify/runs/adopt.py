@@ -15,10 +15,11 @@ from torch import nn
 from sparsify.data import load_data
 from sparsify.errors import ModelError, VerificationError
 from sparsify.events import Listener, Note, silence
+from sparsify.formatting.numbers import format_share
 from sparsify.forward.calls import Inputs
 from sparsify.forward.input_records import apply_record
 from sparsify.graph.adoption.pruning_history import parse_history, read_history
-from sparsify.graph.adoption.unit_matching import match_units, sort_tensors
+from sparsify.graph.adoption.unit_matching import Match, match_units, sort_tensors
 from sparsify.graph.adoption.width_inference import infer_widths
 from sparsify.graph.names import all_names
 from sparsify.graph.surgery.operations import kept_indices
@@ -33,7 +34,14 @@ from sparsify.pruning.planning.plan import Plan
 from sparsify.recipe import load
 from sparsify.runs import run_folder
 from sparsify.runs.adopted_files import AdoptedFiles, read_files
-from sparsify.runs.kept_units import HISTORY, KeptUnits, describe_likeness, describe_strays, describe_training
+from sparsify.runs.kept_units import (
+    HISTORY,
+    KeptUnits,
+    describe_heads,
+    describe_likeness,
+    describe_strays,
+    describe_training,
+)
 from sparsify.runs.run_record import RunRecord
 from sparsify.runs.save_load import NEEDS_BUILDER, TIMING_SECONDS, move_to_cpu, save_record
 from sparsify.runs.setup import Source
@@ -42,6 +50,9 @@ from sparsify_schemas.recipe import Recipe
 
 EQUAL = 1e-5
 """largest difference, in the model's own precision, to the outputs of the module in the file: rounding"""
+UNLIKE = 0.7
+"""distance of rows, over their length, from which on they are not those of the dense model: rows that have
+nothing to do with each other are about 1 apart"""
 
 
 def adopt(
@@ -192,7 +203,20 @@ def _find_units(source: AdoptedFiles, plan: Plan) -> KeptUnits:
         _check_unsaved(source, plan, widths)
         return KeptUnits({name: list(range(kept)) for name, kept in widths.items()}, {}, "the shapes alone")
     matches = match_units(plan.map, widths, all_names(source.dense), source.state)
+    _check_likeness(source, matches)
     return KeptUnits({name: sorted(match.units) for name, match in matches.items()}, matches, "matching rows")
+
+
+def _check_likeness(source: AdoptedFiles, matches: Mapping[str, Match]) -> None:
+    """Refuse rows that are like none of the dense model's: their units are others than ours."""
+    name = max(matches, key=lambda name: matches[name].distance, default="")
+    if name and matches[name].distance > UNLIKE:
+        raise ModelError(
+            f"{source.path}: the rows of '{name}' are like none of the dense model's (the nearest choice is "
+            f"off by {format_share(matches[name].distance)} of their length): it may have lost something "
+            "else than units of ours, such as channels inside of attention heads, or it was trained anew; "
+            "leave --dense out to take the widths alone"
+        )
 
 
 def _follow_history(source: AdoptedFiles, plan: Plan) -> dict[str, list[int]]:
@@ -244,6 +268,7 @@ def _load_weights(source: AdoptedFiles, units: KeptUnits, result: Result, inputs
             "the dense weights were not given: the cut is proven for the structure, with random weights; the "
             "dense model is not judged"
         )
+        yield from describe_heads(result.plan, units)
     yield from describe_likeness(units)
     if source.state is None:
         return

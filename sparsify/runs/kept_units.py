@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sparsify.formatting.numbers import count_noun, format_share, list_few
 from sparsify.graph.adoption.unit_matching import Match, find_strays
+from sparsify.graph.model_map import Coupled
 from sparsify.graph.names import all_names
 from sparsify.pruning.planning.plan import Plan
 from sparsify.runs.adopted_files import AdoptedFiles
@@ -36,6 +37,26 @@ class KeptUnits:
     def distance(self) -> float:
         """The largest distance of rows that were matched by likeness."""
         return max((match.distance for match in self.matches.values()), default=0.0)
+
+
+def describe_heads(plan: Plan, units: KeptUnits) -> Iterator[str]:
+    """Groups that shapes alone do not tell: a width may be fewer heads, or as many narrower ones."""
+    heads = [group.name for group in plan.map.coupled if group.name in units.keep and _has_inside(group)]
+    if heads:
+        yield (
+            f"Warning: {list_few(tuple(heads))} may have lost whole units, such as attention heads, or "
+            "channels inside of each; shapes do not tell, and whole units were taken: compare the outputs "
+            "with those of the source, or give the dense weights"
+        )
+
+
+def _has_inside(group: Coupled) -> bool:
+    """Whether a unit holds several channels, and a number of the model counts the units."""
+    holds_several = False
+    for part in group.slices:
+        if part.role == "out":
+            holds_several |= any(span.repeat > 1 for span in part.spans)
+    return holds_several and any(part.role == "size" for part in group.slices)
 
 
 def describe_likeness(units: KeptUnits) -> Iterator[str]:

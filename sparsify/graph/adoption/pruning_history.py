@@ -14,8 +14,9 @@ from sparsify.errors import ModelError
 from sparsify.formatting.numbers import list_few
 from sparsify.graph.model_map import Coupled, ModelMap, Slice
 from sparsify.graph.names import canonical_names
-from sparsify.graph.surgery.operations import Keep, indices_of_units
+from sparsify.graph.surgery.operations import indices_of_units, to_indices
 from sparsify.graph.trace.labels import Ints
+from sparsify_schemas.cuts import Cuts, Narrow
 
 _OUTPUTS_SECOND = (
     nn.ConvTranspose1d,
@@ -100,47 +101,55 @@ def read_history(model: nn.Module, model_map: ModelMap, history: Sequence[Entry]
     return {name: sorted(set(range(model_map.by_name[name].width)) - units) for name, units in gone.items()}
 
 
-def write_history(model: nn.Module, model_map: ModelMap, keep: Keep) -> list[Entry]:
-    """The history of a cut that torch-pruning's `load_pruning_history` repeats on the dense model.
+def write_history(dense: nn.Module, rounds: Sequence[Cuts]) -> list[Entry]:
+    """The history of cuts that torch-pruning's `load_pruning_history` repeats on the dense model.
 
-    One entry for each coupled group that lost units, by the first layer whose outputs they are.
+    One entry for each coupled group that lost units, by the layer that the group is named after.
+
+    Args:
+        dense: The dense model.
+        rounds: Logs of the cuts, in order.
 
     Raises:
-        ModelError: torch-pruning has no entry for it: a residual branch that left, or units that are no
-            outputs of a layer.
+        ModelError: A history cannot say it: a layer or a residual branch was replaced or removed, columns of
+            a weight were gathered, a layer got a bias, or units are no outputs of a layer.
     """
     history = []
-    for name, kept in keep.items():
-        group = model_map.by_name[name]
-        if not kept:
+    for cuts in rounds:
+        odd = next((op for op in cuts.operations if op.op not in _TOLD), None)
+        if odd is not None:
+            name = getattr(odd, "module", getattr(odd, "tensor", ""))
             raise ModelError(
-                f"'{name}' left as a whole, and torch-pruning's history knows no residual branches; export "
-                "another format"
+                f"torch-pruning's history knows widths alone, and '{name}' changed otherwise ({odd.op}); "
+                "export another format"
             )
-        units = np.setdiff1d(np.arange(group.width), np.asarray(kept, np.int64))
-        if len(units):
-            part = _find_root(model, group)
-            lost = indices_of_units(part.spans, units)
-            history.append(Entry(part.tensor.rpartition(".")[0], True, tuple(lost.tolist())))
+        narrowed = {(op.tensor, op.dim): op for op in cuts.operations if isinstance(op, Narrow)}
+        for width in cuts.widths:
+            if width.kept < width.width:
+                tensor, dim = _find_outputs(dense, width.group)
+                op = narrowed.get((tensor, dim))
+                if op is None:
+                    raise ModelError(
+                        f"units of '{width.group}' are no outputs of a layer that torch-pruning's history "
+                        "could name; export another format"
+                    )
+                lost = sorted(set(range(op.size)) - set(to_indices(op.keep).tolist()))
+                history.append(Entry(width.group, True, tuple(lost)))
     return history
 
 
-def _find_root(model: nn.Module, group: Coupled) -> Slice:
-    """The slice of the layer that an entry names: the first whose outputs the units are."""
-    for part in group.slices:
-        layer, _, name = part.tensor.rpartition(".")
-        if part.role == "out" and name == "weight":
-            module = model.get_submodule(layer)
-            if part.dim == int(isinstance(module, _OUTPUTS_SECOND)) and not _is_norm(module):
-                return part
-    raise ModelError(
-        f"units of '{group.name}' are no outputs of a layer that torch-pruning's history could name; export "
-        "another format"
-    )
+_TOLD = ("narrow", "set", "zero")
+"""operations that a history implies, or that are in the weights"""
 
 
-def _is_norm(module: nn.Module) -> bool:
-    return "Norm" in type(module).__name__
+def _find_outputs(dense: nn.Module, layer: str) -> tuple[str, int]:
+    """The weight of a layer and the dimension of its outputs."""
+    try:
+        module = dense.get_submodule(layer)
+    except AttributeError:
+        return layer, 0
+    tensor = canonical_names(dense).get(f"{layer}.weight", f"{layer}.weight")
+    return tensor, int(isinstance(module, _OUTPUTS_SECOND))
 
 
 def _index_slices(model_map: ModelMap) -> dict[tuple[str, int], list[tuple[Coupled, Slice]]]:

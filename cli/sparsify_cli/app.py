@@ -52,7 +52,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Write the cut model of a run as .pt2, ONNX, safetensors or a Hugging Face folder.",
     ),
     "report": ("sparsify_cli.report", "Show what a run did and measured."),
-    "diff": ("sparsify_cli.diff", "Compare two recipes or two runs."),
+    "diff": ("sparsify_cli.diff", "Compare recipes or runs, two or several."),
     "targets": (
         "sparsify_cli.targets",
         "List what can be timed here; measure which widths are fast on a target.",

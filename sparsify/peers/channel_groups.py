@@ -87,7 +87,7 @@ def _list_items(model: nn.Module, coupled: Coupled) -> Iterator[_Item]:
             continue
         modules[name] = module
         entries = found.setdefault((name, is_out), {})
-        for index, unit in _list_entries(part):
+        for index, unit in list_entries(part):
             for channel in _list_channels(module, is_out, index):
                 entries[channel] = unit
     for (name, is_out), entries in found.items():
@@ -118,7 +118,7 @@ def _leaves_as_output(module: nn.Module, attribute: str, part: Slice) -> bool | 
     return True if kind in (ops.OPTYPE.BN, ops.OPTYPE.GN, ops.OPTYPE.IN, ops.OPTYPE.PRELU) else None
 
 
-def _list_entries(part: Slice) -> Iterator[tuple[int, int]]:
+def list_entries(part: Slice) -> Iterator[tuple[int, int]]:
     """(index of the dimension, unit)."""
     for span in part.spans:
         for place in range(span.units * span.repeat):

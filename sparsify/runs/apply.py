@@ -27,10 +27,10 @@ from sparsify.pruning.planning.plan import Plan
 from sparsify.recipe import Positions
 from sparsify.runs import run_folder
 from sparsify.runs.accuracy_search import search_depth
-from sparsify.runs.baselines import make_baselines
+from sparsify.runs.baselines import Baselines, make_baselines
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.preflight import check_data
-from sparsify.runs.run_record import BaselineResult, RunRecord
+from sparsify.runs.run_record import RunRecord
 from sparsify.runs.save_load import NEEDS_BUILDER, TIMING_SECONDS, complete_run
 from sparsify.runs.setup import (
     Run,
@@ -107,8 +107,8 @@ def apply(
         _explain_lost_process(run),
     ):
         model, checkpoint = _run_all_stages(run)
-        baselines, failures = make_baselines(run, model, checkpoint, _run_all_stages)
-        _finish(run, model, checkpoint, baselines, failures)
+        baselines = make_baselines(run, model, checkpoint, _run_all_stages)
+        _finish(run, model, checkpoint, baselines)
     return run.folder
 
 
@@ -123,8 +123,7 @@ def _finish(
     run: Run,
     model: nn.Module,
     checkpoint: Checkpoint,
-    baselines: tuple[BaselineResult, ...],
-    failures: tuple[str, ...],
+    baselines: Baselines,
 ) -> None:
     """Save, reload and measure both models, and write the report. Remove the temporary files."""
     run.listener(Note("measuring the dense and the cut model side by side"))
@@ -136,10 +135,11 @@ def _finish(
             rounds=checkpoint.rounds,
             stages=checkpoint.stages,
             history=checkpoint.history,
-            notes=(*_describe_dense_model(run, len(checkpoint.rounds)), *failures),
+            notes=(*_describe_dense_model(run, len(checkpoint.rounds)), *baselines.failures),
             search=checkpoint.search,
             dense_trained=run.state.from_scratch,
-            baselines=baselines,
+            baselines=baselines.made,
+            failed=baselines.failed,
         )
         complete_run(run.folder, record, model, run.inputs, run.datasets, run.build, run.timing)
         run_folder.remove_temporary_files(run.folder)

@@ -46,7 +46,7 @@ class TorchPruningBaseline(Spec):
     """training batches that the importance looks at, as those of criterion torch_pruning"""
     seconds: Positive = 600
     """its process is ended after so many"""
-    memory: Size = Field(default=Size(8, "GB"))
+    memory: Size = Field(default=Size(8, "GiB"))
     """its process may take so much more than it holds when it begins; not limited on Windows"""
 
     @field_validator("pruner")

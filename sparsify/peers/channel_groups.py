@@ -26,7 +26,7 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True)
-class _Item:
+class Item:
     """What of one layer leaves with the group."""
 
     name: str
@@ -45,18 +45,17 @@ def make_channel_group(model: nn.Module, coupled: Coupled) -> ChannelGroup:
     Raises ModelError where it has none for any layer.
     """
     package = torch_pruning()
-    items = list(_list_items(model, coupled))
+    items = find_items(model, coupled)
     if not items:
         raise ModelError(
             f"torch-pruning knows none of the layers of '{coupled.name}' ({', '.join(coupled.layers)}); "
             "use magnitude there"
         )
-    root = next((item for item in items if _is_root(package, item, coupled.width)), items[0])
-    items.remove(root)
+    root, *others = items
     channels = _place_channels(root)
     made = package.dependency.Group()
     root_node = package.dependency.Node(root.module, None, root.name)
-    for item in (root, *items):
+    for item in (root, *others):
         node = root_node if item is root else package.dependency.Node(item.module, None, item.name)
         handler, trigger = _pruning_function(package, item), _pruning_function(package, root)
         dep = package.dependency.Dependency(trigger, handler, source=root_node, target=node)
@@ -66,14 +65,25 @@ def make_channel_group(model: nn.Module, coupled: Coupled) -> ChannelGroup:
     return ChannelGroup(made, tuple(root.units.values()))
 
 
-def _is_root(package: Any, item: _Item, width: int) -> bool:
+def find_items(model: nn.Module, coupled: Coupled) -> list[Item]:
+    """The layers of a group, the one whose channels are scored first."""
+    package = torch_pruning()
+    items = list(_list_items(model, coupled))
+    root = next((item for item in items if _is_root(package, item, coupled.width)), None)
+    if root is not None:
+        items.remove(root)
+        items.insert(0, root)
+    return items
+
+
+def _is_root(package: Any, item: Item, width: int) -> bool:
     """Whether a layer produces the channels, and importances look at it."""
     kind = package.ops.module2type(item.module)
     is_producer = kind in (package.ops.OPTYPE.CONV, package.ops.OPTYPE.LINEAR) and item.is_out
     return is_producer and len(set(item.units.values())) == width
 
 
-def _list_items(model: nn.Module, coupled: Coupled) -> Iterator[_Item]:
+def _list_items(model: nn.Module, coupled: Coupled) -> Iterator[Item]:
     """One item for each layer and direction, in the order of the group's slices."""
     found: dict[tuple[str, bool], dict[int, int]] = {}
     modules: dict[str, nn.Module] = {}
@@ -91,7 +101,7 @@ def _list_items(model: nn.Module, coupled: Coupled) -> Iterator[_Item]:
             for channel in _list_channels(module, is_out, index):
                 entries[channel] = unit
     for (name, is_out), entries in found.items():
-        yield _Item(name, modules[name], is_out, dict(sorted(entries.items())))
+        yield Item(name, modules[name], is_out, dict(sorted(entries.items())))
 
 
 def _split_name(tensor: str) -> tuple[str, str]:
@@ -135,12 +145,12 @@ def _list_channels(module: nn.Module, is_out: bool, index: int) -> Iterator[int]
     yield from (index + number * width for number in range(groups))  # type: ignore[misc]
 
 
-def _pruning_function(package: Any, item: _Item) -> Any:
+def _pruning_function(package: Any, item: Item) -> Any:
     pruner = package.pruner.function.PrunerBox[package.ops.module2type(item.module)]
     return pruner.prune_out_channels if item.is_out else pruner.prune_in_channels
 
 
-def _place_channels(root: _Item) -> Mapping[int, list[int]]:
+def _place_channels(root: Item) -> Mapping[int, list[int]]:
     """Unit -> the places of its channels in the root."""
     found: dict[int, list[int]] = defaultdict(list)
     for place, unit in enumerate(root.units.values()):
@@ -148,7 +158,7 @@ def _place_channels(root: _Item) -> Mapping[int, list[int]]:
     return found
 
 
-def _find_root_channels(item: _Item, channels: Mapping[int, list[int]]) -> list[int | None]:
+def _find_root_channels(item: Item, channels: Mapping[int, list[int]]) -> list[int | None]:
     """The root's place of each of the item's channels; None where the root does not have the unit."""
     counts: dict[int, int] = defaultdict(int)
     for unit in item.units.values():

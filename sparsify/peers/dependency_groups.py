@@ -11,7 +11,8 @@ from sparsify.peers.torch_pruning_import import torch_pruning
 
 
 def list_groups(request: GroupsRequest) -> dict[str, Any]:
-    """Root -> [[module, is_out, {channel: channel of the root}], ...], or what was raised, as a text.
+    """Root -> [[module, is_out, {channel: channel of the root}], ...]; what was raised, as a text; None where
+    its graph does not have the root.
 
     A parameter that no layer of its own holds stands under its own name.
     """
@@ -19,14 +20,18 @@ def list_groups(request: GroupsRequest) -> dict[str, Any]:
     names = graph._module2name
     found: dict[str, Any] = {}
     for root in request.roots:
+        module = request.model.get_submodule(root)
+        if module not in graph.module2node:
+            found[root] = None
+            continue
         try:
-            group = _find_group(graph, request.model.get_submodule(root))
+            group = _find_group(graph, module)
         except MemoryError:
             raise
         except Exception as error:
             found[root] = describe_error(error)
             continue
-        rows = []
+        rows: list[list[Any]] = []
         for item in group:
             node = item.dep.target
             name = names.get(node.module) or graph._param_to_name.get(node.module)

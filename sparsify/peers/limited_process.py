@@ -1,41 +1,43 @@
 """Run torch-pruning in a process of its own, within limits of time and memory.
 
-On some networks it does not end, or takes all the memory there is. The process gets the model in a file of a
-private folder that is removed afterwards, and answers in JSON: nothing that it writes is unpickled.
+On some networks it does not end, or takes all the memory there is. On Linux the process is a fork, which has
+the model as it is. Elsewhere it is a new one, which reads the model from a file of a private folder. Either
+answers in JSON: nothing that it writes is unpickled.
 """
 
-import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sparsify.errors import describe_error
-from sparsify.formatting.numbers import format_size
-from sparsify.peers.requests import CutRequest, GroupsRequest, Limits
+from sparsify.peers.answer_request import write_answer
+from sparsify.peers.requests import ANSWER, REQUEST, CutRequest, GroupsRequest, Limits
+from sparsify.peers.torch_pruning_import import torch_pruning
 
-REQUEST, ANSWER = "request.pt", "answer.json"
+_FORKS = sys.platform == "linux"
+_PAUSE = 0.02
 
 
 class PeerError(Exception):
     """torch-pruning came to no result: `raised: ...` or `timed out ...`."""
 
 
-def ask_process(request: CutRequest | GroupsRequest, limits: Limits) -> dict[str, Any]:
-    """The answer of a process that `answer_request` runs in. Raises PeerError."""
+def ask_process(request: CutRequest | GroupsRequest, limits: Limits, forks: bool = _FORKS) -> dict[str, Any]:
+    """The answer of a process that `write_answer` runs in. Raises PeerError; ModelError without the
+    package."""
+    torch_pruning()
     with tempfile.TemporaryDirectory(prefix="sparsify-") as made:
         folder = Path(made)
-        try:
-            torch.save((request, limits, torch.get_num_threads()), folder / REQUEST)
-        except Exception as error:  # whatever pickle says of a class of somebody else's
-            raise PeerError(f"raised: the model cannot be handed over: {describe_error(error)}") from error
-        code = _run_process(folder, limits)
+        code = _fork(request, limits, folder) if forks else _start(request, limits, folder)
         file = folder / ANSWER
         if not file.exists():
             raise PeerError(f"raised: its process ended with {_describe_code(code)}")
@@ -45,7 +47,50 @@ def ask_process(request: CutRequest | GroupsRequest, limits: Limits) -> dict[str
     return answer
 
 
-def _run_process(folder: Path, limits: Limits) -> int:
+def _fork(request: CutRequest | GroupsRequest, limits: Limits, folder: Path) -> int:
+    """Answer in a fork; its exit code, or the signal that ended it, below zero."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of other threads, whose locks it does not take
+        child = os.fork()
+    if child == 0:
+        _answer_in_fork(request, limits, folder)
+    deadline = time.monotonic() + limits.seconds
+    ended = 0
+    try:
+        while not ended:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if not ended and time.monotonic() > deadline:
+                raise _time_out(limits)
+            time.sleep(0 if ended else _PAUSE)
+    finally:
+        if not ended:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _answer_in_fork(request: CutRequest | GroupsRequest, limits: Limits, folder: Path) -> None:
+    """Never returns: what the parent would do next is not done twice."""
+    code = 1
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(nowhere, stream)
+        torch.set_num_threads(1)  # the threads of the parent are not there
+        write_answer(request, limits, folder)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _start(request: CutRequest | GroupsRequest, limits: Limits, folder: Path) -> int:
+    """Answer in a new process; its exit code, or the signal that ended it, below zero."""
+    try:
+        torch.save((request, limits), folder / REQUEST)
+    except Exception as error:  # whatever pickle says of a class of somebody else's
+        raise PeerError(f"raised: the model cannot be handed over: {describe_error(error)}") from error
     paths = [path or str(Path.cwd()) for path in sys.path]
     process = subprocess.Popen(
         [sys.executable, "-m", "sparsify.peers.answer_request", str(folder)],
@@ -57,40 +102,16 @@ def _run_process(folder: Path, limits: Limits) -> int:
     try:
         return process.wait(limits.seconds)
     except subprocess.TimeoutExpired:
-        raise PeerError(f"timed out after {limits.seconds:g} s") from None
+        raise _time_out(limits) from None
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
 
 
+def _time_out(limits: Limits) -> PeerError:
+    return PeerError(f"timed out after {limits.seconds:g} s")
+
+
 def _describe_code(code: int) -> str:
     return f"signal {-code}, as where memory ends" if code < 0 else f"exit code {code}"
-
-
-@contextlib.contextmanager
-def limit_memory(size: float) -> Iterator[None]:
-    """Let allocations fail beyond so many bytes more than the process holds now; not on Windows."""
-    try:
-        import resource
-    except ImportError:
-        yield
-        return
-    pages = Path("/proc/self/statm")
-    held = int(pages.read_text().split()[0]) * resource.getpagesize() if pages.exists() else 0
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    with contextlib.suppress(ValueError, OSError):  # a system may refuse
-        resource.setrlimit(resource.RLIMIT_AS, (held + int(size), before[1]))
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-def describe_failure(error: BaseException, limits: Limits) -> str:
-    """An error of torch-pruning in one line; of memory that ended, the limit."""
-    said = str(error)
-    if isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said:
-        return f"more than {format_size(limits.memory)} of memory"
-    return describe_error(error)

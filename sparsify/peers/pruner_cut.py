@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from sparsify.cost.measure import count_macs
-from sparsify.errors import ModelError
+from sparsify.errors import ModelError, describe_error
+from sparsify.formatting.numbers import format_share
+from sparsify.formatting.verdict_text import LABELS
 from sparsify.forward.call_model import convert_inputs
 from sparsify.forward.copies import copy_model
 from sparsify.graph.names import all_names
@@ -36,14 +38,20 @@ def cut_to_share(request: CutRequest) -> dict[str, Any]:
 
     @cache
     def share_at(ratio: float) -> float:
-        return _measure_cost(request, prune_model(request, ratio)[0]) / dense
+        pruned, _ = prune_model(request, ratio)
+        try:
+            return _measure_cost(request, pruned) / dense
+        except ModelError as error:
+            why = describe_error(error.__cause__ or error)
+            raise ModelError(f"its cut model does not run, at ratio {ratio:.3g}: {why}") from error
 
     limit = request.share * _HAIR
     ratio = _find_ratio(share_at, limit)
     if ratio is None:
         least = min(share_at(step / _STEPS) for step in range(1, _STEPS + 1))
         raise ModelError(
-            f"no ratio comes down to {request.share:.1%} of the {request.what}: the least is {least:.1%}"
+            f"no ratio comes down to {format_share(request.share)} of the {LABELS[request.what]}: "
+            f"the least is {format_share(least)}"
         )
     pruned, history = prune_model(request, ratio)
     return {

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sparsify.forward.calls import Inputs
 
+REQUEST, ANSWER = "request.pt", "answer.json"
 What = Literal["macs", "params", "bytes"]
 
 
@@ -17,7 +18,7 @@ class Limits:
 
     seconds: float = 600.0
     """by the clock, its start included"""
-    memory: float = 8e9
+    memory: float = 2.0**33
     """bytes beyond those that it holds before torch-pruning begins"""
 
 

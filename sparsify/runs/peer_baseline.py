@@ -10,6 +10,7 @@ from sparsify.cost.cost_model import Costs
 from sparsify.cost.measure import count_macs
 from sparsify.data import batches
 from sparsify.formatting.numbers import format_share
+from sparsify.formatting.verdict_text import LABELS
 from sparsify.forward.call_model import move_inputs_to_cpu
 from sparsify.forward.calls import Inputs
 from sparsify.objective.objective import evaluate
@@ -99,10 +100,9 @@ def _write_cut(nested: Run, options: TorchPruningBaseline, cost: tuple[What, flo
 
 
 def _describe_cut(options: TorchPruningBaseline, made: PeerCut, cost: tuple[What, float]) -> str:
-    counted = {"macs": "MACs", "params": "parameters", "bytes": "bytes"}[cost[0]]
     return (
         f"{options.pruner} with {options.importance} at ratio {made.ratio:.3g}, the smallest found that "
-        f"leaves at most {format_share(cost[1])} of the {counted}"
+        f"leaves at most {format_share(cost[1])} of the {LABELS[cost[0]]}"
     )
 
 

@@ -114,7 +114,7 @@ def _summarize(recipe: Recipe) -> list[str]:
     rows += [(f"rule {number}", _describe_rule(rule)) for number, rule in enumerate(recipe.rules)]
     rows.append(("stages", ", ".join(map(_describe_stage, recipe.stages))))
     if recipe.baselines:
-        rows.append(("baselines", ", ".join(recipe.baselines)))
+        rows.append(("baselines", ", ".join(recipe.baseline_kinds)))
     wide = max(8, *(len(label) for label, _ in rows))
     return [f"  {label:<{wide}} {text}" for label, text in rows]
 

@@ -6,6 +6,13 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sparsify_schemas.base import AtKey, Seed, Spec, Text, Title
+from sparsify_schemas.baseline import (
+    AnyBaseline,
+    Baseline,
+    TorchPruningBaseline,
+    find_options,
+    name_baseline,
+)
 from sparsify_schemas.budget import Budget, fit_drop
 from sparsify_schemas.data import Data
 from sparsify_schemas.group import in_one_tensor, removes_branches
@@ -92,7 +99,6 @@ def _find_goal(index: int, stage: Stage) -> tuple[str | int, ...]:
 
 
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
-Baseline = Literal["uniform_width", "random", "magnitude", "by_macs"]
 _MIXED = {
     "mixup": ("classification", "multilabel", "regression"),
     "cutmix": ("classification", "multilabel"),
@@ -131,7 +137,7 @@ class Recipe(Spec):
     """what happens to which layers"""
     stages: tuple[Stage, ...] = Field(default=(Cut(kind="cut"),), min_length=1)
     """what is done, in order"""
-    baselines: tuple[Baseline, ...] = ()
+    baselines: tuple[AnyBaseline, ...] = ()
     """simpler choices that the result is compared with, at its cost as measured, and trained like it after
     the cut, without penalties
 
@@ -139,11 +145,22 @@ class Recipe(Spec):
     smallest units of all
     layers first; by_macs, with a latency budget: the rules' own criterion, chosen by MACs in place of
     milliseconds, widths as
-    they fall. All from the weights that the penalties began with; from scratch, trained without penalties"""
+    they fall; torch_pruning: what that package's own pruner cuts, checked; it takes options as a mapping. All
+    from the weights that the penalties began with; from scratch, trained without penalties"""
 
     trackers: tuple[Tracker, ...] = ()
     """where losses, metrics and cuts are shown while the run goes on, by Accelerate: tensorboard (files in
     the run's folder), mlflow, wandb (Weights & Biases)"""
+
+    @property
+    def baseline_kinds(self) -> tuple[Baseline, ...]:
+        """The baselines by their names."""
+        return tuple(map(name_baseline, self.baselines))
+
+    @property
+    def peer_baseline(self) -> TorchPruningBaseline:
+        """The options of baseline torch_pruning."""
+        return find_options(self.baselines)
 
     @field_validator("stages")
     @classmethod
@@ -199,8 +216,9 @@ class Recipe(Spec):
 
     @field_validator("baselines")
     @classmethod
-    def _baselines_differ(cls, baselines: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
-        doubled = next((kind for kind in baselines if baselines.count(kind) > 1), None)
+    def _baselines_differ(cls, baselines: tuple[AnyBaseline, ...]) -> tuple[AnyBaseline, ...]:
+        kinds = tuple(map(name_baseline, baselines))
+        doubled = next((kind for kind in kinds if kinds.count(kind) > 1), None)
         if doubled:
             raise ValueError(f"'{doubled}' stands there twice; leave one out")
         return baselines
@@ -231,6 +249,10 @@ class Recipe(Spec):
         if "uniform_width" in self.baselines and all(map(removes_branches, groups)):
             raise AtKey(
                 "baselines", "'uniform_width' narrows layers, and group 'depth' has no widths; leave it out"
+            )
+        if "torch_pruning" in self.baseline_kinds and all(map(removes_branches, groups)):
+            raise AtKey(
+                "baselines", "'torch_pruning' narrows layers, and group 'depth' has no widths; leave it out"
             )
         if "by_macs" in self.baselines and not self.budget.latency:
             raise AtKey(

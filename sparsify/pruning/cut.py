@@ -47,7 +47,6 @@ from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import Chooser, choose
 from sparsify.pruning.proof import CutParts, prove, rebuild_model
 from sparsify.pruning.scoring import Batches, count_batches, score_units, take_batches
-from sparsify_schemas.criterion import FromData
 from sparsify_schemas.cuts import AddBias, Cuts, Fold, Zero
 from sparsify_schemas.report import Verdict
 
@@ -161,7 +160,7 @@ def cut(
     """
     call_model.check_model(model)
     if batches is None and count_batches(plan.recipe):
-        kind = next(r.criterion.kind for r in plan.recipe.rules if isinstance(r.criterion, FromData))
+        kind = next(r.criterion.kind for r in plan.recipe.rules if r.criterion.count_batches())
         raise ModelError(
             f"criterion '{kind}' looks at training data: pass batches, an iterable of "
             "(x, y) training batches, to cut"

@@ -25,6 +25,7 @@ from sparsify.graph.trace import vocabulary
 from sparsify.graph.trace.channel_groups import Leaving
 from sparsify.graph.verify import trial_cuts
 from sparsify.pruning.config_notes import note_config_limits
+from sparsify.pruning.criteria.peer_scores import RuleScoreError
 from sparsify.pruning.fitting_inputs import find_inputs
 from sparsify.pruning.frozen_notes import note_frozen_weights
 from sparsify.pruning.latency_budget import build_latency_models
@@ -37,7 +38,7 @@ from sparsify.pruning.planning.match_layers import list_weighing_targets
 from sparsify.pruning.planning.no_ops import IDLE, list_no_ops
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import choose, price_groups
-from sparsify.pruning.scoring import score_units
+from sparsify.pruning.scoring import check_peers, score_units
 from sparsify.recipe import NOWHERE, Loaded, Positions, load
 from sparsify_schemas.group import removes_branches
 from sparsify_schemas.recipe import Recipe
@@ -156,6 +157,11 @@ def plan_recipe(
                 "the model has shapes and no weights: trial cuts checked that it runs, not what it computes",
             ),
         )
+    try:
+        check_peers(plan, model)
+    except RuleScoreError as error:
+        place = f"rules.{error.rule}.criterion"
+        raise RecipeError([positions.problem(place, error.reason)]) from error
     scores, dead, _ = score_units(plan, model, None, None)
     keep = choose(plan, scores, dead, clocks=clocks)
     shapes = Costs(map).shapes(

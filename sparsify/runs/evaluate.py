@@ -72,6 +72,7 @@ def evaluate_run(record: RunRecord, models: ReloadedModels, seconds: float) -> R
         history=record.history,
         rounds=record.rounds,
         baselines=tuple(baselines),
+        failed=record.failed,
         search=record.search,
         verdict=worst_verdict(record.verdicts),
         notes=(*write_notes(record, cut, targets), *failures),
@@ -103,7 +104,7 @@ def _measure_baseline(
 
 def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
     """The worst verdict: ordered by outcome, then by difference."""
-    order = ("nothing cut", "equal", "statistics change")
+    order = ("nothing cut", "equal", "statistics change", "wrong")
     return max(
         verdicts,
         key=lambda v: (order.index(v.outcome), v.difference),

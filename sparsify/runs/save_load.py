@@ -44,9 +44,10 @@ from sparsify.runs.own_figures import (
 from sparsify.runs.own_history import UNPLACED, describe_cut, read_history
 from sparsify.runs.reloaded_models import ReloadedModels, check_reloads
 from sparsify.runs.run_record import RunRecord
+from sparsify_schemas.baseline import Baseline
 from sparsify_schemas.cuts import Cuts, Rounds
 from sparsify_schemas.model import Model
-from sparsify_schemas.recipe import Baseline, Recipe
+from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Epoch, Report
 
 Build = Callable[[], nn.Module]
@@ -244,7 +245,7 @@ def _describe_limits(recipe: Recipe) -> Iterator[str]:
     if recipe.model is None:
         yield NEEDS_BUILDER
     if recipe.baselines:
-        names = ", ".join(recipe.baselines)
+        names = ", ".join(recipe.baseline_kinds)
         yield f"the baselines ({names}) were not made: only 'sparsify apply' trains them"
 
 

@@ -212,6 +212,37 @@ def test_run_can_be_cut_further_and_exported(folder: Path, dense: Path) -> None:
     assert made.difference == 0
 
 
+def test_torch_pruning_loads_what_is_exported(folder: Path, dense: Path) -> None:
+    """As its documentation says: a dense model, the history, then the weights; and we adopt it again."""
+    tp = pytest.importorskip("torch_pruning")
+    rule = {"layers": "conv*", "group": "filter", "sparsity": "40%"}
+    run = sparsify.apply(RECIPE | {"rules": [rule]}, dense, out=folder / "runs", timing=0.01)
+    made = sparsify.export(run, "torch-pruning", folder / "cut.pth")
+    assert made.difference == 0 and made.checked_by == "the rebuilt model"
+    saved = torch.load(folder / "cut.pth", weights_only=True)
+    model = digits_cnn().eval()
+    graph = tp.DependencyGraph().build_dependency(model, X)
+    graph.load_pruning_history(saved["pruning"])
+    model.load_state_dict(saved["model"])
+    assert torch.equal(model(X).detach(), call(run))
+    again = adopt(folder, folder / "cut.pth", dense=dense)
+    assert torch.equal(call(again), call(run))
+
+
+def test_a_cut_that_a_history_cannot_say_is_not_exported(folder: Path, dense: Path) -> None:
+    rule = {"layers": "conv[34]", "group": "tap", "sparsity": "78%"}
+    carved = RECIPE | {"rules": [{**rule, "penalty": {"kind": "l1", "strength": 1e-4}}]}
+    run = sparsify.apply(carved, dense, out=folder / "runs", timing=0.01)
+    with pytest.raises(sparsify.SparsifyError) as caught:
+        sparsify.export(run, "torch-pruning", folder / "carved.pth")
+    assert re.fullmatch(
+        r"torch-pruning's history knows widths alone, and 'conv\d' changed otherwise \((crop|gather)\); "
+        r"export another format",
+        str(caught.value),
+    )
+    assert not (folder / "carved.pth").exists()
+
+
 def _narrow(state: dict[str, Tensor]) -> None:
     state["conv1.weight"] = state["conv1.weight"][:7]
 

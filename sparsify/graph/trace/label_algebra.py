@@ -169,13 +169,14 @@ class LabelAlgebra:
         if len(field) != 2 or len(along) != 1 or not along < field:
             self.join(aspect, other)
             return
-        channels = aspect.squeeze().numpy()
-        vector, gone = other.flatten().numpy(), np.zeros(1, np.int64)
-        is_last = along == {max(field)}
-        leaves = (channels[:1] if is_last else channels[:, :1], vector[None] if is_last else vector[:, None])
-        whole = [(channels, channels[:, :1]), (vector, gone) if is_last else leaves]
-        places = [(channels, channels[:1]), leaves if is_last else (vector, gone)]
-        self.labels.note_channel_groups(ChannelGroups(channels, whole, places, False))
+        channels, vector = aspect.squeeze().numpy(), other.flatten().numpy()
+        stays = [(vector, np.zeros(1, np.int64))]  # joined with label 0, which no cut touches
+        rows, columns = [(channels, channels[:, :1])], [(channels, channels[:1])]
+        if along == {max(field)}:
+            own = ChannelGroups(channels, rows + stays, [*columns, (channels[:1], vector[None])], False)
+        else:
+            own = ChannelGroups(channels, [*rows, (channels[:, :1], vector[:, None])], columns + stays, False)
+        self.labels.note_channel_groups(own)
 
     def consume(self, aspect: Tensor) -> None:
         """A product sums over these labels of a parameter: the parameter's dimension is a consumer's input

@@ -101,7 +101,7 @@ class Labels:
 
     def note_channel_groups(self, own: ChannelGroups, counted_by: str | None = None) -> None:
         """These channels fall into groups; `module:attribute` holds how many, where a number does."""
-        met = [part.tobytes() for _, part in own.places]
+        met = [part.tobytes() for pair in (*own.whole, *own.places) for part in pair]
         self._channel_groups.setdefault((counted_by, own.channels.tobytes(), *met), own)
         if counted_by is not None:
             self.group_counts.append((counted_by, own.channels[:, 0]))

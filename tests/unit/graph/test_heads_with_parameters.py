@@ -58,19 +58,21 @@ class ScaleOfHeads(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.rand(HEADS, 1) + 0.5)
+        self.scale, self.shift = (nn.Parameter(torch.rand(HEADS, 1) + 0.5) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
+        return x * self.scale + self.shift
 
 
 class ScaleOfBoth(nn.Module):
+    """As Conformer's two biases of positions."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.shift = nn.Parameter(torch.rand(HEADS, PLACES) + 0.5)
+        self.scale, self.shift = (nn.Parameter(torch.rand(HEADS, PLACES) + 0.5) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.shift
+        return x * self.scale + self.shift
 
 
 MADE: dict[str, Callable[[], nn.Module]] = {

@@ -49,7 +49,7 @@ def _run_request(request: CutRequest | GroupsRequest) -> dict[str, Any]:
 
 
 def _limit_process(limits: Limits) -> None:
-    """Let allocations fail beyond the limit, and end where the one who asked no longer can; not on Windows."""
+    """Let allocations fail beyond the limit, and end where nobody is left who asked; not on Windows."""
     try:
         import resource
     except ImportError:

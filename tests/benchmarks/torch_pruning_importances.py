@@ -90,6 +90,8 @@ def make_network(name: str) -> tuple[nn.Module, Tensor]:
             if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(0, 0.2)
+            if isinstance(module, nn.Linear) and not bool(module.weight.any()):
+                module.weight.normal_(0, 0.02)  # ViT's head, without which no gradient comes back
     size = NETWORKS[name]
     return model, torch.randn(2, 3, size, size)
 
@@ -116,6 +118,29 @@ def score_theirs(
     return peer_scores(spec, model, map, names, statistics_, 0, 0)
 
 
+def score_both(
+    model: nn.Module,
+    map: ModelMap,
+    names: Sequence[str],
+    batch: Any,
+    theirs: Mapping[str, Any],
+    ours: Mapping[str, Any],
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Group -> (their scores, ours). One by one where a side refuses some; those are left out."""
+    their_spec = make_criterion({"kind": "torch_pruning", **theirs})
+    try:
+        left = score_theirs(their_spec, model, map, names, batch)
+        right = score_ours(make_criterion(ours), model, map, names, batch)
+    except ModelError:
+        if len(names) == 1:
+            return {}
+        found = {}
+        for name in names:
+            found |= score_both(model, map, [name], batch, theirs, ours)
+        return found
+    return {name: (left[name], right[name]) for name in names}
+
+
 def correlate_ranks(one: Tensor, other: Tensor) -> float:
     """Spearman's correlation: that of the ranks, equal values with the mean of their ranks."""
     a, b = rank(one), rank(other)
@@ -138,15 +163,12 @@ def compare_ranks(name: str) -> Iterator[str]:
     for how, theirs, ours in PAIRS:
         found: list[tuple[float, float]] = []
         refused = 0
+        sides = score_both(model, map, names, batch, theirs, ours)
         for group in names:
-            try:
-                left = score_theirs(
-                    make_criterion({"kind": "torch_pruning", **theirs}), model, map, [group], batch
-                )[group]
-                right = score_ours(make_criterion(ours), model, map, [group], batch)[group]
-            except ModelError:
+            if group not in sides:
                 refused += 1
                 continue
+            left, right = sides[group]
             gap = float((left / left.abs().max() - right / right.abs().max()).abs().max())
             found.append((correlate_ranks(left, right), gap))
         cells = ("-", "-", "-")

@@ -52,7 +52,7 @@ def _run_request(request: Request) -> dict[str, Any]:
 
 
 def _limit_process(limits: Limits) -> None:
-    """Let allocations fail beyond the limit, and end where the asker no longer can; not on Windows."""
+    """Let allocations fail beyond the limit, and end where nobody is left who asked; not on Windows."""
     try:
         import resource
     except ImportError:

@@ -48,7 +48,8 @@ def cut_baseline(
         True
     """
     if kind not in get_args(Baseline):
-        raise ModelError(f"there is no baseline '{kind}'; known: {', '.join(get_args(Baseline))}")
+        known = [name for name in get_args(Baseline) if name != "torch_pruning"]
+        raise ModelError(f"there is no baseline '{kind}'; known: {', '.join(known)}")
     if kind == "torch_pruning":
         raise ModelError(
             "baseline 'torch_pruning' is another package's cut, which runs in a process of its own; name it "

@@ -154,9 +154,11 @@ def _baseline_notes(report: Report) -> Iterator[str]:
 
 def _describe_peers(report: Report) -> Iterator[str]:
     """What another package did, and whether its cut computes what it should."""
+    repaired = any(stage.kind == "repair" for stage in report.stages)
     for baseline in report.baselines:
         if baseline.kind == "torch_pruning":
-            yield f"torch_pruning: {baseline.verdict.note}."
+            without = "; not repaired, as a repair goes by coupled groups" if repaired else ""
+            yield f"torch_pruning: {baseline.verdict.note}{without}."
         if baseline.verdict.outcome == "wrong":
             words = verdict_words(baseline.verdict)
             yield f"Warning: {baseline.kind}: {words}. What it was trained to is shown all the same."

@@ -136,13 +136,12 @@ def _make_request(nested: Run, options: TorchPruningBaseline, cost: tuple[What, 
 def _list_prunable(plan: Plan) -> set[str]:
     """Layers whose outputs may be narrowed: those that rules match, and those that are coupled to them."""
     found: set[str] = set()
-    held: set[str] = set()
     for assignment in plan.assignments:
-        if plan.recipe.rules[assignment.rule].protect:
-            held |= set(assignment.layers)
-            continue
         found |= set(assignment.layers)
         for name in assignment.coupled:
             slices = plan.map.by_name[name].slices
             found |= {part.tensor.rpartition(".")[0] for part in slices if part.role == "out"}
-    return found - held
+    for rule in plan.recipe.rules:
+        if rule.protect:
+            found -= {layer.name for layer in plan.map.layers if layer.is_selected(rule.layers)}
+    return found

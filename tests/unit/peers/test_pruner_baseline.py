@@ -221,3 +221,62 @@ def test_layers_that_stay_are_instances_of_the_copy() -> None:
     assert list_ignored(net, map, ["0"]) == ("3", "5")
     made = cut_net(net, IMAGES, FRESH, ignored=("3", "5"))
     assert (made.model[0].out_channels < 8, made.model[3].out_channels) == (True, 16)
+
+
+@pytest.mark.parametrize("pruner", ["GroupNormPruner", "BNScalePruner", "GrowingRegPruner"])
+def test_every_pruner_takes_the_arguments(pruner: str) -> None:
+    made = cut_net(make_plain(), IMAGES, FRESH, pruner=pruner, args={"global_pruning": True})
+    assert made.verdict.outcome == "equal" and made.model[0].out_channels < 8
+
+
+OWN = """
+import torch_pruning
+
+class Halves(torch_pruning.pruner.BasePruner):
+    def __init__(self, *args, pruning_ratio, **given):
+        super().__init__(*args, pruning_ratio=0.5, **given)
+"""
+
+
+def test_a_pruner_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_pruners.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = cut_net(make_plain(), IMAGES, FRESH, pruner="own_pruners:Halves")
+    assert (made.model[0].out_channels, made.model[3].out_channels) == (4, 8)
+
+
+def test_gradients_reach_its_importance() -> None:
+    """With gradients that are zero for all channels but two, the others go."""
+    net = make_plain()
+    gradients = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    gradients["0.weight"][[2, 5]] = 1.0
+    made = cut_net(
+        net,
+        IMAGES,
+        FRESH,
+        share=0.3,
+        ignored=("3", "5"),
+        importance="TaylorImportance",
+        gradients=gradients,
+    )
+    (kept,) = (width.keep for width in made.log.widths if width.group == "0")
+    assert kept == ((2, 3), (5, 6))
+
+
+def test_squares_reach_obdc() -> None:
+    net = make_plain()
+    squares = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    squares["0.weight"][[1, 7]] = 1.0
+    gradients = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    made = cut_net(
+        net,
+        IMAGES,
+        FRESH,
+        share=0.3,
+        ignored=("3", "5"),
+        importance="OBDCImportance",
+        gradients=gradients,
+        squares=squares,
+    )
+    (kept,) = (width.keep for width in made.log.widths if width.group == "0")
+    assert kept == ((1, 2), (7, 8))

@@ -55,7 +55,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "runs": ("sparsify_cli.runs", "List the runs in a folder."),
     "explain": ("sparsify_cli.explain", "Explain a word of the recipe language."),
-    "schema": ("sparsify_cli.schema", "Print the JSON Schema of recipe, cuts, report or table."),
+    "schema": ("sparsify_cli.schema", "Print the JSON Schema of recipe, report, study and other files."),
 }
 """Name -> (module with a function `command`, line in the help)."""
 

@@ -72,6 +72,8 @@ class State:
     sources: dict[str, str] | None = None
     """What names a callable or a teacher's file in the recipe -> SHA-256 of its files; None in runs of older
     versions."""
+    reads_test: bool = True
+    """Whether the test set is read at the end."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -185,6 +187,17 @@ def create_folder(root: Path, title: str) -> Path:
         raise RunError(
             f"cannot make a run folder in {root}: {error.strerror}; choose another place with --out"
         ) from None
+
+
+def take_folder(path: Path) -> Path:
+    """Make a folder of a given name, or take it as it is where it is empty. Raises RunError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise RunError(f"{path} exists already; choose another name")
+    except OSError as error:
+        raise RunError(f"cannot make the run folder {path}: {error.strerror}") from None
+    return path
 
 
 @contextmanager

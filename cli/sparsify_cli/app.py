@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("sparsify_cli.validate", "Check recipes, without a model."),
     "plan": ("sparsify_cli.plan", "Show what a recipe would do to a model."),
     "apply": ("sparsify_cli.apply", "Train, cut, verify and measure; leaves a run folder."),
+    "tune": ("sparsify_cli.tune", "Try values of a recipe in many runs; write the best recipe."),
     "bench": ("sparsify_cli.bench", "Time the dense and the cut model of a run again, or any two artefacts."),
     "sensitivity": (
         "sparsify_cli.sensitivity",

@@ -188,8 +188,8 @@ EarlyStopping = Literal["asha", "none"]
 class Search(Spec):
     """What `sparsify tune` tries. `sparsify apply` leaves it out and takes the recipe as it is written.
 
-    Each trial is a run of the recipe with other values of `parameters`. The test set is read once, at the end,
-    for the chosen trials alone.
+    Each trial is a run of the recipe with other values of `parameters`. The test set is read once, at the
+    end, for the chosen trials alone.
     """
 
     parameters: dict[Text, NamedParameter] = Field(min_length=1)

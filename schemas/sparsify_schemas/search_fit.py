@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from sparsify_schemas.base import AtKey
 from sparsify_schemas.search import COSTS, Search
 from sparsify_schemas.stage import Train
-from sparsify_schemas.task import LOSS, deciding_metric, metrics_of
+from sparsify_schemas.task import LOSS, Facts, deciding_metric, metrics_of
 
 if TYPE_CHECKING:
     from sparsify_schemas.recipe import Recipe
@@ -35,6 +35,14 @@ def check_search(recipe: "Recipe") -> None:
 def list_metrics(recipe: "Recipe") -> list[str]:
     """The metrics that a trial can be judged by, the deciding one first."""
     return [metric.facts().name for metric in metrics_of(recipe.task)] or [LOSS.name]
+
+
+def find_judge(recipe: "Recipe") -> Facts:
+    """What is known of the metric that trials are judged by."""
+    assert recipe.search is not None
+    name = recipe.search.objective.metric
+    facts = [metric.facts() for metric in metrics_of(recipe.task)]
+    return next((one for one in facts if one.name == name), deciding_metric(recipe.task))
 
 
 def _check_objective(recipe: "Recipe", search: Search) -> None:

@@ -1,5 +1,6 @@
 """The study: what `sparsify tune` tried and what it found."""
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field
@@ -24,6 +25,16 @@ class TrialCosts(Spec):
     """target -> milliseconds of a forward call"""
 
 
+def find_cost(costs: TrialCosts | None, name: str) -> float:
+    """The figure of a cost such as `macs` or `latency.phone`; nan where it is not known."""
+    if costs is None:
+        return math.nan
+    kind, _, target = name.partition(".")
+    if kind == "latency":
+        return costs.latency.get(target, math.nan)
+    return float(getattr(costs, kind))
+
+
 class StudyTrial(Spec):
     """One trial: a run of the recipe with its own values of the parameters."""
 
@@ -42,7 +53,7 @@ class StudyTrial(Spec):
     epochs: Whole = 0
     """that it trained"""
     seconds: float = 0.0
-    """from its start to its end, without interruptions"""
+    """that the worker spent which finished it"""
     reason: str = ""
     """why it was stopped or failed"""
     folder: Text | None = None

@@ -98,8 +98,7 @@ def read_callable(spec: Data, task: Task, reads_test: bool = True) -> tuple[Exam
     """Call `package.module:callable`, which returns (train, test).
 
     Each is a pair (x, y) of arrays, a mapping with the targets among its arrays, a tensor whose targets
-    follow from it, or a Dataset of such examples. Without `reads_test` the second is left as it is, and no
-    examples stand in its place.
+    follow from it, or a Dataset of such examples. Without `reads_test` nothing is read of the second.
     """
     source = spec.source
     function = resolve_callable("data.source", source)

@@ -200,6 +200,12 @@ def take_folder(path: Path) -> Path:
     return path
 
 
+def remove_empty(folder: Path) -> None:
+    """Remove a folder that was made and that nothing was written into."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
 @contextmanager
 def remove_unbegun(folder: Path) -> Iterator[None]:
     """Remove the folder of a run that ends before its state was written: nothing in it can be resumed."""

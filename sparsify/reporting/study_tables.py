@@ -17,7 +17,7 @@ from sparsify.formatting.numbers import (
     metric,
 )
 from sparsify.formatting.table import Table, make_columns
-from sparsify_schemas.study import Study, StudyTrial, TrialCosts, find_cost
+from sparsify_schemas.study import Study, StudyTrial, TrialCosts, TrialState, find_cost
 
 CHOSEN, TRIALS, IMPORTANCE, NOTES = "Chosen", "Trials", "Importance of parameters", "Notes"
 
@@ -45,7 +45,7 @@ def write_study_headline(study: Study) -> str:
     return f"{head} Best: trial {chosen[0].number}, validation {name} {show(chosen[0].metric)}."
 
 
-_STATES = {"complete": "complete", "stopped": "stopped early", "failed": "failed"}
+_STATES: dict[TrialState, str] = {"complete": "complete", "stopped": "stopped early", "failed": "failed"}
 
 
 def make_chosen_table(study: Study) -> Table | None:

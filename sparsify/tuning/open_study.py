@@ -7,9 +7,11 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from optuna.storages import BaseStorage
+
 from sparsify.errors import RunError
 from sparsify.files import write_bytes
-from sparsify.recipe import Loaded, load, write_source
+from sparsify.recipe import load, write_source
 from sparsify.runs import run_folder
 from sparsify.runs.setup import make_request
 from sparsify.tuning import storage as storages
@@ -64,6 +66,8 @@ class OpenStudy:
     is_new: bool
     storage: str | None
     """with its password"""
+    backend: BaseStorage
+    """the storage as it is open"""
 
 
 def open_study(request: TuneRequest) -> OpenStudy:
@@ -121,15 +125,16 @@ def _begin(request: TuneRequest) -> OpenStudy:
         strict=request.strict,
     )
     try:
-        storage = storages.open_storage(request.storage, folder)
-        study, claims = storages.create_study(state, storage, text, search, find_judge(loaded.recipe), wanted)
+        backend = storages.open_storage(request.storage, folder)
+        study, claims = storages.create_study(state, backend, text, search, find_judge(loaded.recipe), wanted)
     except BaseException:
         run_folder.remove_empty(folder)
         raise
     write_bytes(folder / RECIPE, text.encode())
     state.write(folder)  # the last file: with it the study can be joined
     setting = _make_setting(request, folder, state, load(folder / RECIPE).recipe)
-    return OpenStudy(setting, Ledger(study, claims, Worker.of_this_process(), wanted), True, request.storage)
+    ledger = Ledger(study, claims, Worker.of_this_process(), wanted)
+    return OpenStudy(setting, ledger, True, request.storage, backend)
 
 
 def _count_wanted(search: Search, trials: int | None) -> int:
@@ -173,21 +178,17 @@ def _reopen(request: TuneRequest, folder: Path) -> OpenStudy:
     if setting.model_file is not None:
         check_model(state, setting.model_file)
     given = request.storage if request.storage is not None else state.storage
-    opened = _open_ledger(state, given, folder, loaded)
+    backend = storages.open_storage(given, folder)
+    study, claims = storages.load_study(state.name, backend, loaded.recipe.search)
+    ledger = Ledger(study, claims, Worker.of_this_process(), storages.read_wanted(study))
     if request.resume is not None:
-        _raise_wanted(request, opened, setting)
-    return OpenStudy(setting, opened, False, given)
+        _raise_wanted(request, ledger, setting)
+    return OpenStudy(setting, ledger, False, given, backend)
 
 
 def _check_recipe(recipe: StudySource, text: str, study: str) -> None:
     if hash_text(write_source(recipe)) != hash_text(text):
         raise RunError(f"the recipe is not the one that the study {study} began with; leave it out")
-
-
-def _open_ledger(state: StudyState, storage: str | None, folder: Path, loaded: Loaded) -> Ledger:
-    opened = storages.open_storage(storage, folder)
-    study, claims = storages.load_study(state.name, opened, loaded.recipe.search)
-    return Ledger(study, claims, Worker.of_this_process(), storages.read_wanted(study))
 
 
 def _raise_wanted(request: TuneRequest, ledger: Ledger, setting: Setting) -> None:
@@ -212,9 +213,10 @@ def _join_from_elsewhere(request: TuneRequest, name: str) -> OpenStudy:
     folder = request.out / name
     if (folder / STATE).exists():
         return _reopen(request, folder)
-    opened = storages.open_storage(request.storage, folder)
-    study, _ = storages.load_study(name, opened, None)
+    backend = storages.open_storage(request.storage, folder)
+    study, _ = storages.load_study(name, backend, None)
     values, text = storages.read_meta(study, name)
+    storages.close_storage(backend)
     state = StudyState.from_json(values, f"the study '{name}'")
     if request.recipe is not None:
         _check_recipe(request.recipe, text, f"'{name}'")

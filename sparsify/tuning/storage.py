@@ -42,6 +42,13 @@ def open_storage(storage: str | None, folder: Path) -> BaseStorage:
         raise RunError(f"the storage {hide_password(url)} cannot be opened: {first_line(error)}") from None
 
 
+def close_storage(storage: BaseStorage) -> None:
+    """Close the connections of a database."""
+    if isinstance(storage, RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 def hide_password(url: str) -> str:
     """A URL without its password, which belongs neither into messages nor into files."""
     return re.sub(r"(://[^/@:]*):[^@/]*@", r"\1@", url)

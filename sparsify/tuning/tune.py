@@ -123,6 +123,7 @@ def tune(
     """
     check_installed(storage)
     from sparsify.tuning.open_study import TuneRequest, open_study
+    from sparsify.tuning.storage import close_storage
     from sparsify.tuning.work import carry_out
 
     if workers < 1:
@@ -145,5 +146,8 @@ def tune(
     )
     with keep_quiet():
         opened = open_study(request)
-        record = carry_out(opened, workers, listener)
+        try:
+            record = carry_out(opened, workers, listener)
+        finally:
+            close_storage(opened.backend)
         return TuneResult(opened.setting.folder, record)

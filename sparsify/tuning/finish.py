@@ -88,9 +88,10 @@ def _test_chosen(setting: Setting, ledger: Ledger, record: Study) -> Study:
     name, build = setting.recipe.search.objective.metric, _find_builder(setting)
     rows, dense, notes = list(record.trials), record.dense, list(record.notes)
     here = list_folders(setting.folder, record.chosen)
+    report = None
     for number in record.chosen:
         if number in here:
-            report = add_test_figures(here[number], build)
+            report = add_test_figures(here[number], build, report)
             tested = [find_metric(report, side, name, "test") for side in (report.cut, report.dense)]
             ledger.study.set_user_attr(f"test {number}", tested)
         figures = ledger.study.user_attrs.get(f"test {number}")

@@ -4,7 +4,7 @@
 
 MODEL: weights of sparsify.models.cifar_resnet56 with shortcut B, trained on the first 45,000 images. Each
 trial is one cut and one repair without training, judged on the last 2,000 training images. The grid is MACs x
-ridge x criterion; the samplers draw from the ranges that the grid spans. `area` is the area between the front
+ridge x criterion; the sampler draws from the ranges that the grid spans. `area` is the area between the front
 and the corner (100 % of the MACs, 80 % accuracy), as a share of the rectangle from there to (30 %, 100 %).
 """
 
@@ -87,7 +87,6 @@ def main() -> None:
     studies = {
         "grid": run_study("grid", GRID, arguments.model, arguments.trials, arguments.out),
         "tpe": run_study("tpe", RANGES, arguments.model, arguments.trials, arguments.out),
-        "nsga2": run_study("nsga2", RANGES, arguments.model, arguments.trials, arguments.out),
     }
     for sampler, result in studies.items():
         points = list_points(result)

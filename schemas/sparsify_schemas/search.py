@@ -199,7 +199,7 @@ class Search(Spec):
     sampler: Sampler = "tpe"
     """who proposes the values
 
-    tpe: a tree-structured Parzen estimator, 10 random trials first; nsga2: a genetic algorithm for fronts;
+    tpe: a tree-structured Parzen estimator, a quarter of the trials random first, at most 10; nsga2: a genetic algorithm for fronts;
     random: no trial looks at another one; grid: every combination, in a shuffled order; of Optuna, apart from
     grid"""
     early_stopping: EarlyStopping = "none"

@@ -11,12 +11,13 @@ from sparsify.recipe import dump, load
 from sparsify.recipe.cut_defaults import add_defaults
 from sparsify.recipe.search_space import write_overrides
 from sparsify.reporting.html.study_page import study_html
+from sparsify.reporting.study_file import STUDY, read_study
 from sparsify.runs import run_folder
 from sparsify.runs.held_out import add_test_figures
 from sparsify.runs.run_folder import recipe_digest
 from sparsify.runs.save_load import Build, load_run
 from sparsify.tuning.ledger import Ledger
-from sparsify.tuning.study_folder import PAGE, RECIPE, STUDY, list_folders
+from sparsify.tuning.study_folder import PAGE, RECIPE, list_folders
 from sparsify.tuning.study_record import list_reasons, make_record
 from sparsify.tuning.trial_run import Setting, find_metric
 from sparsify_schemas.study import Study
@@ -47,12 +48,9 @@ def finish_study(setting: Setting, ledger: Ledger) -> Study:
 
 def read_record(folder: Path) -> Study | None:
     """The record of a study that was finished; None where there is none."""
-    path = folder / STUDY
-    if not path.is_file():
-        return None
     try:
-        return Study.model_validate_json(read_bytes(path))
-    except ValueError:  # damaged: it is written again
+        return read_study(folder)
+    except RunError:  # a damaged one is written again
         return None
 
 

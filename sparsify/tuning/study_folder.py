@@ -14,7 +14,6 @@ from sparsify.runs import run_folder
 STATE = "tune.json"
 RECIPE = "search.yaml"
 DATABASE = "study.db"
-STUDY = "study.json"
 PAGE = "report.html"
 
 

@@ -1,5 +1,6 @@
 """tune: find the best recipe by many trials, on one worker or on many."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,8 @@ def tune(
     from sparsify.tuning.storage import close_storage
     from sparsify.tuning.work import carry_out
 
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise RunError("a trial runs in one process; start 'tune' without a launcher, and with workers")
     if workers < 1:
         raise RunError(f"a study has at least one worker, not {workers}")
     model = None if model_file is None else Path(model_file)

@@ -1,6 +1,6 @@
 """The front of ResNet-56 on CIFAR-10 by `tune` beside a grid of as many trials.
 
-    python tests/benchmarks/tune_resnet56.py MODEL [--trials 16] [--out FOLDER]
+    python tests/benchmarks/tune_resnet56.py MODEL [--trials 12] [--out FOLDER]
 
 MODEL: weights of sparsify.models.cifar_resnet56 with shortcut B, trained on the first 45,000 images. Each
 trial is one cut and one repair without training, judged on the last 2,000 training images. The grid is MACs x
@@ -22,7 +22,6 @@ RECIPE: dict[str, Any] = {
     "title": "ResNet-56",
     "model": {"build": "sparsify.models.cifar_resnet56", "args": {"shortcut": "B"}},
     "data": {"source": "cifar10", "validation": "4%", "split": "last"},
-    "targets": {"one_thread": {"kind": "cpu", "threads": 1, "batch": 1}},
     "budget": {"macs": "50%"},
     "rules": [
         {"layers": r"re:layer\d\.\d\.conv1", "group": "filter", "criterion": {"kind": "reconstruction"}}
@@ -31,7 +30,7 @@ RECIPE: dict[str, Any] = {
 }
 CRITERIA = [{"kind": "reconstruction"}, {"kind": "magnitude"}]
 GRID = {
-    "budget.macs": {"choices": ["35%", "50%", "65%", "80%"]},
+    "budget.macs": {"choices": ["35%", "57.5%", "80%"]},
     "stages.1.ridge": {"choices": [0.001, 0.1]},
     "rules.0.criterion": {"choices": CRITERIA},
 }
@@ -81,7 +80,7 @@ def measure_area(points: list[tuple[float, float, float, int]]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--out", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     studies = {

@@ -326,6 +326,15 @@ def test_a_study_whose_recipe_or_model_was_changed_does_not_go_on(tmp_path: Path
     assert str(error.value) == f"{weights.resolve()} is not the model that the study began with"
 
 
+def test_a_launcher_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError) as error:
+        run_study(make_search({"parameters": BOTH}))
+    assert str(error.value) == (
+        "a trial runs in one process; start 'tune' without a launcher, and with workers"
+    )
+
+
 def test_a_missing_optuna_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     from sparsify.tuning import optuna_package
 
@@ -348,6 +357,14 @@ def test_the_command_shows_the_study_and_says_where_it_is(capsys: pytest.Capture
     found = json.loads(capsys.readouterr().out)
     assert found.pop("folder") == "runs/heaps-study-1"
     assert len(Study.model_validate(found).trials) == 3
+    assert exit_code(["report", "runs/heaps-study-1"]) == 0
+    assert capsys.readouterr().out.startswith("3 trials: 3 complete. Best: trial")
+    assert exit_code(["report", "runs/heaps-study-1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert exit_code(["report", "runs/heaps-study-1", "--md"]) == 0
+    assert capsys.readouterr().out.startswith("# Heaps\n\n3 trials: 3 complete. Best: trial")
+    assert exit_code(["report", "runs/heaps-study-1", "--html"]) == 0
+    assert capsys.readouterr().out == Path("runs/heaps-study-1/report.html").read_text()
     assert exit_code(["tune", "--json"]) == 2
     assert "give a recipe (and a model), --resume STUDY or --join STUDY" in capsys.readouterr().err
 

@@ -199,9 +199,9 @@ class Search(Spec):
     sampler: Sampler = "tpe"
     """who proposes the values
 
-    tpe: a tree-structured Parzen estimator, a quarter of the trials random first, at most 10; nsga2: a genetic algorithm for fronts;
-    random: no trial looks at another one; grid: every combination, in a shuffled order; of Optuna, apart from
-    grid"""
+    tpe: a tree-structured Parzen estimator, after a quarter of random trials, at most 10; nsga2: a genetic
+    algorithm for fronts; random: no trial looks at another one; grid: every combination, in a shuffled order.
+    All but the grid are Optuna's"""
     early_stopping: EarlyStopping = "none"
     """whether trials that fall behind are stopped
 

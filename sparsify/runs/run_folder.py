@@ -231,7 +231,7 @@ def lock_run(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}") from None
     with stream:
-        if not _try_lock(stream):
+        if not try_lock(stream):
             raise RunError(
                 f"{folder} is in use by process {_read_holder(path) or 'unknown'}; wait for it, or stop it"
             )
@@ -251,7 +251,8 @@ def lock_run(folder: Path) -> Iterator[None]:
 if sys.platform == "win32":
     import msvcrt
 
-    def _try_lock(stream: IO[str]) -> bool:
+    def try_lock(stream: IO[str]) -> bool:
+        """Lock an open file; False where another process has locked it."""
         try:
             msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError:
@@ -261,7 +262,8 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _try_lock(stream: IO[str]) -> bool:
+    def try_lock(stream: IO[str]) -> bool:
+        """Lock an open file; False where another process has locked it."""
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -2,8 +2,9 @@
 
 import json
 import re
+import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import optuna
 from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
@@ -12,6 +13,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 
 from sparsify.errors import RunError, first_line
+from sparsify.runs.run_folder import try_lock
 from sparsify.tuning.optuna_package import name_driver
 from sparsify.tuning.study_folder import DATABASE, StudyState
 from sparsify_schemas.search import Search
@@ -20,6 +22,8 @@ from sparsify_schemas.task import Facts
 _META, _WANTED = "sparsify", "wanted"
 REDUCTION = 3
 """Of the trials that come to 1, 3, 9, ... epochs, the best third goes on."""
+_LOOK = 0.005
+"""Seconds between two looks at the lock of a journal."""
 _PATIENCE = 120
 """Seconds that SQLite waits for a lock."""
 
@@ -34,12 +38,31 @@ def open_storage(storage: str | None, folder: Path) -> BaseStorage:
         if "://" not in url:
             path = Path(url).expanduser().resolve()
             path.parent.mkdir(parents=True, exist_ok=True)
-            # A worker that is killed in here leaves the lock behind; others take it after some seconds.
-            return JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path), 5)))
+            return JournalStorage(JournalFileBackend(str(path), _KernelLock(str(path))))
         arguments = {"connect_args": {"timeout": _PATIENCE}} if url.startswith("sqlite") else {}
         return RDBStorage(name_driver(url), engine_kwargs={**arguments, "pool_pre_ping": True})
     except Exception as error:  # each driver has its own errors
         raise RunError(f"the storage {hide_password(url)} cannot be opened: {first_line(error)}") from None
+
+
+class _KernelLock(JournalFileOpenLock):
+    """A lock that the kernel frees when a worker is killed in it; Optuna's own stay behind."""
+
+    def __init__(self, filepath: str) -> None:
+        self._path = Path(f"{filepath}.lock")
+        self._stream: IO[str] | None = None
+
+    def acquire(self) -> bool:
+        stream = self._path.open("a+")
+        while not try_lock(stream):
+            time.sleep(_LOOK)
+        self._stream = stream
+        return True
+
+    def release(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
 
 
 def close_storage(storage: BaseStorage) -> None:

@@ -86,7 +86,7 @@ class Study(Spec):
     sampler: Sampler
     early_stopping: EarlyStopping
     seed: Seed
-    """of the sampler; trial n draws with SHA-256 of seed and n"""
+    """of the sampler; trial n draws each value with SHA-256 of seed, n and the name of the parameter"""
     recipe_seed: Seed
     """of every trial's run"""
     wanted: Positive

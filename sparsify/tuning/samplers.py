@@ -1,10 +1,11 @@
 """Who proposes the values of a trial.
 
-Every value is drawn with a seed of its own, made of the study's seed, the trial's number and the place of the
+Every value is drawn with a seed of its own, made of the study's seed, the trial's number and the name of the
 parameter. So what a trial tries depends on these and on the trials that the sampler looks at, and not on
 which worker asks, how many there are, or whether one was killed between two values.
 """
 
+import hashlib
 import json
 import math
 import random
@@ -21,7 +22,6 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from sparsify.errors import RunError
-from sparsify.training.seeds import derive_seed
 from sparsify_schemas.search import Parameter, Search, split_unit
 
 LARGEST_GRID = 100_000
@@ -56,12 +56,18 @@ def draw_parameters(
     """
     values = {}
     grid = _pick_combination(search, seed, number) if search.sampler == "grid" else {}
-    study.sampler = _make_sampler(search, grid, derive_seed(seed, number, 0) % 2**32)
+    study.sampler = _make_sampler(search, grid, _derive_seed(seed, number, ""))
     _ = trial.relative_params  # those of a genetic algorithm are drawn together
-    for place, (name, parameter) in enumerate(search.parameters.items()):
-        study.sampler = _make_sampler(search, grid, derive_seed(seed, number, place) % 2**32)
+    for name, parameter in search.parameters.items():
+        study.sampler = _make_sampler(search, grid, _derive_seed(seed, number, name))
         values[name] = write_value(parameter, _draw_value(trial, name, make_distribution(parameter)))
     return values
+
+
+def _derive_seed(seed: int, number: int, name: str) -> int:
+    """32 bits of SHA-256 over the study's seed, the trial's number and the parameter's name."""
+    text = f"{seed}/{number}/{name}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 def _draw_value(trial: optuna.trial.Trial, name: str, distribution: BaseDistribution) -> Any:
@@ -143,7 +149,7 @@ def count_combinations(search: Search) -> int:
 
 def _pick_combination(search: Search, seed: int, number: int) -> dict[str, Any]:
     """The combination of a trial, in an order that the seed shuffles: a grid that is cut short is spread."""
-    sizes = {name: list(one.list_values()) for name, one in search.parameters.items()}
+    sizes = {name: list(one.list_values()) for name, one in sorted(search.parameters.items())}
     size = count_combinations(search)
     place = random.Random(seed).sample(range(size), size)[number % size]
     found = {}

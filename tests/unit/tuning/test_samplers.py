@@ -52,6 +52,13 @@ def test_the_same_seed_gives_the_same_trials(sampler: str) -> None:
     assert len({one["lr"] for one in first}) > 5, "values are not drawn alike in all trials"
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_the_order_of_the_parameters_does_not_matter(sampler: str) -> None:
+    turned = dict(reversed(PARAMETERS.items()))
+    first = draw_all(make_search(sampler), 1, range(8))
+    assert draw_all(make_search(sampler, turned), 1, range(8)) == first
+
+
 def test_random_trials_do_not_depend_on_who_begins_them() -> None:
     search = make_search("random")
     whole = draw_all(search, 1, range(6))

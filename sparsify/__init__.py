@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sparsify.runs.sensitivity import sensitivity
     from sparsify.training.features import FeaturePairs
     from sparsify.training.hooks import attach
+    from sparsify.tuning.tune import tune
 
     __version__: str
 
@@ -60,6 +61,7 @@ _WHERE = {
     "repair": ("sparsify.pruning.repair.repair", "repair"),
     "save_run": ("sparsify.runs.save_load", "save_run"),
     "sensitivity": ("sparsify.runs.sensitivity", "sensitivity"),
+    "tune": ("sparsify.tuning.tune", "tune"),
 }
 __all__ = [
     "Call",
@@ -84,6 +86,7 @@ __all__ = [
     "repair",
     "save_run",
     "sensitivity",
+    "tune",
 ]
 
 

@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "sparsify_cli.adopt",
         "Make a run of a model that was cut elsewhere, with a proof of its cut.",
     ),
+    "tune": ("sparsify_cli.tune", "Try values of a recipe in many runs; write the best recipe."),
     "bench": ("sparsify_cli.bench", "Time the dense and the cut model of a run again, or any two artefacts."),
     "sensitivity": (
         "sparsify_cli.sensitivity",
@@ -59,7 +60,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "runs": ("sparsify_cli.runs", "List the runs in a folder."),
     "explain": ("sparsify_cli.explain", "Explain a word of the recipe language."),
-    "schema": ("sparsify_cli.schema", "Print the JSON Schema of recipe, cuts, report or table."),
+    "schema": ("sparsify_cli.schema", "Print the JSON Schema of recipe, report, study and other files."),
 }
 """Name -> (module with a function `command`, line in the help)."""
 

@@ -261,7 +261,8 @@ def move_to_cpu(inputs: Inputs) -> Inputs:
 
 def write_start(folder: Path, plan: Plan) -> None:
     """Write what is known before the first stage: the resolved recipe and the plan."""
-    files.write_bytes(folder / run_folder.RECIPE, dump(plan.recipe).encode())
+    recipe = plan.recipe.model_copy(update={"search": None})
+    files.write_bytes(folder / run_folder.RECIPE, dump(recipe).encode())
     files.write_bytes(folder / run_folder.PLAN, files.as_json(plan.to_json()))
 
 
@@ -290,7 +291,13 @@ def complete_run(
         own=own,
     )
     check_reloads(model, models.cut, inputs, "cut model")
-    report = evaluate_run(record, models, timing)
+    report = write_report(folder, evaluate_run(record, models, timing))
+    shutil.rmtree(folder / run_folder.PARTS, ignore_errors=True)
+    return report
+
+
+def write_report(folder: Path, report: Report) -> Report:
+    """Write report.md, report.html and report.json, which is the last file and holds the digests of all."""
     report = report.model_copy(update={"files": _digest_files(folder)})
     recipe = read_bytes(folder / run_folder.RECIPE).decode()
     files.write_bytes(folder / run_folder.PAGE, report_tables.to_markdown(report).encode())
@@ -298,7 +305,6 @@ def complete_run(
     # The two pages are new since, and the report holds their digests too.
     report = report.model_copy(update={"files": _digest_files(folder)})
     files.write_bytes(folder / run_folder.REPORT, (report.model_dump_json(indent=1) + "\n").encode())
-    shutil.rmtree(folder / run_folder.PARTS, ignore_errors=True)
     return report
 
 

@@ -12,6 +12,7 @@ from sparsify.errors import ModelError
 from sparsify.modelfile.formats import read_contents
 from sparsify.modelfile.history_file import find_history, read_history_file
 from sparsify.modelfile.match_state_dict import fit_names
+from sparsify.runs import run_folder
 from sparsify_schemas.recipe import Recipe
 
 
@@ -51,6 +52,10 @@ def read_files(
     path = Path(model_file if model_file is not None else str(history))
     if not path.exists():
         raise ModelError(f"there is no model file {path}")
+    if run_folder.is_run(path):
+        raise ModelError(
+            f"{path} is a run already: 'sparsify report', 'export' and 'apply RECIPE {path}' take it as it is"
+        )
     if recipe.model is None and dense is None:
         raise ModelError(
             "the dense model is not known: name its builder under 'model:' in the recipe, or give the whole "

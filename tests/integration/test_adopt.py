@@ -344,6 +344,15 @@ def test_nothing_to_adopt(folder: Path, given: dict[str, Any], said: str) -> Non
     assert str(caught.value) == said
 
 
+def test_a_run_needs_no_adoption(folder: Path, dense: Path) -> None:
+    run = adopt(folder, save(cut_by_a_script(make_dense()), folder / "script.pt"), dense=dense)
+    with pytest.raises(sparsify.SparsifyError) as caught:
+        adopt(folder, run, dense=dense)
+    assert str(caught.value) == (
+        f"{run} is a run already: 'sparsify report', 'export' and 'apply RECIPE {run}' take it as it is"
+    )
+
+
 def test_no_dense_structure(folder: Path) -> None:
     path = save(cut_by_a_script(make_dense()), folder / "script.pt")
     recipe = {key: value for key, value in RECIPE.items() if key != "model"}

@@ -1,6 +1,6 @@
 """Networks of the zoo cut by torch-pruning, then adopted: from its history and from the narrower weights.
 
-    python tests/zoo/adopted.py [--only tv own] [--seconds 60] [--json FILE]
+    python tests/zoo/adopted.py [--only tv own] [--seconds 60] [--json FILE] [--pin FILE]
 
 Each network gets random weights; torch-pruning's MetaPruner takes 40 % of each layer by random scores, the
 output layers left out as our own graph finds them. The source's outputs are computed before anything of ours
@@ -153,6 +153,18 @@ class Row:
     weights: str = ""
 
 
+def name_outcome(said: str) -> str:
+    """`equal`, `apart`, `differs` or `refused`, of what `adopt_both_ways` found."""
+    number, _, more = said.partition(",")
+    try:
+        difference = float(number)
+    except ValueError:
+        return "refused"
+    if not difference <= EQUAL:
+        return "differs"
+    return "apart" if more else "equal"
+
+
 @contextmanager
 def limit_seconds(seconds: int) -> Iterator[None]:
     def stop(*_: Any) -> None:
@@ -184,9 +196,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(networks.SOURCES))
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--pin", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    pins: dict[str, dict[str, str]] = {}
     for kind in options.only:
         family, _, part = kind.partition(":")
         for name in networks.SOURCES[family]():
@@ -194,9 +208,14 @@ def main() -> None:
                 continue
             row = make_row(name, options.seconds)
             print(f"{row.name}: {row.torch_pruning} | {row.history} | {row.weights}", flush=True)
+            if row.torch_pruning == "cut":
+                pins[name] = {way: name_outcome(getattr(row, way)) for way in ("history", "weights")}
             if options.json:
                 with options.json.open("a") as file:
                     file.write(json.dumps(asdict(row)) + "\n")
+    if options.pin:
+        lines = [f"{json.dumps(name)}: {json.dumps(pin)}" for name, pin in pins.items()]
+        options.pin.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 if __name__ == "__main__":

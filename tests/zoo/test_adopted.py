@@ -4,8 +4,9 @@
     make nightly   all of them
 
 `equal`: the outputs of torch-pruning's model. `apart`: the same, and the report says that layers hold other
-units than those they are coupled with. `refused`: an exact message. `differs`: torch-pruning couples other layers
-than the model does, which a history alone cannot tell; the run is a proven cut of the dense model all the same.
+units than those they are coupled with. `refused`: an exact message. `differs`: torch-pruning couples other
+layers than the model does, which a history alone cannot tell; the run is a proven cut of the dense model all
+the same.
 Pinned by `python tests/zoo/adopted.py --only own micro further --pin tests/zoo/adopted.json`.
 """
 

@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from sparsify.pruning.repair.repair import repair
     from sparsify.recipe import load as load_recipe
     from sparsify.reporting.plan_tables import describe
+    from sparsify.runs.adopt import adopt
     from sparsify.runs.apply import apply
     from sparsify.runs.save_load import load_run, save_run
     from sparsify.runs.sensitivity import sensitivity
     from sparsify.training.features import FeaturePairs
     from sparsify.training.hooks import attach
+    from sparsify.tuning.tune import tune
 
     __version__: str
 
@@ -41,6 +43,7 @@ _WHERE = {
     "Call": ("sparsify.forward.calls", "Call"),
     "SparsifyError": ("sparsify.errors", "SparsifyError"),
     "FeaturePairs": ("sparsify.training.features", "FeaturePairs"),
+    "adopt": ("sparsify.runs.adopt", "adopt"),
     "apply": ("sparsify.runs.apply", "apply"),
     "attach": ("sparsify.training.hooks", "attach"),
     "bench": ("sparsify.cost.measure.timing", "bench"),
@@ -58,12 +61,14 @@ _WHERE = {
     "repair": ("sparsify.pruning.repair.repair", "repair"),
     "save_run": ("sparsify.runs.save_load", "save_run"),
     "sensitivity": ("sparsify.runs.sensitivity", "sensitivity"),
+    "tune": ("sparsify.tuning.tune", "tune"),
 }
 __all__ = [
     "Call",
     "FeaturePairs",
     "SparsifyError",
     "__version__",
+    "adopt",
     "apply",
     "attach",
     "bench",
@@ -81,6 +86,7 @@ __all__ = [
     "repair",
     "save_run",
     "sensitivity",
+    "tune",
 ]
 
 

@@ -13,7 +13,8 @@ def command(
         str, typer.Argument(metavar="|".join(SCHEMAS), help="What the schema describes.")
     ] = "recipe",
 ) -> None:
-    """Print the JSON Schema of recipe, cuts, report, table or profile, for editors and other languages."""
+    """Print the JSON Schema of recipe, cuts, report, table, profile or study, for editors and other
+    languages."""
     if what not in SCHEMAS:
         raise typer.BadParameter(f"no schema of '{what}'; known: {', '.join(SCHEMAS)}")
     write_result(text_of(SCHEMAS[what]()), nl=False)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sparsify.errors import Problem, RecipeError
+from sparsify.formatting.numbers import count_noun
 from sparsify.pruning.planning.no_ops import IDLE, list_certain_no_ops
 from sparsify.recipe import load
 from sparsify.recipe.cut_defaults import with_defaults
@@ -17,6 +18,7 @@ from sparsify_cli.render import say, show_json
 from sparsify_schemas.group import facts_of
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.rule import Rule
+from sparsify_schemas.search import Search
 from sparsify_schemas.stage import Stage, Train
 from sparsify_schemas.written import to_written
 
@@ -115,8 +117,16 @@ def _summarize(recipe: Recipe) -> list[str]:
     rows.append(("stages", ", ".join(map(_describe_stage, recipe.stages))))
     if recipe.baselines:
         rows.append(("baselines", ", ".join(recipe.baseline_kinds)))
+    if recipe.search is not None:
+        rows.append(("search", _describe_search(recipe.search)))
     wide = max(8, *(len(label) for label, _ in rows))
     return [f"  {label:<{wide}} {text}" for label, text in rows]
+
+
+def _describe_search(search: Search) -> str:
+    """What `sparsify tune` does with the recipe; `sparsify apply` takes it as it is written."""
+    count = count_noun(search.trials, "trial")
+    return f"{count} of {', '.join(search.parameters)} by {search.sampler}, for 'sparsify tune' alone"
 
 
 def _list_limits(recipe: Recipe) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""JSON Schemas (draft 2020-12) of recipe, cuts, report, table and profile, for editors and other
+"""JSON Schemas (draft 2020-12) of recipe, cuts, report, table, profile and study, for editors and other
 languages."""
 
 import json
@@ -14,6 +14,7 @@ from sparsify_schemas.cuts import Log
 from sparsify_schemas.profile import Profile
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Report
+from sparsify_schemas.study import Study
 from sparsify_schemas.table import Table
 from sparsify_schemas.written import to_written
 
@@ -78,12 +79,18 @@ def profile_schema() -> Json:
     return _make_schema(Profile, "sparsify profile")
 
 
+def study_schema() -> Json:
+    """What a study tried and found, study.json in its folder."""
+    return _make_schema(Study, "sparsify study")
+
+
 SCHEMAS: Final[Mapping[str, Callable[[], Json]]] = {
     "recipe": recipe_schema,
     "cuts": cuts_schema,
     "report": report_schema,
     "table": table_schema,
     "profile": profile_schema,
+    "study": study_schema,
 }
 
 

@@ -22,6 +22,8 @@ from sparsify_schemas.penalty import (
 )
 from sparsify_schemas.rule import Rule
 from sparsify_schemas.schedule import Auto
+from sparsify_schemas.search import Search
+from sparsify_schemas.search_fit import check_search
 from sparsify_schemas.stage import Cut, Repair, Stage, Train, goal
 from sparsify_schemas.target import Named
 from sparsify_schemas.task import NamedTask, Task, deciding_metric
@@ -151,6 +153,8 @@ class Recipe(Spec):
     trackers: tuple[Tracker, ...] = ()
     """where losses, metrics and cuts are shown while the run goes on, by Accelerate: tensorboard (files in
     the run's folder), mlflow, wandb (Weights & Biases)"""
+    search: Search | None = None
+    """what `sparsify tune` tries to find the best recipe; `sparsify apply` leaves it out"""
 
     @property
     def baseline_kinds(self) -> tuple[Baseline, ...]:
@@ -426,6 +430,7 @@ class Recipe(Spec):
             raise ValueError("a recipe with a 'train' stage needs 'data'")
         self._check_repairs()
         self._check_distillation()
+        check_search(self)
         asked = [
             (i, threshold)
             for i, rule in enumerate(self.rules)

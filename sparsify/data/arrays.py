@@ -94,11 +94,11 @@ def _check_claims(path: Path) -> None:
             check_memory(claimed, what, "use a part of it", DataError)
 
 
-def read_callable(spec: Data, task: Task) -> tuple[Examples, Examples]:
+def read_callable(spec: Data, task: Task, reads_test: bool = True) -> tuple[Examples, Examples]:
     """Call `package.module:callable`, which returns (train, test).
 
     Each is a pair (x, y) of arrays, a mapping with the targets among its arrays, a tensor whose targets
-    follow from it, or a Dataset of such examples.
+    follow from it, or a Dataset of such examples. Without `reads_test` nothing is read of the second.
     """
     source = spec.source
     function = resolve_callable("data.source", source)
@@ -107,10 +107,10 @@ def read_callable(spec: Data, task: Task) -> tuple[Examples, Examples]:
         returned = function()
     if not isinstance(returned, tuple | list) or len(returned) != 2:
         raise DataError(f"data.source '{source}' returned {_describe_kind(returned)}; expected (train, test)")
-    return (
-        _read_part(returned[0], spec, task, f"{source}: train"),
-        _read_part(returned[1], spec, task, f"{source}: test"),
-    )
+    train = _read_part(returned[0], spec, task, f"{source}: train")
+    if not reads_test:
+        return train, train[:0]
+    return train, _read_part(returned[1], spec, task, f"{source}: test")
 
 
 def read_collate(path: str) -> Collate:

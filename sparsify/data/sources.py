@@ -23,15 +23,16 @@ Pair = tuple[Examples, Examples]
 CLASSIFICATION = Task()
 
 
-def load_data(spec: Data, seed: int, task: Task = CLASSIFICATION) -> Datasets:
+def load_data(spec: Data, seed: int, task: Task = CLASSIFICATION, *, reads_test: bool = True) -> Datasets:
     """Read the training, validation and test examples of a recipe's `data`, with targets as its task takes
     them.
 
-    The seed draws the validation set when `split` is random. Raises DataError, which says what is missing
-    or damaged, and which command downloads a built-in data set.
+    The seed draws the validation set when `split` is random. Without `reads_test` the test set is empty, and
+    nothing is read of what a callable returns for it. Raises DataError, which says what is missing or
+    damaged, and which command downloads a built-in data set.
     """
-    train, test = _read_source(spec, task)
-    _check_examples(spec, _take_first(train), _take_first(test))
+    train, test = _read_source(spec, task, reads_test)
+    _check_examples(spec, _take_first(train), _take_first(test if reads_test else train))
     train, test = (replace(part, workers=spec.workers, pin=spec.pin) for part in (train, test))
     if spec.normalize is not None:
         mean, std = spec.normalize.mean, spec.normalize.std
@@ -41,7 +42,7 @@ def load_data(spec: Data, seed: int, task: Task = CLASSIFICATION) -> Datasets:
         train, test = replace(train, collate=collate), replace(test, collate=collate)
     classes = 0
     if task.kind == "classification" and train.read is None and isinstance(train.targets, Tensor):
-        classes = 1 + int(max(train.targets.max(), test.targets.max()))
+        classes = 1 + max(int(part.targets.max()) for part in (train, test) if len(part))
     training, validation = _split_examples(train, spec, seed)
     return Datasets(training, validation, test, classes)
 
@@ -61,18 +62,23 @@ def data_for_inputs(recipe: Recipe) -> Datasets | None:
     return load_data(recipe.data, recipe.seed, recipe.task)
 
 
-def _read_source(spec: Data, task: Task) -> Pair:
+def _read_source(spec: Data, task: Task, reads_test: bool) -> Pair:
+    if ":" in spec.source and not (spec.is_table or spec.is_text):
+        return arrays.read_callable(spec, task, reads_test)
+    train, test = _read_files(spec, task)
+    return train, test if reads_test else train[:0]
+
+
+def _read_files(spec: Data, task: Task) -> Pair:
     if spec.is_table or spec.is_text:
         return files.read_files(spec, task)
     if spec.source == "huggingface":
         return huggingface.read_huggingface(spec, task)
-    if ":" not in spec.source and not spec.source.endswith(".npz"):
-        parts = _read_classes(spec, task)
-        is_masked = spec.source == "folder" and task.kind == "segmentation"
-        return parts if is_masked else _with_targets_of(task, parts, spec)
     if spec.source.endswith(".npz"):
         return arrays.read_npz(files.find_path(spec, spec.source), task)
-    return arrays.read_callable(spec, task)
+    parts = _read_classes(spec, task)
+    is_masked = spec.source == "folder" and task.kind == "segmentation"
+    return parts if is_masked else _with_targets_of(task, parts, spec)
 
 
 def _with_targets_of(task: Task, parts: Pair, spec: Data) -> Pair:

@@ -16,15 +16,16 @@ import torch
 from sparsify.errors import SparsifyError, describe_error
 from sparsify.formatting.numbers import format_size
 from sparsify.peers.dependency_groups import list_groups
+from sparsify.peers.history_replay import compare_replays
 from sparsify.peers.pruner_cut import cut_to_share
-from sparsify.peers.requests import ANSWER, REQUEST, CutRequest, GroupsRequest, Limits
+from sparsify.peers.requests import ANSWER, REQUEST, CutRequest, GroupsRequest, Limits, ReplayRequest, Request
 from sparsify.peers.torch_pruning_import import torch_pruning
 
 _GRACE = 60
 """seconds that it outlives its limit where nobody ends it"""
 
 
-def write_answer(request: CutRequest | GroupsRequest, limits: Limits, folder: Path) -> None:
+def write_answer(request: Request, limits: Limits, folder: Path) -> None:
     """Write what came of a request, or what was raised."""
     warnings.simplefilter("ignore")
     torch_pruning()
@@ -38,12 +39,14 @@ def write_answer(request: CutRequest | GroupsRequest, limits: Limits, folder: Pa
     temporary.replace(folder / ANSWER)
 
 
-def _run_request(request: CutRequest | GroupsRequest) -> dict[str, Any]:
+def _run_request(request: Request) -> dict[str, Any]:
     match request:
         case CutRequest():
             return cut_to_share(request)
         case GroupsRequest():
             return list_groups(request)
+        case ReplayRequest():
+            return compare_replays(request)
         case _:
             assert_never(request)
 

@@ -20,7 +20,7 @@ import torch
 
 from sparsify.errors import describe_error
 from sparsify.peers.answer_request import write_answer
-from sparsify.peers.requests import ANSWER, REQUEST, CutRequest, GroupsRequest, Limits
+from sparsify.peers.requests import ANSWER, REQUEST, Limits, Request
 from sparsify.peers.torch_pruning_import import torch_pruning
 
 _FORKS = sys.platform == "linux"
@@ -31,7 +31,7 @@ class PeerError(Exception):
     """torch-pruning came to no result: `raised: ...` or `timed out ...`."""
 
 
-def ask_process(request: CutRequest | GroupsRequest, limits: Limits, forks: bool = _FORKS) -> dict[str, Any]:
+def ask_process(request: Request, limits: Limits, forks: bool = _FORKS) -> dict[str, Any]:
     """The answer of a process that `write_answer` runs in. Raises PeerError; ModelError without the
     package."""
     torch_pruning()
@@ -47,7 +47,7 @@ def ask_process(request: CutRequest | GroupsRequest, limits: Limits, forks: bool
     return answer
 
 
-def _fork(request: CutRequest | GroupsRequest, limits: Limits, folder: Path) -> int:
+def _fork(request: Request, limits: Limits, folder: Path) -> int:
     """Answer in a fork; its exit code, or the signal that ended it, below zero."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of other threads, whose locks it does not take
@@ -69,7 +69,7 @@ def _fork(request: CutRequest | GroupsRequest, limits: Limits, folder: Path) -> 
     return os.waitstatus_to_exitcode(status)
 
 
-def _answer_in_fork(request: CutRequest | GroupsRequest, limits: Limits, folder: Path) -> None:
+def _answer_in_fork(request: Request, limits: Limits, folder: Path) -> None:
     """Never returns: what the parent would do next is not done twice."""
     code = 1
     try:
@@ -85,7 +85,7 @@ def _answer_in_fork(request: CutRequest | GroupsRequest, limits: Limits, folder:
         os._exit(code)
 
 
-def _start(request: CutRequest | GroupsRequest, limits: Limits, folder: Path) -> int:
+def _start(request: Request, limits: Limits, folder: Path) -> int:
     """Answer in a new process; its exit code, or the signal that ended it, below zero."""
     try:
         torch.save((request, limits), folder / REQUEST)

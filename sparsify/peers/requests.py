@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from sparsify.forward.calls import Inputs
+from sparsify_schemas.cuts import Cuts
 
 REQUEST, ANSWER = "request.pt", "answer.json"
 What = Literal["macs", "params", "bytes"]
@@ -47,6 +48,17 @@ class CutRequest:
 
 
 @dataclass(frozen=True)
+class ReplayRequest:
+    """Say whether torch-pruning makes of a history what a log of cuts says."""
+
+    model: nn.Module
+    """the dense one"""
+    inputs: Inputs
+    history: Sequence[tuple[str, bool, Sequence[int]]]
+    cuts: Sequence[Cuts]
+
+
+@dataclass(frozen=True)
 class GroupsRequest:
     """Say what torch-pruning couples with some layers' channels."""
 
@@ -54,3 +66,6 @@ class GroupsRequest:
     inputs: Inputs
     roots: Sequence[str]
     """modules whose outputs are the channels"""
+
+
+Request = CutRequest | GroupsRequest | ReplayRequest

@@ -217,6 +217,25 @@ def cut(
     return Result(thin, model, plan, cuts, made.verdicts, followers, notes)
 
 
+def cut_units(plan: Plan, model: nn.Module, keep: Mapping[str, Sequence[int]], inputs: Inputs) -> Result:
+    """Keep these units, whatever rules, budget and weights say, and prove the cut.
+
+    Nothing else changes: units that emit constants leave without making up for them.
+
+    Args:
+        plan: Made of this model.
+        model: The dense model, which stays as it is.
+        keep: Coupled group -> units that stay, ascending; groups that are not named stay whole.
+        inputs: For the proof.
+
+    Raises:
+        VerificationError: The proof failed.
+    """
+    dense = make_scratch(model)
+    made = _carry_out(plan, dense, dense, keep, Constants(), inputs)
+    return Result(made.model, model, plan, made.cuts, made.verdicts, notes=made.cuts.notes)
+
+
 @dataclass(frozen=True)
 class _ProvenCut:
     """A cut that was carried out and proven."""

@@ -14,12 +14,13 @@ from pydantic import ValidationError
 
 from sparsify.errors import Problem, RecipeError
 from sparsify.recipe.checks import check_recipe
-from sparsify.recipe.dump_yaml import dump
+from sparsify.recipe.dump_yaml import dump, dump_plain
 from sparsify.recipe.extends import Merged, merge_parents, read_with_parents
 from sparsify.recipe.from_python import HERE, from_python
 from sparsify.recipe.limits_file import Origin, replace_limits
 from sparsify.recipe.nodes import Node, Path, Place, Table, list_places, to_plain
 from sparsify.recipe.overrides import apply_overrides
+from sparsify.recipe.search_space import check_parameters
 from sparsify.recipe.target_presets import list_presets, replace_presets
 from sparsify.recipe.teacher_files import resolve_teachers
 from sparsify.recipe.validation_messages import explain_errors
@@ -27,7 +28,17 @@ from sparsify.recipe.variables import Filled, fill_variables, find_unused
 from sparsify.recipe.wording import describe_value
 from sparsify_schemas.recipe import Recipe
 
-__all__ = ["NOWHERE", "Loaded", "Origin", "Place", "Positions", "dump", "list_presets", "load"]
+__all__ = [
+    "NOWHERE",
+    "Loaded",
+    "Origin",
+    "Place",
+    "Positions",
+    "dump",
+    "list_presets",
+    "load",
+    "write_source",
+]
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,7 @@ def load(
     overrides: Sequence[str] = (),
     *,
     limits: bool = True,
+    needs_rules: bool = True,
 ) -> Loaded:
     """Read, resolve and check a recipe. No model is needed, and torch is not imported.
 
@@ -74,6 +86,7 @@ def load(
         source: The path of a YAML file, a mapping, or a recipe that is loaded already.
         overrides: `path.to.key=value` pairs that replace values of the recipe.
         limits: Whether files of limits (`keep: {limits: FILE}`) are read. Else such limits are left out.
+        needs_rules: Whether the recipe must have rules. Else one that protects every layer stands in.
 
     Returns:
         The valid recipe with variables, parents and presets resolved, and the line and column of every key.
@@ -92,22 +105,47 @@ def load(
     if isinstance(source, Loaded) and not overrides:
         return source
     merged = _read_source(source)
+    if not needs_rules and "rules" not in merged.root.entries:
+        overrides = (*overrides, 'rules=[{layers: "*", protect: true}]')
     root, override_problems = apply_overrides(merged.root, overrides)
-    filled = fill_variables(root, find_unused(merged.root, merged.own))
+    idle = find_unused(merged.root, merged.own)
+    recipe, filled, origins = _resolve(root, idle, limits, [*merged.problems, *override_problems])
+    if recipe.search is not None and not isinstance(source, Loaded | Recipe):
+        # Those were checked with their variables, which are gone.
+        check_parameters(recipe, root, lambda changed: _resolve(changed, (), limits, [])[0])
+    known_places = MappingProxyType(dict(list_places(filled.root)))
+    positions = Positions(_file_of(source), known_places, origins)
+    return Loaded(recipe, to_plain(filled.root), positions)
+
+
+def write_source(source: str | File | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> str:
+    """A recipe as one YAML text that reads as the same recipe from anywhere.
+
+    Parents are merged, overrides applied, limits filled in and paths of teachers absolute; variables stay.
+    Raises RecipeError.
+    """
+    merged = _read_source(source)
+    root, override_problems = apply_overrides(merged.root, overrides)
+    limited = replace_limits(resolve_teachers(root), True)
+    problems = [*merged.problems, *override_problems, *limited.problems]
+    if problems:
+        raise RecipeError(problems)
+    return dump_plain(to_plain(limited.root))
+
+
+def _resolve(
+    root: Table, idle: Sequence[str], limits: bool, problems: list[Problem]
+) -> tuple[Recipe, Filled, tuple[Origin, ...]]:
+    """The recipe of a tree with its variables, that tree without them, and the limits files that it names.
+
+    idle: variables to report if they are unused. Raises RecipeError with these and earlier problems.
+    """
+    filled = fill_variables(root, idle)
     placed, preset_problems = replace_presets(filled.root)
     limited = replace_limits(placed, limits)
     filled = replace(filled, root=resolve_teachers(limited.root))
-    problems = [
-        *merged.problems,
-        *override_problems,
-        *filled.problems,
-        *preset_problems,
-        *limited.problems,
-    ]
-    recipe = _validate(filled, problems)
-    known_places = MappingProxyType(dict(list_places(filled.root)))
-    positions = Positions(_file_of(source), known_places, limited.origins)
-    return Loaded(recipe, to_plain(filled.root), positions)
+    found = [*problems, *filled.problems, *preset_problems, *limited.problems]
+    return _validate(filled, found), filled, limited.origins
 
 
 def _file_of(source: str | File | Mapping[str, Any] | Recipe | Loaded) -> str:

@@ -12,11 +12,32 @@ from sparsify_schemas.written import to_written
 
 def dump(recipe: Recipe) -> str:
     """The whole recipe as YAML, defaults included; `load(dump(recipe))` gives it back."""
-    body = _mark_inline(to_written(recipe))
+    return dump_plain(_escape_all(to_written(recipe)))
+
+
+def dump_plain(data: Any) -> str:
+    """Mappings, lists and scalars as YAML, with expressions such as `${epochs}` as they are."""
     text: str = yaml.dump(
-        body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=130, default_flow_style=False
+        _mark_inline(data),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=130,
+        default_flow_style=False,
     )
     return text
+
+
+def _escape_all(value: Any) -> Any:
+    match value:
+        case str():
+            return escape(value)
+        case list():
+            return list(map(_escape_all, value))
+        case dict():
+            return {key: _escape_all(item) for key, item in value.items()}
+        case _:
+            return value
 
 
 def escape(text: str) -> str:
@@ -34,8 +55,6 @@ class _Row(list[Any]):
 
 def _mark_inline(value: Any) -> Any:
     match value:
-        case str():
-            return escape(value)
         case list():
             items = [_mark_inline(item) for item in value]
             return _Row(items) if all(map(_is_scalar, items)) else items

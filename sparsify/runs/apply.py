@@ -10,6 +10,7 @@ A budget with `accuracy_drop` repeats the stages from the first cut on, once for
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from sparsify.runs import run_folder
 from sparsify.runs.accuracy_search import search_depth
 from sparsify.runs.baselines import Baselines, make_baselines
 from sparsify.runs.checkpoint import Checkpoint
+from sparsify.runs.held_out import TEST_NOT_READ
 from sparsify.runs.preflight import check_data
 from sparsify.runs.run_record import RunRecord
 from sparsify.runs.save_load import NEEDS_BUILDER, TIMING_SECONDS, complete_run
@@ -63,11 +65,13 @@ def apply(
     strict: bool = False,
     resume: str | Path | None = None,
     timing: float = TIMING_SECONDS,
+    name: str | None = None,
+    reads_test: bool = True,
     listener: Listener = silence,
 ) -> Path:
     """Carry out a recipe and return the run's folder, `out/<title>-<n>`.
 
-    A missed budget does not raise; the report says so.
+    A missed budget does not raise; the report says so. A `search` of the recipe is left out; see `tune`.
 
     Args:
         recipe: A path, a mapping or a Recipe.
@@ -79,6 +83,9 @@ def apply(
         strict: A layer that cannot be cut safely is an error.
         resume: The folder of an interrupted run to continue; takes neither recipe nor model.
         timing: Seconds spent on timing each target.
+        name: The name of the run's folder in place of its title and a number.
+        reads_test: Whether the test set is read at the end. Without it the report has no figures of it, and
+            says so; of what a callable returns as test set nothing is read.
         listener: Called with progress events.
 
     Returns:
@@ -103,6 +110,8 @@ def apply(
         request = resume_request(Path(resume), recipe, overrides)
     else:
         request = make_request(recipe, model_file, overrides, allow, from_scratch, strict, repairs=True)
+        state = replace(request.state, reads_test=reads_test)
+        request = replace(request, name=name, state=state)
         check_data(request.loaded)
     with (
         torch.random.fork_rng(devices=[]),
@@ -161,6 +170,8 @@ def _describe_dense_model(run: Run, cuts: int) -> Iterator[str]:
         yield f"the dense model is {Path(run.state.model_file or '').name} as given"
     if run.build is not None:
         yield NEEDS_BUILDER
+    if not run.state.reads_test:
+        yield TEST_NOT_READ
 
 
 def preview(

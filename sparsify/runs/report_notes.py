@@ -22,7 +22,7 @@ def write_notes(record: RunRecord, cut: nn.Module, targets: Mapping[str, Target]
     yield from _note_zeros(record, cut)
     yield from _note_removed_blocks(record)
     yield from fold_notes(op for cuts in record.cuts for op in cuts.operations if isinstance(op, Fold))
-    if not record.plan.recipe.targets:
+    if not record.plan.recipe.targets and targets:
         yield _note_default_targets(targets)
 
 

@@ -72,6 +72,8 @@ class State:
     sources: dict[str, str] | None = None
     """What names a callable or a teacher's file in the recipe -> SHA-256 of its files; None in runs of older
     versions."""
+    reads_test: bool = True
+    """Whether the test set is read at the end."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -187,6 +189,23 @@ def create_folder(root: Path, title: str) -> Path:
         ) from None
 
 
+def take_folder(path: Path) -> Path:
+    """Make a folder of a given name, or take it as it is where it is empty. Raises RunError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise RunError(f"{path} exists already; choose another name")
+    except OSError as error:
+        raise RunError(f"cannot make the run folder {path}: {error.strerror}") from None
+    return path
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder that was made and that nothing was written into."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
 @contextmanager
 def remove_unbegun(folder: Path) -> Iterator[None]:
     """Remove the folder of a run that ends before its state was written: nothing in it can be resumed."""
@@ -212,7 +231,7 @@ def lock_run(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}") from None
     with stream:
-        if not _try_lock(stream):
+        if not try_lock(stream):
             raise RunError(
                 f"{folder} is in use by process {_read_holder(path) or 'unknown'}; wait for it, or stop it"
             )
@@ -232,7 +251,8 @@ def lock_run(folder: Path) -> Iterator[None]:
 if sys.platform == "win32":
     import msvcrt
 
-    def _try_lock(stream: IO[str]) -> bool:
+    def try_lock(stream: IO[str]) -> bool:
+        """Lock an open file; False where another process has locked it."""
         try:
             msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError:
@@ -242,7 +262,8 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _try_lock(stream: IO[str]) -> bool:
+    def try_lock(stream: IO[str]) -> bool:
+        """Lock an open file; False where another process has locked it."""
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

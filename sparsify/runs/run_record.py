@@ -39,6 +39,8 @@ class RunRecord:
     """The trials, where the budget limits the accuracy drop."""
     dense_trained: bool = False
     """Whether the dense model had the training before the first cut as well."""
+    dense_known: bool = True
+    """Whether the dense model's weights are known; else only its structure is, and it is not judged."""
     placed: bool = True
     """Whether it is known which epochs came after the cut."""
     baselines: tuple[BaselineResult, ...] = ()

@@ -187,9 +187,8 @@ def save_run(
     path, plan = Path(folder), result.plan
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path} exists already; choose another folder")
-    temporary = path.with_name(f".{path.name}.tmp")
     given = _default_inputs(plan, datasets) if inputs is None else normalize_inputs(inputs)
-    given = _move_to_cpu(apply_record(plan.map.inputs, given))
+    given = move_to_cpu(apply_record(plan.map.inputs, given))
     own = collect_figures(validation, test, metrics, objective)
     done = read_history(history)
     given_elsewhere = describe_given(metrics)
@@ -207,20 +206,38 @@ def save_run(
         dense_trained=True,
         placed=done.cut is not None,
     )
-    build = None if plan.recipe.model else lambda: copy_model(result.dense).cpu()
+    save_record(path, record, result, given, datasets, timing, own)
+    return path
+
+
+def save_record(
+    path: Path,
+    record: RunRecord,
+    result: Result,
+    inputs: Inputs,
+    datasets: Datasets | None,
+    timing: float,
+    own: OwnFigures = NOTHING,
+) -> None:
+    """Write the folder of a run that is complete: it appears whole or not at all.
+
+    Raises RunError where it cannot be written, VerificationError where a reloaded model computes something
+    else.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    build = None if record.plan.recipe.model else lambda: copy_model(result.dense).cpu()
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        write_start(temporary, plan)
+        write_start(temporary, record.plan)
         save_weights(result.dense, temporary / run_folder.DENSE)
-        check_reloads(result.dense, rebuild_dense(temporary, build), given, "dense model")
-        complete_run(temporary, record, result.model, given, datasets, build, timing, own)
+        check_reloads(result.dense, rebuild_dense(temporary, build), inputs, "dense model")
+        complete_run(temporary, record, result.model, inputs, datasets, build, timing, own)
         temporary.rename(path)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return path
 
 
 def _describe_limits(recipe: Recipe) -> Iterator[str]:
@@ -238,13 +255,14 @@ def _default_inputs(plan: Plan, datasets: Datasets | None) -> Inputs:
     return example_inputs(plan.recipe, datasets)
 
 
-def _move_to_cpu(inputs: Inputs) -> Inputs:
+def move_to_cpu(inputs: Inputs) -> Inputs:
     return map_tensors(inputs, lambda tensor: tensor.cpu())
 
 
 def write_start(folder: Path, plan: Plan) -> None:
     """Write what is known before the first stage: the resolved recipe and the plan."""
-    files.write_bytes(folder / run_folder.RECIPE, dump(plan.recipe).encode())
+    recipe = plan.recipe.model_copy(update={"search": None})
+    files.write_bytes(folder / run_folder.RECIPE, dump(recipe).encode())
     files.write_bytes(folder / run_folder.PLAN, files.as_json(plan.to_json()))
 
 
@@ -273,7 +291,13 @@ def complete_run(
         own=own,
     )
     check_reloads(model, models.cut, inputs, "cut model")
-    report = evaluate_run(record, models, timing)
+    report = write_report(folder, evaluate_run(record, models, timing))
+    shutil.rmtree(folder / run_folder.PARTS, ignore_errors=True)
+    return report
+
+
+def write_report(folder: Path, report: Report) -> Report:
+    """Write report.md, report.html and report.json, which is the last file and holds the digests of all."""
     report = report.model_copy(update={"files": _digest_files(folder)})
     recipe = read_bytes(folder / run_folder.RECIPE).decode()
     files.write_bytes(folder / run_folder.PAGE, report_tables.to_markdown(report).encode())
@@ -281,7 +305,6 @@ def complete_run(
     # The two pages are new since, and the report holds their digests too.
     report = report.model_copy(update={"files": _digest_files(folder)})
     files.write_bytes(folder / run_folder.REPORT, (report.model_dump_json(indent=1) + "\n").encode())
-    shutil.rmtree(folder / run_folder.PARTS, ignore_errors=True)
     return report
 
 

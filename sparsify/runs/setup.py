@@ -22,13 +22,14 @@ from sparsify.data import Datasets, load_data
 from sparsify.data.digest import hash_datasets
 from sparsify.data.odd_data import list_warnings
 from sparsify.errors import DataError, ModelError, RecipeError, RunError, SparsifyError
-from sparsify.events import Event, Listener, RunStarted, StepDone, silence
+from sparsify.events import Event, Listener, Note, RunStarted, StepDone, silence
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
 from sparsify.forward.input_records import apply_record
 from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.modelfile.folders import find_weights
 from sparsify.modelfile.weights import save_weights
+from sparsify.nn.load_tensors import load_tensors
 from sparsify.objective.objective import Objective, check_trainable, make_objective
 from sparsify.pruning.fitting_inputs import find_inputs
 from sparsify.pruning.make_plan import make_plan
@@ -59,6 +60,7 @@ from sparsify_schemas.task import Facts
 
 Source = str | Path | Mapping[str, Any] | Recipe | Loaded
 """What a recipe may be given as."""
+SEARCH_LEFT_OUT = "the recipe's `search` is left out: 'sparsify tune' carries it out"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ class RunRequest:
     state: run_folder.State
     folder: Path | None
     """Folder of the run to resume; None for a new run."""
+    name: str | None = None
+    """Name of a new run's folder in place of its title and a number."""
+    has_search: bool = False
+    """Whether a search was left out of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +118,13 @@ def make_request(
 
     limits: whether to read the limits file that the recipe names.
     repairs: whether to add the repair that follows a cut by default.
+    A search is left out of the recipe: it is the business of `sparsify tune`.
     """
     if recipe is None:
         raise RunError("nothing to apply: give a recipe, or --resume RUN")
     loaded = load(recipe, overrides, limits=limits)
+    has_search = loaded.recipe.search is not None
+    loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"search": None}))
     loaded = add_defaults(loaded) if repairs else loaded
     if from_scratch and model_file is not None:
         raise ModelError(f"both {model_file} and --from-scratch are given; leave one of them out")
@@ -132,7 +141,7 @@ def make_request(
             f"{model_file} is a run that has not finished and has no cut model yet; "
             f"continue it with 'sparsify apply --resume {model_file}'"
         )
-    digest = None if path is None else _hash_model(path)
+    digest = None if path is None else hash_model(path)
     state = run_folder.State(
         recipe=run_folder.recipe_json(loaded.recipe),
         model_file=None if path is None else str(path),
@@ -141,10 +150,10 @@ def make_request(
         from_scratch=from_scratch,
         strict=strict,
     )
-    return RunRequest(loaded, state, None)
+    return RunRequest(loaded, state, None, has_search=has_search)
 
 
-def _hash_model(path: Path) -> str:
+def hash_model(path: Path) -> str:
     """The digest of a run or of a file of weights; of shards that of their digests. Raises SparsifyError."""
     files = (path,) if run_folder.is_run(path) else find_weights(path)
     digests = [run_folder.hash_file(file) for file in files]
@@ -167,7 +176,7 @@ def resume_request(folder: Path, recipe: Source | None, overrides: Sequence[str]
     written = folder / run_folder.RECIPE
     if written.exists() and run_folder.recipe_digest(run_folder.read_recipe(folder)) != state.digest:
         raise RunError(f"{written} was changed since the run began; start a new run with it")
-    if state.model_file is not None and _hash_model(Path(state.model_file)) != state.model_digest:
+    if state.model_file is not None and hash_model(Path(state.model_file)) != state.model_digest:
         raise RunError(f"{state.model_file} was changed since the run began; start a new run with it")
     return RunRequest(load(state.parse_recipe(folder)), state, folder)
 
@@ -182,7 +191,10 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
     check_trackers(recipe.trackers)
     if request.folder is not None:
         check_sources(request.state, recipe)
-    datasets = load_data(recipe.data, recipe.seed, recipe.task) if recipe.data is not None else None
+    datasets = None
+    if recipe.data is not None:
+        reads_test = request.state.reads_test
+        datasets = load_data(recipe.data, recipe.seed, recipe.task, reads_test=reads_test)
     request = _with_digests(request, datasets)
     objective = make_objective(recipe.task, datasets.classes if datasets is not None else 0)
     model, base = read_dense_model(request)
@@ -199,7 +211,7 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
         teachers = read_teachers(request.loaded, request.state.allow, model, datasets, objective)
     if request.folder is None:
         check_targets(model, inputs, recipe.targets)
-    folder = request.folder or _create_folder(accelerator, out, recipe.title)
+    folder = request.folder or _create_folder(accelerator, out, recipe.title, request.name)
     is_main = accelerator.is_main_process
     with (
         run_folder.remove_unbegun(folder) if is_main else nullcontext(),
@@ -227,6 +239,8 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
         with track_events(run.listener, recipe, folder) if is_main else nullcontext(listener) as tell:
             # Told at once, so that who is stopped from here on says how to resume.
             tell(RunStarted(str(folder), resumed=request.folder is not None))
+            if request.has_search:
+                tell(Note(SEARCH_LEFT_OUT))
             if is_beginning:
                 _write_start(run, base)
             accelerator.wait_for_everyone()
@@ -322,9 +336,12 @@ def read_dense_model(request: RunRequest) -> tuple[nn.Module, Base]:
     return modelfile.read_model(path, recipe, allow=state.allow), Base(recipe.model)
 
 
-def _create_folder(accelerator: Accelerator, out: Path, title: str) -> Path:
+def _create_folder(accelerator: Accelerator, out: Path, title: str, name: str | None) -> Path:
     """Make the folder in the main process and broadcast its name."""
-    names = [str(run_folder.create_folder(out, title)) if accelerator.is_main_process else ""]
+    names = [""]
+    if accelerator.is_main_process:
+        folder = run_folder.create_folder(out, title) if name is None else run_folder.take_folder(out / name)
+        names = [str(folder)]
     broadcast_object_list(names)
     return Path(names[0])
 
@@ -361,7 +378,7 @@ def load_checkpoint(run: Run, name: str) -> tuple[nn.Module, Checkpoint]:
     for cuts in found.cuts:
         model = replay_cuts(model, cuts)
     try:
-        model.load_state_dict(found.weights)
+        load_tensors(model, found.weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise RunError(f"{path} does not fit the model that the recipe builds: {reason}") from error

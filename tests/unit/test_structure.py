@@ -30,9 +30,9 @@ def test_no_rooms_import_each_other_in_a_circle() -> None:
     assert structure.circles(structure.room_imports(ROOT)) == []
 
 
-def test_at_most_twenty_one_rooms_on_ten_floors() -> None:
+def test_at_most_twenty_two_rooms_on_ten_floors() -> None:
     imports = structure.room_imports(ROOT)
-    assert len(imports) <= 21
+    assert len(imports) <= 22
     assert max(structure.floors(imports).values()) <= 10
 
 

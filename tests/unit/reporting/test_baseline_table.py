@@ -11,7 +11,10 @@ from sparsify.reporting.report_tables import to_markdown
 from sparsify_schemas.report import Baseline, FailedBaseline, Report, StageRow, Verdict
 
 GOLDEN = Path(__file__).parents[2] / "golden/lenet5.report.json"
-NOTE = "MetaPruner with MagnitudeImportance at ratio 0.3, the smallest found that leaves at most 50 %"
+NOTE = (
+    "MetaPruner with MagnitudeImportance at ratio 0.3, the smallest found that leaves at most 50 % of the "
+    "MACs"
+)
 
 
 def make_report(**changes: Any) -> Report:

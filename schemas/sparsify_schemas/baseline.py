@@ -10,6 +10,8 @@ from sparsify_schemas.criterion import TorchPruning, check_importance
 from sparsify_schemas.units import Size
 
 Baseline = Literal["uniform_width", "random", "magnitude", "by_macs", "torch_pruning"]
+NARROWING: tuple[Baseline, ...] = ("uniform_width", "torch_pruning")
+"""baselines that take units from layers, and no blocks"""
 PRUNERS = (
     "MetaPruner",
     "BasePruner",

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sparsify_schemas.base import AtKey, Seed, Spec, Text, Title
 from sparsify_schemas.baseline import (
+    NARROWING,
     AnyBaseline,
     Baseline,
     TorchPruningBaseline,
@@ -184,13 +185,10 @@ class Recipe(Spec):
                     "channel, neuron, head, hidden, depth); leave 'baselines' out"
                 ),
             )
-        if "uniform_width" in self.baselines and all(map(removes_branches, groups)):
+        narrows = next((kind for kind in self.baseline_kinds if kind in NARROWING), None)
+        if narrows is not None and all(map(removes_branches, groups)):
             raise AtKey(
-                "baselines", "'uniform_width' narrows layers, and group 'depth' has no widths; leave it out"
-            )
-        if "torch_pruning" in self.baseline_kinds and all(map(removes_branches, groups)):
-            raise AtKey(
-                "baselines", "'torch_pruning' narrows layers, and group 'depth' has no widths; leave it out"
+                "baselines", f"'{narrows}' narrows layers, and group 'depth' has no widths; leave it out"
             )
         if "by_macs" in self.baselines and not self.budget.latency:
             raise AtKey(

@@ -160,6 +160,17 @@ def compare_ranks(name: str) -> Iterator[str]:
     map = build_map(model, (x,), {})
     batch = (x, torch.tensor([1, 2]))
     names = [group.name for group in map.coupled if group.protected is None and group.width > 2]
+    modules = dict(model.named_modules())
+    heads = [own for own in names if isinstance(modules[own], nn.MultiheadAttention)]
+    others = [own for own in names if own not in heads]
+    yield from _compare_groups(name, model, map, others, batch)
+    if heads:
+        yield from _compare_groups(f"{name}, heads", model, map, heads, batch)
+
+
+def _compare_groups(
+    name: str, model: nn.Module, map: ModelMap, names: Sequence[str], batch: Any
+) -> Iterator[str]:
     for how, theirs, ours in PAIRS:
         found: list[tuple[float, float]] = []
         refused = 0

@@ -29,13 +29,11 @@ import sparsify
 
 ROOT = Path(__file__).parents[2]
 PIXELS = 96
-TUNE = {
-    "kind": "train",
-    "name": "finetune",
-    "epochs": 2,
-    "batch": 64,
-    "optimizer": {"kind": "sgd", "lr": {"kind": "cosine", "from": 0.01, "to": 0}, "momentum": 0.9},
-}
+
+
+def make_tuning(lr: float) -> dict[str, Any]:
+    optimizer = {"kind": "sgd", "lr": {"kind": "cosine", "from": lr, "to": 0}, "momentum": 0.9}
+    return {"kind": "train", "name": "finetune", "epochs": 2, "batch": 64, "optimizer": optimizer}
 
 
 def cifar_part(train: int = 4000, validation: int = 1000, test: int = 2000) -> Any:
@@ -92,7 +90,7 @@ def make_recipe(kind: str, importance: str) -> tuple[Any, Path | None]:
                     "criterion": {"kind": "reconstruction"},
                 }
             ],
-            "stages": [{"kind": "cut"}, {"kind": "repair"}, TUNE],
+            "stages": [{"kind": "cut"}, {"kind": "repair"}, make_tuning(0.01)],
         }, small_networks.WEIGHTS / "cifar_resnet56b.pt"
     return {
         **body,
@@ -106,7 +104,7 @@ def make_recipe(kind: str, importance: str) -> tuple[Any, Path | None]:
                 "criterion": {"kind": "reconstruction", "batches": 4},
             }
         ],
-        "stages": [{"kind": "cut"}, {"kind": "repair", "examples": 300}, TUNE],
+        "stages": [{"kind": "cut"}, {"kind": "repair", "examples": 300}, make_tuning(0.001)],
     }, small_networks.WEIGHTS / "mobilenet_v2.pt"
 
 

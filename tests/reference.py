@@ -704,8 +704,10 @@ def kill(model: nn.Module, layers: Iterable[str], share: float, seed: int) -> di
         width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
         generator = torch.Generator().manual_seed(seed + width)
         units = torch.randperm(width, generator=generator)[: int(share * width)].sort().values
+        rows = producer_rows(module, weight)
+        if len(rows) < width:  # magnitudes of something else than its units
+            continue
         with torch.no_grad():
-            rows = producer_rows(module, weight)
             for unit in units.tolist():
                 rows[unit].zero_()
         chosen[name] = units.tolist()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sparsify.pruning.repair.repair import repair
     from sparsify.recipe import load as load_recipe
     from sparsify.reporting.plan_tables import describe
+    from sparsify.runs.adopt import adopt
     from sparsify.runs.apply import apply
     from sparsify.runs.save_load import load_run, save_run
     from sparsify.runs.sensitivity import sensitivity
@@ -42,6 +43,7 @@ _WHERE = {
     "Call": ("sparsify.forward.calls", "Call"),
     "SparsifyError": ("sparsify.errors", "SparsifyError"),
     "FeaturePairs": ("sparsify.training.features", "FeaturePairs"),
+    "adopt": ("sparsify.runs.adopt", "adopt"),
     "apply": ("sparsify.runs.apply", "apply"),
     "attach": ("sparsify.training.hooks", "attach"),
     "bench": ("sparsify.cost.measure.timing", "bench"),
@@ -66,6 +68,7 @@ __all__ = [
     "FeaturePairs",
     "SparsifyError",
     "__version__",
+    "adopt",
     "apply",
     "attach",
     "bench",

@@ -34,6 +34,14 @@ RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "T5LayerNorm")
 """Normalisations that a library writes out in elementary operators: x * weight / sqrt(mean(x^2) +
 variance_epsilon)."""
 
+LAYER_NORMS = {
+    "CohereLayerNorm": 0.0,
+    "Cohere2LayerNorm": 0.0,
+    "DebertaLayerNorm": 0.0,
+    "NemotronLayerNorm1P": 1.0,
+}
+"""Those that subtract the mean too, written out or with another weight -> what is added to their weight."""
+
 
 class Cut(Protocol):
     """What the reference reads of a result of `sparsify.cut`."""
@@ -220,6 +228,8 @@ def masked(
         weight = dict(module.named_parameters(recurse=False)).get("weight")
         if type(module).__name__ in RMS_NORMS and id(weight) in kept:
             module.forward = _written_out(module, kept[id(weight)])  # type: ignore[method-assign]
+        if type(module).__name__ in LAYER_NORMS and id(weight) in kept:
+            module.forward = _centred(module, kept[id(weight)])  # type: ignore[method-assign]
     _put_stubs(copy, cuts)
     return Masked(copy, kept, skip_zeros)
 
@@ -394,6 +404,21 @@ def _written_out(module: nn.Module, stays: Tensor) -> Callable[[Tensor], Tensor]
         power = (wide.square() * stays).sum(-1, keepdim=True) / stays.sum()
         normal: Tensor = wide / (power + module.variance_epsilon).sqrt()
         return module.weight * normal.to(x.dtype)
+
+    return forward
+
+
+def _centred(module: nn.Module, stays: Tensor) -> Callable[[Tensor], Tensor]:
+    """Mean and variance over the last dimension, of the places that stay. A whole row that left is zero."""
+    more, bias = LAYER_NORMS[type(module).__name__], getattr(module, "bias", None)
+    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+
+    def forward(x: Tensor) -> Tensor:
+        count = stays.sum(-1, keepdim=True).clamp_min(1)
+        apart = (x - (x * stays).sum(-1, keepdim=True) / count) * stays
+        normal = apart / (apart.square().sum(-1, keepdim=True) / count + epsilon).sqrt()
+        scaled: Tensor = (module.weight + more) * normal
+        return scaled if bias is None else scaled + bias
 
     return forward
 

@@ -38,6 +38,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("sparsify_cli.validate", "Check recipes, without a model."),
     "plan": ("sparsify_cli.plan", "Show what a recipe would do to a model."),
     "apply": ("sparsify_cli.apply", "Train, cut, verify and measure; leaves a run folder."),
+    "adopt": (
+        "sparsify_cli.adopt",
+        "Make a run of a model that was cut elsewhere, with a proof of its cut.",
+    ),
     "tune": ("sparsify_cli.tune", "Try values of a recipe in many runs; write the best recipe."),
     "bench": ("sparsify_cli.bench", "Time the dense and the cut model of a run again, or any two artefacts."),
     "sensitivity": (
@@ -49,7 +53,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Write the cut model of a run as .pt2, ONNX, safetensors or a Hugging Face folder.",
     ),
     "report": ("sparsify_cli.report", "Show what a run did and measured."),
-    "diff": ("sparsify_cli.diff", "Compare two recipes or two runs."),
+    "diff": ("sparsify_cli.diff", "Compare recipes or runs, two or several."),
     "targets": (
         "sparsify_cli.targets",
         "List what can be timed here; measure which widths are fast on a target.",

@@ -1,4 +1,4 @@
-"""Changes as tables: recipe, figures, widths."""
+"""Changes as tables: recipe, figures, widths; of two, or of several beside each other."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +19,7 @@ from sparsify.formatting.numbers import (
 )
 from sparsify.formatting.table import Table, make_columns
 from sparsify.reporting.diff import Change
+from sparsify.reporting.many import Values
 from sparsify_cli.flow import to_flow
 from sparsify_schemas.task import BUILT_IN
 
@@ -45,6 +46,28 @@ def list_tables(changes: Sequence[Change]) -> tuple[Table, ...]:
         prefix, title = next(((p, t) for p, t in _SECTIONS if c.path.startswith(p)), ("", "Recipe"))
         by_title[title].append((c.path.removeprefix(prefix), c))
     return tuple(_make_table(title, rows) for title, rows in by_title.items() if rows)
+
+
+def list_tables_of_many(names: Sequence[str], found: Sequence[Values]) -> tuple[Table, ...]:
+    """The same of several recipes or runs: a column for each."""
+    by_title: dict[str, list[tuple[str, Values]]] = {"Recipe": [], "Measured": [], "Widths": []}
+    for row in found:
+        prefix, title = next(((p, t) for p, t in _SECTIONS if row.path.startswith(p)), ("", "Recipe"))
+        by_title[title].append((row.path.removeprefix(prefix), row))
+    return tuple(_make_wide_table(title, names, rows) for title, rows in by_title.items() if rows)
+
+
+def _make_wide_table(title: str, names: Sequence[str], found: list[tuple[str, Values]]) -> Table:
+    head = {"Recipe": "path", "Measured": "figure"}.get(title, "layer")
+    if title == "Recipe":
+        rows = tuple((path, *map(to_flow, row.values)) for path, row in found)
+        return Table(title, make_columns(head, *names), rows)
+    figures = tuple((path, *_format_figures(path, row)) for path, row in found)
+    return Table(title, make_columns(head, *(f">{name}" for name in names)), figures)
+
+
+def _format_figures(path: str, row: Values) -> list[str]:
+    return [_format_figure(path, value) for value in row.values]
 
 
 def _make_table(title: str, found: list[tuple[str, Change]]) -> Table:

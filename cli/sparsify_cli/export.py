@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 def command(
     run: RunFolder,
     format: Annotated[
-        Literal["pt2", "onnx", "onnx-int8", "safetensors", "huggingface"],
+        Literal["pt2", "onnx", "onnx-int8", "safetensors", "huggingface", "torch-pruning"],
         typer.Option(
             "--format",
             help="pt2: a torch.export program; onnx: needs the extra of that name; onnx-int8: the same in "
             "int8, calibrated on training examples; safetensors: weights, with the cut log as metadata; "
-            "huggingface: a folder that from_pretrained loads, for models of transformers.",
+            "huggingface: a folder that from_pretrained loads, for models of transformers; torch-pruning: "
+            "weights with that package's history of the cut.",
             show_default=False,
         ),
     ],
@@ -33,7 +34,7 @@ def command(
             "--out",
             metavar="FILE",
             help="The file to write. By default RUN.FORMAT in the current folder (RUN.int8.onnx for "
-            "onnx-int8, a folder RUN-hf for huggingface).",
+            "onnx-int8, RUN.pth for torch-pruning, a folder RUN-hf for huggingface).",
             show_default=False,
         ),
     ] = None,

@@ -1,6 +1,6 @@
 """`sparsify plan`: show what a recipe would do to a model, before any training."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,28 +18,43 @@ def command(
         typer.Option("--from-scratch", help="Build the model with random weights instead of reading one."),
     ] = False,
     strict: Strict = False,
+    cross_check: Annotated[
+        bool,
+        typer.Option(
+            "--cross-check",
+            help="Compare the coupled groups with those of torch-pruning, in a process of at most 600 "
+            "seconds and 8 GiB.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON.")] = False,
 ) -> None:
     """Show what a recipe would do to a model.
 
-    It lists what each rule reaches, what is protected and why, and what the budget allows.
+    It lists what each rule reaches, what is protected and why, and what the budget allows. With
+    --cross-check also where torch-pruning couples other channels.
     """
     from sparsify.reporting import plan_tables
-    from sparsify.runs.apply import preview
+    from sparsify.reporting.cross_check_table import list_parts
+    from sparsify.runs.apply import preview, preview_beside_peer
     from sparsify_cli.progress import narrate
 
+    found = None
     with narrate(False, "following the model's structure, trying out cuts") as listener:
         # A latency budget may have to time layers first.
-        plan = preview(
-            recipe,
-            model,
-            overrides=overrides or (),
-            allow=allow or (),
-            from_scratch=from_scratch,
-            strict=strict,
-            listener=listener,
-        )
+        given: dict[str, Any] = {
+            "overrides": overrides or (),
+            "allow": allow or (),
+            "from_scratch": from_scratch,
+            "strict": strict,
+            "listener": listener,
+        }
+        if cross_check:
+            plan, found = preview_beside_peer(recipe, model, **given)
+        else:
+            plan = preview(recipe, model, **given)
     if as_json:
-        show_json(plan.to_json())
+        beside = {} if found is None else {"cross_check": found.to_json()}
+        show_json(plan.to_json() | beside)
     else:
-        show(plan_tables.summarize(plan), *plan_tables.list_tables(plan))
+        compared = () if found is None else list_parts(found)
+        show(plan_tables.summarize(plan), *plan_tables.list_tables(plan), *compared)

@@ -22,6 +22,7 @@ from sparsify.formatting.numbers import (
 from sparsify.formatting.table import Table, make_columns
 from sparsify.reporting.provenance_table import format_minute
 from sparsify.runs.listing import RunRow, list_runs
+from sparsify.runs.row_filter import choose_rows, sort_rows
 from sparsify.runs.seed_statistics import SeedSummary, Spread, summarize_seeds
 from sparsify_cli.render import show, show_json
 
@@ -34,6 +35,24 @@ def command(
         bool,
         typer.Option("--seeds", help="Mean and standard deviation over runs that differ only in the seed."),
     ] = False,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            "--sort",
+            metavar="FIELD",
+            help="name, created, macs, params, metric or speed, best first; -FIELD turns it round.",
+            show_default=False,
+        ),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            metavar="CONDITION",
+            help="Only runs such as macs<50%, speed>=1.5, accuracy>90% or state=complete; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The list as JSON.")] = False,
 ) -> None:
     """List the runs in a folder: their state, what is left of each model, accuracy and speed."""
@@ -41,14 +60,20 @@ def command(
         raise RunError(
             f"{folder}: no such folder; 'sparsify apply' makes runs in ./runs, or name another folder"
         )
+    if seeds and (sort or where):
+        raise typer.BadParameter("--seeds takes runs together; leave --sort and --where out")
     if seeds:
         _show_seeds(folder, as_json)
         return
-    rows = list_runs(folder)
+    found = list_runs(folder)
+    rows = choose_rows(found, where or ())
+    rows = rows if sort is None else sort_rows(rows, sort)
     if as_json:
         show_json([asdict(row) for row in rows])
     elif not rows:
-        show(f"No runs in {folder}.")
+        show(
+            f"None of the {count_noun(len(found), 'run')} in {folder}." if found else f"No runs in {folder}."
+        )
     else:
         show(_make_table(folder, rows))
 

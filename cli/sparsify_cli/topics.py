@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from sparsify.errors import SparsifyError
 from sparsify_cli.app import COMMANDS
-from sparsify_schemas import criterion, group, penalty, schedule, selector, stage, target, units
+from sparsify_schemas import baseline, criterion, group, penalty, schedule, selector, stage, target, units
 from sparsify_schemas.lookup import (
     Field,
     Model,
@@ -35,6 +35,7 @@ FAMILIES: Final[dict[str, tuple[ModuleType | str, Any]]] = {
     "stage": (stage, stage.Stage),
     "optimizer": ("Optimizers of a training stage.", stage.Optimizer),
     "target": (target, target.Target),
+    "baseline": ("Baselines that take options, under `baselines`.", baseline.TorchPruningBaseline),
 }
 PLURALS: Final = {
     "rule": "rules",

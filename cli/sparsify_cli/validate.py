@@ -116,7 +116,7 @@ def _summarize(recipe: Recipe) -> list[str]:
     rows += [(f"rule {number}", _describe_rule(rule)) for number, rule in enumerate(recipe.rules)]
     rows.append(("stages", ", ".join(map(_describe_stage, recipe.stages))))
     if recipe.baselines:
-        rows.append(("baselines", ", ".join(recipe.baselines)))
+        rows.append(("baselines", ", ".join(recipe.baseline_kinds)))
     if recipe.search is not None:
         rows.append(("search", _describe_search(recipe.search)))
     wide = max(8, *(len(label) for label, _ in rows))

@@ -34,6 +34,7 @@ FAMILY_PAGES = {
     "schedules": ("Schedules", ("schedule",)),
     "stages": ("Stages and optimizers", ("stage", "optimizer")),
     "targets": ("Targets", ("target",)),
+    "baselines": ("Baselines that take options", ("baseline",)),
 }
 """file name -> title, topics"""
 COMMON = (

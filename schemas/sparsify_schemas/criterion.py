@@ -1,12 +1,14 @@
 """Criteria: the importance of a group when it must be decided which go."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, final
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, final
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from sparsify_schemas.base import Flag, Positive, Spec
+from sparsify_schemas.base import AtKey, Callable, Flag, Positive, Spec, Text, Whole
 
 Role = Literal["in", "out", "whole"]
 Divisor = Literal["none", "mean", "max", "sum", "l2"]
@@ -33,6 +35,10 @@ class CriterionSpec(Spec):
     def facts(self) -> Facts:
         """What is to be known of it besides the scores, which `group_scores` and `weight_scores` of sparsify
         compute."""
+
+    def count_batches(self) -> int:
+        """How many training batches it looks at; 0 where it needs none."""
+        return 0
 
 
 @final
@@ -104,6 +110,9 @@ class FromData(CriterionSpec):
 
     batches: Positive = 16
     """how many training batches are looked at"""
+
+    def count_batches(self) -> int:
+        return self.batches
 
 
 @final
@@ -221,6 +230,93 @@ class Reconstruction(FromData):
         return Facts(sees="model")
 
 
+Gradients = Literal["weights", "gradients", "gradients of examples"]
+IMPORTANCES: Mapping[str, tuple[Gradients, int]] = {
+    "MagnitudeImportance": ("weights", 0),
+    "GroupMagnitudeImportance": ("weights", 0),
+    "BNScaleImportance": ("weights", 0),
+    "LAMPImportance": ("weights", 0),
+    "FPGMImportance": ("weights", 0),
+    "RandomImportance": ("weights", 0),
+    "TaylorImportance": ("gradients", 16),
+    "GroupTaylorImportance": ("gradients", 16),
+    "OBDCImportance": ("gradients of examples", 4),
+}
+"""importance of torch-pruning -> what it looks at, and at how many batches if nothing is said"""
+_OWN: tuple[Gradients, int] = ("gradients", 16)
+_LAST_EXAMPLE = (
+    "keeps the gradients of the last example alone: its dictionary has parameters as keys and is asked for "
+    "names; use 'kind: fisher', which looks at every example"
+)
+_LAST_BATCH = (
+    "keeps what the last batch sent alone; use 'kind: activation', which takes the mean over the batches"
+)
+_REFUSED: Mapping[str, str] = {
+    "HessianImportance": _LAST_EXAMPLE,
+    "GroupHessianImportance": _LAST_EXAMPLE,
+    "ActivationImportance": _LAST_BATCH,
+}
+
+
+@final
+class TorchPruning(CriterionSpec):
+    """s_u = mean over the channels of unit u of what an importance of torch-pruning says of them.
+
+    The importance runs as it is, on the coupled groups of this package. `TaylorImportance` finds the gradient
+    of the loss in the weights, mean over the batches; `OBDCImportance` the squares of the gradients of each
+    example, summed, F = sum over examples of (dL/dW)^2. A class of your own finds the former.
+    Sees convolutions, Linear layers, BatchNorm and LayerNorm.
+    Source: torch-pruning 1.6 (Fang et al., arXiv:2301.12900); OBDC: Wang et al., arXiv:1905.05934.
+    """
+
+    kind: Literal["torch_pruning"]
+    importance: Callable
+    """a class of torch-pruning: MagnitudeImportance, TaylorImportance, OBDCImportance, LAMPImportance,
+    FPGMImportance, BNScaleImportance or RandomImportance; or package.module:Class of your own, called with a
+    group of torch-pruning, which returns one score a channel"""
+    args: dict[Text, Any] = {}
+    """keyword arguments of the class, such as {p: 1, group_reduction: first, normalizer: null}"""
+    batches: Whole | None = None
+    """how many training batches are looked at. Left out: 16; 4, example by example, of OBDCImportance; none
+    of those that look at the weights alone. 0 of a class of your own: it needs no training data"""
+
+    @field_validator("importance")
+    @classmethod
+    def _is_known(cls, importance: str) -> str:
+        check_importance(importance)
+        return importance
+
+    @model_validator(mode="after")
+    def _looks_at_batches(self) -> "TorchPruning":
+        sees, _ = IMPORTANCES.get(self.importance, _OWN)
+        if sees == "weights" and self.batches is not None:
+            raise AtKey("batches", f"{self.importance} looks at the weights alone; leave 'batches' out")
+        if self.batches == 0 and self.importance in IMPORTANCES:
+            raise AtKey("batches", f"{self.importance} looks at gradients; write at least one batch")
+        return self
+
+    def facts(self) -> Facts:
+        sees, _ = IMPORTANCES.get(self.importance, _OWN)
+        return Facts(sees=sees if self.count_batches() else "weights")
+
+    def count_batches(self) -> int:
+        _, usual = IMPORTANCES.get(self.importance, _OWN)
+        return usual if self.batches is None else self.batches
+
+
+def check_importance(name: str) -> None:
+    """Refuse what is no importance of torch-pruning that can be used, and no package.module:Class. Raises
+    ValueError."""
+    if name in _REFUSED:
+        raise ValueError(f"{name} {_REFUSED[name]}")
+    if name in IMPORTANCES or ":" in name:
+        return
+    near = get_close_matches(name, [*IMPORTANCES, *_REFUSED], 1)
+    known = f"known: {', '.join(IMPORTANCES)}, or package.module:Class"
+    hint = f"did you mean '{near[0]}'?" if near else known
+    raise ValueError(f"torch-pruning has no importance {name!r} that can be used; {hint}")
+
+
 @final
 class Random(CriterionSpec):
     """s_g uniform in (0, 1) from the recipe's seed: the baseline every other criterion has to beat."""
@@ -242,6 +338,7 @@ Criterion = Annotated[
     | Lamp
     | BnScale
     | Fpgm
+    | TorchPruning
     | Random,
     Field(discriminator="kind"),
 ]

@@ -6,86 +6,28 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sparsify_schemas.base import AtKey, Seed, Spec, Text, Title
+from sparsify_schemas.baseline import (
+    NARROWING,
+    AnyBaseline,
+    Baseline,
+    TorchPruningBaseline,
+    find_options,
+    name_baseline,
+)
 from sparsify_schemas.budget import Budget, fit_drop
 from sparsify_schemas.data import Data
+from sparsify_schemas.goals import check_goals, check_target, name_known
 from sparsify_schemas.group import in_one_tensor, removes_branches
 from sparsify_schemas.model import Call, Inputs, Model
 from sparsify_schemas.penalty import (
     GroupLasso,
 )
 from sparsify_schemas.rule import Rule
-from sparsify_schemas.schedule import Auto
 from sparsify_schemas.search import Search
 from sparsify_schemas.search_fit import check_search
 from sparsify_schemas.stage import Cut, Repair, Stage, Train, goal
 from sparsify_schemas.target import Named
 from sparsify_schemas.task import NamedTask, Task, deciding_metric
-
-
-def _has_auto_strength(rule: Rule) -> bool:
-    """Whether a rule's strength is auto."""
-    return rule.penalty is not None and isinstance(rule.penalty.facts().strength, Auto)
-
-
-def _check_goals(recipe: "Recipe") -> None:
-    """A strength that is found needs a goal, and a budget is the goal of all rules that leave their amount to
-    it."""
-    left = [
-        i
-        for i, rule in enumerate(recipe.rules)
-        if not rule.protect and rule.sparsity is None and not in_one_tensor(rule.group)
-    ]
-    counted = any(
-        limit is not None
-        for limit in (
-            recipe.budget.macs,
-            recipe.budget.params,
-            recipe.budget.bytes,
-            recipe.budget.peak_memory,
-        )
-    )
-    for i in left:
-        if _has_auto_strength(recipe.rules[i]) and not counted:
-            what = (
-                "the recipe a budget"
-                if recipe.budget == Budget()
-                else (
-                    "the budget macs, params, bytes or peak_memory as well (latency and "
-                    "accuracy_drop are held by the cut, not in training), the penalty a "
-                    "number"
-                )
-            )
-            raise AtKey(
-                ("rules", i, "penalty", "strength"),
-                f"'auto' needs a goal; give {what}, or the rule its own 'sparsity'",
-            )
-    other = next((i for i in left if not _has_auto_strength(recipe.rules[i])), None)
-    if other is not None and any(_has_auto_strength(recipe.rules[i]) for i in left):
-        raise AtKey(
-            ("rules", other),
-            "the rule leaves its amount to the budget, which strength 'auto' of another rule aims at alone; "
-            "give it strength auto as well, or its own 'sparsity'",
-        )
-
-
-def _check_target(rule: int, named: str | None, targets: list[str]) -> None:
-    """That the latency which a penalty weighs by is of one known target."""
-    if named is not None and named not in targets:
-        raise AtKey(
-            ("rules", rule, "penalty", "target"),
-            f"'{named}' is no target of the recipe; {_name_known(targets)}",
-        )
-    if named is None and len(targets) != 1:
-        has = f"has {len(targets)}" if targets else "has none"
-        raise AtKey(
-            ("rules", rule, "penalty", "weight"),
-            f"'latency' is of one of the recipe's targets, and it {has}; write "
-            f"'target'{'' if targets else ' and targets'}",
-        )
-
-
-def _name_known(targets: list[str]) -> str:
-    return f"known: {', '.join(targets)}" if targets else "write it under 'targets'"
 
 
 def _find_goal(index: int, stage: Stage) -> tuple[str | int, ...]:
@@ -94,7 +36,6 @@ def _find_goal(index: int, stage: Stage) -> tuple[str | int, ...]:
 
 
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
-Baseline = Literal["uniform_width", "random", "magnitude", "by_macs"]
 _MIXED = {
     "mixup": ("classification", "multilabel", "regression"),
     "cutmix": ("classification", "multilabel"),
@@ -133,7 +74,7 @@ class Recipe(Spec):
     """what happens to which layers"""
     stages: tuple[Stage, ...] = Field(default=(Cut(kind="cut"),), min_length=1)
     """what is done, in order"""
-    baselines: tuple[Baseline, ...] = ()
+    baselines: tuple[AnyBaseline, ...] = ()
     """simpler choices that the result is compared with, at its cost as measured, and trained like it after
     the cut, without penalties
 
@@ -141,13 +82,24 @@ class Recipe(Spec):
     smallest units of all
     layers first; by_macs, with a latency budget: the rules' own criterion, chosen by MACs in place of
     milliseconds, widths as
-    they fall. All from the weights that the penalties began with; from scratch, trained without penalties"""
+    they fall; torch_pruning: what that package's own pruner cuts, checked; it takes options as a mapping. All
+    from the weights that the penalties began with; from scratch, trained without penalties"""
 
     trackers: tuple[Tracker, ...] = ()
     """where losses, metrics and cuts are shown while the run goes on, by Accelerate: tensorboard (files in
     the run's folder), mlflow, wandb (Weights & Biases)"""
     search: Search | None = None
     """what `sparsify tune` tries to find the best recipe; `sparsify apply` leaves it out"""
+
+    @property
+    def baseline_kinds(self) -> tuple[Baseline, ...]:
+        """The baselines by their names."""
+        return tuple(map(name_baseline, self.baselines))
+
+    @property
+    def peer_baseline(self) -> TorchPruningBaseline:
+        """The options of baseline torch_pruning."""
+        return find_options(self.baselines)
 
     @field_validator("stages")
     @classmethod
@@ -203,8 +155,9 @@ class Recipe(Spec):
 
     @field_validator("baselines")
     @classmethod
-    def _baselines_differ(cls, baselines: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
-        doubled = next((kind for kind in baselines if baselines.count(kind) > 1), None)
+    def _baselines_differ(cls, baselines: tuple[AnyBaseline, ...]) -> tuple[AnyBaseline, ...]:
+        kinds = tuple(map(name_baseline, baselines))
+        doubled = next((kind for kind in kinds if kinds.count(kind) > 1), None)
         if doubled:
             raise ValueError(f"'{doubled}' stands there twice; leave one out")
         return baselines
@@ -232,9 +185,10 @@ class Recipe(Spec):
                     "channel, neuron, head, hidden, depth); leave 'baselines' out"
                 ),
             )
-        if "uniform_width" in self.baselines and all(map(removes_branches, groups)):
+        narrows = next((kind for kind in self.baseline_kinds if kind in NARROWING), None)
+        if narrows is not None and all(map(removes_branches, groups)):
             raise AtKey(
-                "baselines", "'uniform_width' narrows layers, and group 'depth' has no widths; leave it out"
+                "baselines", f"'{narrows}' narrows layers, and group 'depth' has no widths; leave it out"
             )
         if "by_macs" in self.baselines and not self.budget.latency:
             raise AtKey(
@@ -249,7 +203,7 @@ class Recipe(Spec):
         if stranger is not None:
             raise AtKey(
                 ("budget", "latency", stranger),
-                f"'{stranger}' is no target of the recipe; {_name_known(list(self.targets))}",
+                f"'{stranger}' is no target of the recipe; {name_known(list(self.targets))}",
             )
         for at, own in self._list_own_budgets():
             if own.latency:
@@ -296,7 +250,7 @@ class Recipe(Spec):
     def _latency_is_of_a_target(self) -> "Recipe":
         for i, rule in enumerate(self.rules):
             if isinstance(rule.penalty, GroupLasso) and rule.penalty.weight == "latency":
-                _check_target(i, rule.penalty.target, list(self.targets))
+                check_target(i, rule.penalty.target, list(self.targets))
         return self
 
     def _check_distillation(self) -> None:
@@ -403,7 +357,7 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _training_needs_data(self) -> "Recipe":
-        _check_goals(self)
+        check_goals(self.rules, self.budget)
         if self.data is None and any(isinstance(s, Train) for s in self.stages):
             raise ValueError("a recipe with a 'train' stage needs 'data'")
         self._check_repairs()

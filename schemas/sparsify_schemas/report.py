@@ -5,8 +5,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from sparsify_schemas.base import Spec
+from sparsify_schemas.baseline import Baseline as Kind
 from sparsify_schemas.cuts import Execution
-from sparsify_schemas.recipe import Baseline as Kind
 from sparsify_schemas.table import Steps
 from sparsify_schemas.task import Facts
 
@@ -272,7 +272,8 @@ class Epoch(Measured):
 class Verdict(Spec):
     """What the equality check said of a cut."""
 
-    outcome: Literal["equal", "statistics change", "nothing cut"]
+    outcome: Literal["equal", "statistics change", "nothing cut", "wrong"]
+    """wrong: of a cut that another package made; its own are refused then"""
     difference: float
     """largest absolute difference between cut and masked dense model in float64, relative to the largest
     output"""
@@ -315,6 +316,14 @@ class Baseline(Measured):
     cut_metric: float | None = None
     """the deciding metric on the validation set right after the cut"""
     verdict: Verdict
+
+
+class FailedBaseline(Spec):
+    """A baseline of another package that came to no model."""
+
+    kind: Kind
+    outcome: str
+    """`raised: ...` or `timed out ...`"""
 
 
 class Trial(Measured):
@@ -388,6 +397,8 @@ class Report(Spec):
     """the cuts, in order"""
     baselines: tuple[Baseline, ...] = ()
     """what the recipe's baselines came to"""
+    failed: tuple[FailedBaseline, ...] = Field(default=(), exclude_if=lambda found: not found)
+    """baselines of other packages that came to no model"""
     search: Search | None = None
     """what was tried, where the budget limits an accuracy_drop"""
     verdict: Verdict

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
 from sparsify_schemas.base import AtKey, Flag, Positive, Spec, Text
-from sparsify_schemas.criterion import BnScale, Criterion, Fpgm, Magnitude, Reconstruction
+from sparsify_schemas.criterion import BnScale, Criterion, Fpgm, Magnitude, Reconstruction, TorchPruning
 from sparsify_schemas.group import (
     Group,
     facts_of,
@@ -204,6 +204,12 @@ class Rule(Spec):
                 f"criterion 'reconstruction' cannot act on group '{self.group}': it scores "
                 "the units that other "
                 "layers read; use magnitude",
+            )
+        if isinstance(self.criterion, TorchPruning) and (branches or in_one_tensor(self.group)):
+            raise AtKey(
+                "criterion",
+                f"criterion 'torch_pruning' cannot act on group '{self.group}': an importance of "
+                "torch-pruning scores whole channels; use magnitude",
             )
         if in_one_tensor(self.group):
             self._consistent_in_one_tensor()

@@ -1,6 +1,6 @@
 """Write a run's cut model for other programs.
 
-Torch.export, ONNX (float32 or int8), safetensors, Hugging Face.
+Torch.export, ONNX (float32 or int8), safetensors, Hugging Face, torch-pruning.
 """
 
 from sparsify.exporters.dynamic_axes import DynamicAxis

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from sparsify.cost.measure.onnx_export import AxisNames, export_onnx, export_program, short_reason
 from sparsify.cost.measure.onnx_quantize import quantise
 from sparsify.errors import VerificationError
-from sparsify.exporters import hugging_face
+from sparsify.exporters import hugging_face, pruning_history
 from sparsify.exporters.compare import Read, compute_outputs
 from sparsify.forward.calls import Inputs
 from sparsify.modelfile.weights import load_weights, save_weights
 from sparsify.runs.save_load import Base, Build
 
-Format = Literal["pt2", "onnx", "onnx-int8", "safetensors", "huggingface"]
+Format = Literal["pt2", "onnx", "onnx-int8", "safetensors", "huggingface", "torch-pruning"]
 Calibration = Sequence[Sequence[NDArray[Any]]]
 """Batches, each with an array for each input."""
 CheckedBy = Literal["torch.export", "onnxruntime", "onnx.checker", "the rebuilt model", "from_pretrained"]
@@ -72,6 +72,8 @@ def write(
         case "safetensors":
             metadata = {key: json.dumps(value) for key, value in own.base.to_json().items()}
             save_weights(model, path, {"format": "pt", **metadata})
+        case "torch-pruning":
+            pruning_history.save_history(model, own.base, own.build, trace.inputs, path)
         case "huggingface":
             return hugging_face.save_pretrained(model, own, path)
         case _:
@@ -84,7 +86,7 @@ def _make_onnx(model: nn.Module, trace: Trace) -> torch.onnx.ONNXProgram:
 
 
 def make_reader(
-    format: Format, model: nn.Module, path: Path, build: Build | None
+    format: Format, model: nn.Module, own: hugging_face.Folder, path: Path
 ) -> tuple[CheckedBy, Read | None]:
     """What checks the file, and how to load it; None when it cannot run here. Raises VerificationError."""
     match format:
@@ -96,7 +98,9 @@ def make_reader(
             _check_onnx(path)
             return "onnx.checker", None
         case "safetensors":
-            return "the rebuilt model", lambda: _load_safetensors(path, build)
+            return "the rebuilt model", lambda: _load_safetensors(path, own.build)
+        case "torch-pruning":
+            return "the rebuilt model", lambda: pruning_history.load_history(path, own.base, own.build)
         case "huggingface":
             return "from_pretrained", lambda: _load_pretrained(type(model), path)
         case _:

@@ -32,7 +32,8 @@ def write(model: nn.Module, run: Path, original: Path | None, folder: Path) -> N
     parts = (
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         heading,
-        f"A {_dense_name(model)} of transformers, cut by [sparsify](https://pypi.org/project/sparsify-recipes/).",
+        f"A {_dense_name(model)} of transformers, cut by "
+        "[sparsify](https://pypi.org/project/sparsify-recipes/).",
         "## How to load it",
         f"```python\n{_loading_code(model, folder)}\n```",
         "## What was cut and measured",

@@ -33,7 +33,7 @@ from sparsify.runs.save_load import Build, load_run, read_cut_base
 
 TOLERANCE = 1e-5
 """Largest difference allowed, relative to the largest magnitude of the output."""
-_ENDING = {"huggingface": "-hf", "onnx-int8": ".int8.onnx"}
+_ENDING = {"huggingface": "-hf", "onnx-int8": ".int8.onnx", "torch-pruning": ".pth"}
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,10 @@ def export(
             recipe has no data. `safetensors` holds the weights, with the builder and the cut log in its
             metadata. `huggingface` is a folder that `from_pretrained` loads, of a model of transformers, with
             a model card; where config.json cannot express the model, with a modelling file, and then
-            `from_pretrained` needs `trust_remote_code=True`.
-        path: `<run>.<format>`, `<run>.int8.onnx` or `<run>-hf` in the current folder when left out.
+            `from_pretrained` needs `trust_remote_code=True`. `torch-pruning` holds the weights and that
+            package's history of the cut, which it repeats for a check: `{"model": ..., "pruning": ...}`.
+        path: `<run>.<format>`, `<run>.int8.onnx`, `<run>.pth` or `<run>-hf` in the current folder when left
+            out.
         build: As in `load_run`.
         force: Replace a file that exists.
         fixed: Take the shapes of the plan's inputs and no others.
@@ -207,7 +209,7 @@ def _write_checked(request: _Request, probes: Probes, notes: tuple[str, ...]) ->
             notes = (*notes, *write(format, model, own, trace, calibration, temporary))
         except SafetensorError as error:  # of transformers' save_pretrained, when a disk is full
             raise RunError(f"cannot write {target}: {first_line(error)}") from error
-        checked_by, read = make_reader(format, model, temporary, request.build)
+        checked_by, read = make_reader(format, model, own, temporary)
         difference, agreement = None, None
         if read is not None:
             difference = compare_outputs(target, checked_by, read, given, expected, tolerance)

@@ -20,6 +20,9 @@ def verdict_words(verdict: Verdict) -> str:
             )
         case "nothing cut":
             return "nothing was cut"
+        case "wrong":
+            difference = format_tiny(verdict.difference)
+            return f"cut is wrong: it differs from the masked model by {difference} of the largest output"
 
 
 def fold_notes(folds: Iterable[Fold]) -> Iterable[str]:

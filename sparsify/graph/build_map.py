@@ -25,22 +25,26 @@ from sparsify.graph.model_map import Coupled, Layer, ModelMap, Tensor
 from sparsify.graph.names import canonical_names, named_tensors, walk_modules
 from sparsify.graph.peft_adapters import find_adapter_names
 from sparsify.graph.product_macs import TraceResult, find_products
+from sparsify.graph.trace.channel_groups import Leaving
 from sparsify.graph.trace.labels import Ints, Labels
 from sparsify.graph.trace.products import TracedProduct
 from sparsify.graph.trace.trace_model import trace_model
 
 
-def build_map(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:
+def build_map(
+    model: nn.Module, inputs: Inputs, macs: Mapping[str, int], leaving: Leaving = "most units"
+) -> ModelMap:
     """Trace one forward call to find what is coupled to what; the model is left as it was.
 
     inputs: a tuple, or a mapping for keyword inputs. macs: multiply-accumulates by module name.
+    leaving: what leaves of channels that fall into groups.
     Raises ModelError if the model cannot be traced.
     """
     check_model(model)
     own = tuple(list_tensors(model))
     copy, labels, ran = _trace_model(model, inputs)
     unreached, in_training = _find_unreached(copy, labels)
-    classes = labels.find_classes()
+    classes = labels.find_classes(leaving)
     coupled = tuple(
         find_coupled_groups(
             labels,

@@ -1,11 +1,14 @@
-"""Groups that can only be cut in proportion: a stream of C channels and heads of C // heads features each.
+"""Groups that can only be cut in proportion: a stream of C channels and heads of C // heads features each, or
+layers beside it that are as wide.
 
 Some networks compute the size of a head from the width of the stream (Swin, MaxViT). Then a stream that
 loses channels must lose heads in the same proportion, and the reverse. In the bundled group, one unit is a
-head of every such layer together with its share of the stream's channels.
+head of every such layer together with its share of the stream's channels. Others give a layer's outputs the
+stream's shape (the convolutions that shorten keys and values in Segformer and PVT): one unit is then a
+channel of the stream together with one of every such layer.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import gcd
 
@@ -16,8 +19,13 @@ from sparsify.graph.model_map import Coupled, Slice
 
 
 def bundle_groups(groups: Sequence[Coupled]) -> Iterable[tuple[Coupled, tuple[str, ...]]]:
-    """For every stream with heads that could be cut in proportion: (the bundled group, the names that it
-    replaces)."""
+    """For every stream with heads or layers that could be cut in proportion: (the bundled group, the names
+    that it replaces)."""
+    yield from _bundle_heads(groups)
+    yield from _bundle_layers(groups)
+
+
+def _bundle_heads(groups: Sequence[Coupled]) -> Iterator[tuple[Coupled, tuple[str, ...]]]:
     heads = [group for group in groups if _has_several_features(group)]
     for stream in groups:
         beside = [
@@ -29,14 +37,30 @@ def bundle_groups(groups: Sequence[Coupled]) -> Iterable[tuple[Coupled, tuple[st
         ]
         width = gcd(*(h.width for h in beside))
         if width > 1:
-            bound = (stream, *beside)
-            parts = tuple(
-                _coarsen_slice(part, group.width // width) for group in bound for part in group.slices
-            )
-            statistics = any(group.statistics for group in bound)
-            paired = any(group.paired for group in bound)
-            bundle = replace(stream, width=width, slices=parts, statistics=statistics, paired=paired)
-            yield bundle, tuple(group.name for group in bound)
+            yield _bundle(stream, beside, width)
+
+
+def _bundle_layers(groups: Sequence[Coupled]) -> Iterator[tuple[Coupled, tuple[str, ...]]]:
+    """The stream is what most layers share: it comes first, with every layer as wide that reads it."""
+    plain = [group for group in groups if not _has_several_features(group)]
+    for stream in sorted(plain, key=lambda group: -len(group.slices)):
+        beside = []
+        for other in plain:
+            reads = _tensor_names(other) & _tensor_names(stream)
+            if other is not stream and other.width == stream.width and reads:
+                beside.append(other)
+        if beside:
+            first, *others = (group for group in plain if group is stream or group in beside)
+            yield _bundle(first, others, stream.width)  # named after the first layer of all
+
+
+def _bundle(stream: Coupled, beside: Sequence[Coupled], width: int) -> tuple[Coupled, tuple[str, ...]]:
+    bound = (stream, *beside)
+    parts = tuple(_coarsen_slice(part, group.width // width) for group in bound for part in group.slices)
+    statistics = any(group.statistics for group in bound)
+    paired = any(group.paired for group in bound)
+    bundle = replace(stream, width=width, slices=parts, statistics=statistics, paired=paired)
+    return bundle, tuple(group.name for group in bound)
 
 
 def _has_several_features(group: Coupled) -> bool:

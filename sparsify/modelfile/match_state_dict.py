@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ModelError
+from sparsify.nn.load_tensors import load_tensors
 
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _SHOWN = 5
@@ -19,17 +20,33 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path, build:
     Tied tensors may be stored once, and the batch counters of old BatchNorms may be missing. Raises
     ModelError with at most five names of each kind of mismatch.
     """
+    state = check_fits(model, state, path, build)
+    check_finite(state, str(path))
+    try:
+        load_tensors(model, state, strict=False)
+    except Exception as error:
+        raise ModelError(f"{path} does not fit {build}: {error}") from error
+
+
+def check_fits(model: nn.Module, state: Mapping[str, Tensor], path: Path, build: str) -> Mapping[str, Tensor]:
+    """The state under the model's own names. Raises ModelError where names, shapes or types differ."""
     wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     state = _strip_prefix(state, wanted)
-    checks = (_describe_missing, _describe_unexpected, _describe_shapes, _describe_types)
+    checks = (_describe_missing, _describe_unexpected, _describe_shapes, _describe_types, _describe_untied)
     faults = [fault for check in checks if (fault := check(wanted, state))]
     if faults:
         raise ModelError(f"{path} does not fit {build}: {'; '.join(faults)}{_suggest(path)}")
-    check_finite(state, str(path))
-    try:
-        model.load_state_dict(dict(state), strict=False)
-    except Exception as error:
-        raise ModelError(f"{path} does not fit {build}: {error}") from error
+    return state
+
+
+def fit_names(model: nn.Module, state: Mapping[str, Tensor], path: Path, build: str) -> Mapping[str, Tensor]:
+    """The state under the model's own names, whatever its shapes. Raises ModelError where names differ."""
+    wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    state = _strip_prefix(state, wanted)
+    faults = [fault for check in (_describe_missing, _describe_unexpected) if (fault := check(wanted, state))]
+    if faults:
+        raise ModelError(f"{path} does not fit {build}: {'; '.join(faults)}{_suggest(path)}")
+    return state
 
 
 def check_finite(state: Mapping[str, Any], name: str) -> None:
@@ -98,6 +115,17 @@ def _describe_types(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -
         f"{k}: {_format_type(state[k])} in the file, {_format_type(wanted[k])} in the model" for k in names
     ]
     return f"{len(names)} of another type ({_list_some(shown)})" if names else ""
+
+
+def _describe_untied(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Names that are one tensor in the model and several in the file: the last would win."""
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    pairs = []
+    for name in (name for name in wanted if name in state):
+        one = first.setdefault(_find_storage(wanted[name]), name)
+        if one != name and not torch.equal(state[one], state[name]):
+            pairs.append(f"{one} and {name}")
+    return f"{len(pairs)} tied in the model and different in the file ({_list_some(pairs)})" if pairs else ""
 
 
 def _format_type(value: Tensor) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparsify.errors import ModelError, RunError, find_refusal, first_line
 from sparsify.files import replace_file
+from sparsify.nn.load_tensors import load_tensors
 
 
 def list_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -75,7 +76,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     )
     if bad is not None:
         raise RunError(f"{path} is damaged: '{bad}' holds NaN or infinity")
-    model.load_state_dict(stored, strict=False)  # strictness is checked above, where tied weights count once
+    load_tensors(model, stored, strict=False)  # strictness is checked above, where tied weights count once
 
 
 def _kind(tensor: Tensor) -> str:

@@ -9,7 +9,7 @@ from sparsify.pruning.cut import Result, cut, measure_left
 from sparsify.pruning.planning.baseline_recipes import Cost, choose_cost, find_chooser, make_baseline_recipe
 from sparsify.pruning.planning.compile import compile_plan
 from sparsify.pruning.scoring import Batches
-from sparsify_schemas.recipe import Baseline
+from sparsify_schemas.baseline import Baseline
 
 
 def cut_baseline(
@@ -48,7 +48,13 @@ def cut_baseline(
         True
     """
     if kind not in get_args(Baseline):
-        raise ModelError(f"there is no baseline '{kind}'; known: {', '.join(get_args(Baseline))}")
+        known = [name for name in get_args(Baseline) if name != "torch_pruning"]
+        raise ModelError(f"there is no baseline '{kind}'; known: {', '.join(known)}")
+    if kind == "torch_pruning":
+        raise ModelError(
+            "baseline 'torch_pruning' is another package's cut, which runs in a process of its own; name it "
+            "under 'baselines' in a recipe of 'sparsify apply'"
+        )
     what = choose_cost(result.plan.recipe.budget)
     if what.startswith("latency.") or what == "peak_memory":
         raise ModelError(

@@ -47,7 +47,6 @@ from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import Chooser, choose
 from sparsify.pruning.proof import CutParts, prove, rebuild_model
 from sparsify.pruning.scoring import Batches, count_batches, score_units, take_batches
-from sparsify_schemas.criterion import FromData
 from sparsify_schemas.cuts import AddBias, Cuts, Fold, Zero
 from sparsify_schemas.report import Verdict
 
@@ -161,7 +160,7 @@ def cut(
     """
     call_model.check_model(model)
     if batches is None and count_batches(plan.recipe):
-        kind = next(r.criterion.kind for r in plan.recipe.rules if isinstance(r.criterion, FromData))
+        kind = next(r.criterion.kind for r in plan.recipe.rules if r.criterion.count_batches())
         raise ModelError(
             f"criterion '{kind}' looks at training data: pass batches, an iterable of "
             "(x, y) training batches, to cut"
@@ -216,6 +215,25 @@ def cut(
     notes += tuple(fold_notes(op for op in cuts.operations if isinstance(op, Fold)))
     notes += transfer_state.transfer_state(model, thin, cuts, optimizer)
     return Result(thin, model, plan, cuts, made.verdicts, followers, notes)
+
+
+def cut_units(plan: Plan, model: nn.Module, keep: Mapping[str, Sequence[int]], inputs: Inputs) -> Result:
+    """Keep these units, whatever rules, budget and weights say, and prove the cut.
+
+    Nothing else changes: units that emit constants leave without making up for them.
+
+    Args:
+        plan: Made of this model.
+        model: The dense model, which stays as it is.
+        keep: Coupled group -> units that stay, ascending; groups that are not named stay whole.
+        inputs: For the proof.
+
+    Raises:
+        VerificationError: The proof failed.
+    """
+    dense = make_scratch(model)
+    made = _carry_out(plan, dense, dense, keep, Constants(), inputs)
+    return Result(made.model, model, plan, made.cuts, made.verdicts, notes=made.cuts.notes)
 
 
 @dataclass(frozen=True)

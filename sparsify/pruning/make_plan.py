@@ -22,8 +22,10 @@ from sparsify.graph import build_map, coverage
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.sound_values import check_sound
 from sparsify.graph.trace import vocabulary
+from sparsify.graph.trace.channel_groups import Leaving
 from sparsify.graph.verify import trial_cuts
 from sparsify.pruning.config_notes import note_config_limits
+from sparsify.pruning.criteria.peer_scores import RuleScoreError
 from sparsify.pruning.fitting_inputs import find_inputs
 from sparsify.pruning.frozen_notes import note_frozen_weights
 from sparsify.pruning.latency_budget import build_latency_models
@@ -36,7 +38,7 @@ from sparsify.pruning.planning.match_layers import list_weighing_targets
 from sparsify.pruning.planning.no_ops import IDLE, list_no_ops
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import choose, price_groups
-from sparsify.pruning.scoring import score_units
+from sparsify.pruning.scoring import check_peers, score_units
 from sparsify.recipe import NOWHERE, Loaded, Positions, load
 from sparsify_schemas.group import removes_branches
 from sparsify_schemas.recipe import Recipe
@@ -103,10 +105,11 @@ def plan_recipe(
     examples: int | None = None,
     strict: bool = False,
     listener: Listener = silence,
+    leaving: Leaving = "most units",
 ) -> Plan:
     """As `make_plan`, of a recipe that is not checked again: one that no longer has a rule would be refused.
 
-    positions: where it is written, for messages.
+    positions: where it is written, for messages. leaving: what leaves of channels that fall into groups.
     """
     call_model.check_model(model)
     _check_initialized(model)
@@ -117,7 +120,7 @@ def plan_recipe(
     counted = count_macs_by_module(model, inputs)
     macs = counted.by_module
     with torch.random.fork_rng(devices=[]), explain_errors("trying out which layers can be cut"):
-        map, reaching = _follow(model, inputs, macs)
+        map, reaching = _follow(model, inputs, macs, leaving)
         in_single = all(p.dtype == torch.float32 for p in model.parameters())
         tried = trial_cuts.protect_failing_groups(original, map, reaching, model if in_single else None)
         map = replace(tried, inputs=map.inputs)
@@ -154,6 +157,11 @@ def plan_recipe(
                 "the model has shapes and no weights: trial cuts checked that it runs, not what it computes",
             ),
         )
+    try:
+        check_peers(plan, model)
+    except RuleScoreError as error:
+        place = f"rules.{error.rule}.criterion"
+        raise RecipeError([positions.problem(place, error.reason)]) from error
     scores, dead, _ = score_units(plan, model, None, None)
     keep = choose(plan, scores, dead, clocks=clocks)
     shapes = Costs(map).shapes(
@@ -180,11 +188,13 @@ def _check_initialized(model: nn.Module) -> None:
         )
 
 
-def _follow(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> tuple[ModelMap, Inputs]:
+def _follow(
+    model: nn.Module, inputs: Inputs, macs: Mapping[str, int], leaving: Leaving
+) -> tuple[ModelMap, Inputs]:
     """The structure, and the calls in which it was followed: further ones where the given calls do not reach
     every layer."""
-    map = build_map.build_map(model, inputs, macs)
+    map = build_map.build_map(model, inputs, macs, leaving)
     reaching = coverage.find_further_calls(model, inputs, frozenset(map.unreached))
     if len(reaching) == len(list_calls(inputs)):
         return map, inputs
-    return replace(build_map.build_map(model, reaching, macs), inputs=map.inputs), reaching
+    return replace(build_map.build_map(model, reaching, macs, leaving), inputs=map.inputs), reaching

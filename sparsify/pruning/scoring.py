@@ -15,11 +15,12 @@ from sparsify.forward.scratch import copy_to_call
 from sparsify.graph.dead_units import find_dead_units
 from sparsify.graph.group_layouts import coupled_layout
 from sparsify.objective.objective import Objective
+from sparsify.pruning.criteria.peer_scores import check_peer_scores, peer_scores
 from sparsify.pruning.criteria.reconstruction import CannotScoreError, model_scores
 from sparsify.pruning.criteria.scores import group_scores
 from sparsify.pruning.criteria.statistics import gather_statistics
 from sparsify.pruning.planning.plan import Plan
-from sparsify_schemas.criterion import Criterion, FromData, Magnitude, Reconstruction
+from sparsify_schemas.criterion import Criterion, Magnitude, Reconstruction, TorchPruning
 from sparsify_schemas.recipe import Recipe
 
 Batches = Iterable[Any]
@@ -37,7 +38,7 @@ def take_batches(batches: Batches, recipe: Recipe) -> list[tuple[Any, Any]]:
 
 
 def count_batches(recipe: Recipe) -> int:
-    return max((r.criterion.batches for r in recipe.rules if isinstance(r.criterion, FromData)), default=0)
+    return max((rule.criterion.count_batches() for rule in recipe.rules), default=0)
 
 
 def score_units(
@@ -93,13 +94,13 @@ def _score_groups(
         if spec.facts().sees == "model":
             _add_names(together, spec, assignment.coupled)
             continue
-        values = group_scores(
-            spec,
-            layout,
-            parameters,
-            gather_statistics(copy, spec, batches, objective),
-            plan.recipe.seed + assignment.rule,
-        )
+        statistics = gather_statistics(copy, spec, batches, objective)
+        seed = plan.recipe.seed + assignment.rule
+        if isinstance(spec, TorchPruning):
+            made = peer_scores(spec, copy, plan.map, assignment.coupled, statistics, seed, assignment.rule)
+            scores |= {name: values.tolist() for name, values in made.items()}
+            continue
+        values = group_scores(spec, layout, parameters, statistics, seed)
         scores |= {name: part.tolist() for name, part in layout.split(values).items()}
     for spec, names in together:
         assert batches is not None  # magnitude stands in for it otherwise
@@ -140,7 +141,18 @@ def apply_masks(model: nn.Module) -> None:
 
 def replace_without_data(spec: Criterion, batches: object) -> Criterion:
     # A preview has no data: it shows what magnitude would choose.
-    return Magnitude(kind="magnitude") if isinstance(spec, FromData) and batches is None else spec
+    return Magnitude(kind="magnitude") if spec.count_batches() and batches is None else spec
+
+
+def check_peers(plan: Plan, model: nn.Module) -> None:
+    """Try whether criteria of other packages score what their rules reach. Raises RuleScoreError."""
+    copy: nn.Module | None = None
+    for assignment in plan.assignments:
+        spec = plan.recipe.rules[assignment.rule].criterion
+        if isinstance(spec, TorchPruning):
+            copy = copy_without_masks(model) if copy is None else copy
+            seed = plan.recipe.seed + assignment.rule
+            check_peer_scores(spec, copy, plan.map, assignment.coupled, seed, assignment.rule)
 
 
 def check_scores(scores: Scores) -> None:

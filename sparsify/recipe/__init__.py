@@ -78,6 +78,7 @@ def load(
     overrides: Sequence[str] = (),
     *,
     limits: bool = True,
+    needs_rules: bool = True,
 ) -> Loaded:
     """Read, resolve and check a recipe. No model is needed, and torch is not imported.
 
@@ -85,6 +86,7 @@ def load(
         source: The path of a YAML file, a mapping, or a recipe that is loaded already.
         overrides: `path.to.key=value` pairs that replace values of the recipe.
         limits: Whether files of limits (`keep: {limits: FILE}`) are read. Else such limits are left out.
+        needs_rules: Whether the recipe must have rules. Else one that protects every layer stands in.
 
     Returns:
         The valid recipe with variables, parents and presets resolved, and the line and column of every key.
@@ -103,6 +105,8 @@ def load(
     if isinstance(source, Loaded) and not overrides:
         return source
     merged = _read_source(source)
+    if not needs_rules and "rules" not in merged.root.entries:
+        overrides = (*overrides, 'rules=[{layers: "*", protect: true}]')
     root, override_problems = apply_overrides(merged.root, overrides)
     idle = find_unused(merged.root, merged.own)
     recipe, filled, origins = _resolve(root, idle, limits, [*merged.problems, *override_problems])

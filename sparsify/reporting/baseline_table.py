@@ -15,8 +15,9 @@ from sparsify.formatting.numbers import (
     metric_change,
 )
 from sparsify.formatting.table import Table, make_columns
+from sparsify.formatting.verdict_text import verdict_words
 from sparsify.reporting import table_titles
-from sparsify_schemas.recipe import Baseline as Kind
+from sparsify_schemas.baseline import Baseline as Kind
 from sparsify_schemas.report import Baseline, Latency, Report, Side
 
 SLOWER = 1.05
@@ -29,7 +30,15 @@ _METHODS: dict[Kind, str] = {
     "random": "random units",
     "magnitude": "the units of lowest magnitude over all layers",
     "by_macs": "the recipe's criterion per MAC",
+    "torch_pruning": "what its own pruner chooses and cuts",
 }
+_CHECKS = {
+    "equal": "exact",
+    "statistics change": "statistics",
+    "wrong": "wrong",
+    "nothing cut": "nothing cut",
+}
+"""outcome of the check -> word in the table"""
 
 
 def baseline_table(report: Report) -> Table:
@@ -37,9 +46,10 @@ def baseline_table(report: Report) -> Table:
 
     It has no rows where there are no baselines.
     """
-    if not report.baselines:
+    if not report.baselines and not report.failed:
         return Table(table_titles.BASELINES, (), ())
     has_peak = bool(report.cut.peak_memory)
+    has_peers = bool(report.failed) or "torch_pruning" in [made.kind for made in report.baselines]
     heads = make_columns(
         "model",
         ">MACs left",
@@ -50,6 +60,7 @@ def baseline_table(report: Report) -> Table:
         ">validation",
         ">test",
         ">epochs",
+        *(["its cut"] if has_peers else []),
     )
     after_cut = report.rounds[0].validation_metric if len(report.rounds) == 1 else None
     dense_times = [timed.dense_ms for timed in report.latency]
@@ -61,7 +72,21 @@ def baseline_table(report: Report) -> Table:
     for baseline in report.baselines:
         ms = [baseline_ms(baseline, timed) for timed in report.latency]
         rows.append(_model_row(report, baseline.kind, baseline.side, ms, baseline.cut_metric))
+    if has_peers:
+        rows = _add_checks(report, rows)
     return Table(table_titles.BASELINES, heads, tuple(rows), tuple(_baseline_notes(report)))
+
+
+def _add_checks(report: Report, rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """A last column that says whether each cut computes what it should, and rows of what came to nothing."""
+    checks = ["", _CHECKS[report.verdict.outcome]]
+    for baseline in report.baselines:
+        checks.append(_CHECKS[baseline.verdict.outcome])
+    found = [(*row, check) for row, check in zip(rows, checks, strict=True)]
+    for failed in report.failed:
+        blank = ("-",) * (len(rows[0]) - 1)
+        found.append((failed.kind, *blank, failed.outcome))
+    return found
 
 
 def _model_row(
@@ -95,12 +120,15 @@ def baseline_ms(baseline: Baseline, timed: Latency) -> float:
 
 
 def _baseline_notes(report: Report) -> Iterator[str]:
-    methods = "; ".join(f"{baseline.kind}: {_METHODS[baseline.kind]}" for baseline in report.baselines)
+    kinds = [made.kind for made in report.baselines]
+    kinds += [failed.kind for failed in report.failed]
+    methods = "; ".join(f"{kind}: {_METHODS[kind]}" for kind in kinds)
     yield (
         f"What each removes: {methods}. Each is cut once, to at most the cost of the cut model, "
         "and then trained as the cut model was after its cut, without penalties."
     )
     yield f"right after: validation {report.metric.name} after the cut, before that training."
+    yield from _describe_peers(report)
     leads = []
     for baseline in report.baselines:
         lead = _metric_lead(report.cut, baseline.side)
@@ -122,6 +150,18 @@ def _baseline_notes(report: Report) -> Iterator[str]:
     for baseline in report.baselines:
         if baseline.verdict.outcome == "nothing cut":
             yield f"Warning: {baseline.kind}: nothing was cut."
+
+
+def _describe_peers(report: Report) -> Iterator[str]:
+    """What another package did, and whether its cut computes what it should."""
+    repaired = any(stage.kind == "repair" for stage in report.stages)
+    for baseline in report.baselines:
+        if baseline.kind == "torch_pruning":
+            without = "; not repaired, as a repair goes by coupled groups" if repaired else ""
+            yield f"torch_pruning: {baseline.verdict.note}{without}."
+        if baseline.verdict.outcome == "wrong":
+            words = verdict_words(baseline.verdict)
+            yield f"Warning: {baseline.kind}: {words}. What it was trained to is shown all the same."
 
 
 def _warn_of_slower(report: Report) -> Iterator[str]:

@@ -33,7 +33,7 @@ class Change:
     @property
     def same(self) -> bool:
         """Whether nothing changed; such rows are listed on request only."""
-        return _are_equal(self.old, self.new)
+        return are_equal(self.old, self.new)
 
 
 def resolve_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -245,15 +245,15 @@ def _are_records(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(v, Mapping) for v in value)
 
 
-def _are_equal(a: Any, b: Any) -> bool:
+def are_equal(a: Any, b: Any) -> bool:
     if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
         return True
     if isinstance(a, bool) != isinstance(b, bool):
         return False
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_are_equal(v, b[k]) for k, v in a.items())
+        return a.keys() == b.keys() and all(are_equal(v, b[k]) for k, v in a.items())
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(_are_equal, a, b))
+        return len(a) == len(b) and all(map(are_equal, a, b))
     return bool(a == b)
 
 

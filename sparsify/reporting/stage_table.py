@@ -24,7 +24,7 @@ def make_stages_table(plan: Plan) -> Table:
 
 def _list_baseline_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     """What the baselines cost in epochs, besides the run itself."""
-    kinds = plan.recipe.baselines
+    kinds = plan.recipe.baseline_kinds
     if not kinds:
         return
     before, after = (

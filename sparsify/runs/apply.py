@@ -20,19 +20,22 @@ from sparsify.cost.latency import calibrate
 from sparsify.data import data_for_inputs
 from sparsify.errors import RunError, SparsifyError
 from sparsify.events import Listener, Note, silence
+from sparsify.forward.calls import Inputs
 from sparsify.forward.input_records import apply_record
 from sparsify.objective.objective import check_trainable, make_objective
+from sparsify.peers.cross_check import cross_check
+from sparsify.peers.group_comparison import CrossCheck
 from sparsify.pruning.fitting_inputs import find_inputs
 from sparsify.pruning.make_plan import plan_recipe
 from sparsify.pruning.planning.plan import Plan
 from sparsify.recipe import Positions
 from sparsify.runs import run_folder
 from sparsify.runs.accuracy_search import search_depth
-from sparsify.runs.baselines import make_baselines
+from sparsify.runs.baselines import Baselines, make_baselines
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.held_out import TEST_NOT_READ
 from sparsify.runs.preflight import check_data
-from sparsify.runs.run_record import BaselineResult, RunRecord
+from sparsify.runs.run_record import RunRecord
 from sparsify.runs.save_load import NEEDS_BUILDER, TIMING_SECONDS, complete_run
 from sparsify.runs.setup import (
     Run,
@@ -116,8 +119,8 @@ def apply(
         _explain_lost_process(run),
     ):
         model, checkpoint = _run_all_stages(run)
-        baselines, failures = make_baselines(run, model, checkpoint, _run_all_stages)
-        _finish(run, model, checkpoint, baselines, failures)
+        baselines = make_baselines(run, model, checkpoint, _run_all_stages)
+        _finish(run, model, checkpoint, baselines)
     return run.folder
 
 
@@ -132,8 +135,7 @@ def _finish(
     run: Run,
     model: nn.Module,
     checkpoint: Checkpoint,
-    baselines: tuple[BaselineResult, ...],
-    failures: tuple[str, ...],
+    baselines: Baselines,
 ) -> None:
     """Save, reload and measure both models, and write the report. Remove the temporary files."""
     run.listener(Note("measuring the dense and the cut model side by side"))
@@ -145,10 +147,11 @@ def _finish(
             rounds=checkpoint.rounds,
             stages=checkpoint.stages,
             history=checkpoint.history,
-            notes=(*_describe_dense_model(run, len(checkpoint.rounds)), *failures),
+            notes=(*_describe_dense_model(run, len(checkpoint.rounds)), *baselines.failures),
             search=checkpoint.search,
             dense_trained=run.state.from_scratch,
-            baselines=baselines,
+            baselines=baselines.made,
+            failed=baselines.failed,
         )
         complete_run(run.folder, record, model, run.inputs, run.datasets, run.build, run.timing)
         run_folder.remove_temporary_files(run.folder)
@@ -186,13 +189,38 @@ def preview(
     Raises SparsifyError.
     """
     request = make_request(recipe, model_file, overrides, allow, from_scratch, strict, repairs=True)
+    return _preview_request(request, listener)[0]
+
+
+def preview_beside_peer(
+    recipe: Source,
+    model_file: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    allow: Sequence[str] = (),
+    from_scratch: bool = False,
+    strict: bool = False,
+    listener: Listener = silence,
+) -> tuple[Plan, CrossCheck]:
+    """The same, and its coupled groups beside those of torch-pruning. Raises SparsifyError."""
+    request = make_request(recipe, model_file, overrides, allow, from_scratch, strict, repairs=True)
+    plan, model, inputs = _preview_request(request, listener)
+    listener(Note("torch-pruning follows the model's structure too, in a process of its own"))
+    with torch.random.fork_rng(devices=[]):
+        return plan, cross_check(model, plan.map, inputs)
+
+
+def _preview_request(request: RunRequest, listener: Listener) -> tuple[Plan, nn.Module, Inputs]:
+    """The plan of a run that was asked for, its dense model, and the calls that were followed."""
     loaded = request.loaded.recipe
     with torch.random.fork_rng(devices=[]):
         model, _ = read_dense_model(request)
         datasets = data_for_inputs(loaded)
         if datasets is not None:
             check_trainable(model, datasets, make_objective(loaded.task, datasets.classes))
-        return plan_request(request, model, find_inputs(loaded, model, datasets), datasets, listener)
+        inputs = find_inputs(loaded, model, datasets)
+        plan = plan_request(request, model, inputs, datasets, listener)
+        return plan, model, apply_record(plan.map.inputs, inputs)
 
 
 def measure_layers(

@@ -5,7 +5,7 @@ Each has its own folder inside the run's, so each resumes where it was interrupt
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
@@ -20,6 +20,7 @@ from sparsify.files import read_bytes
 from sparsify.formatting.numbers import format_count, format_share, format_size
 from sparsify.formatting.verdict_text import LABELS
 from sparsify.modelfile.weights import save_weights
+from sparsify.peers.limited_process import PeerError
 from sparsify.pruning import cut
 from sparsify.pruning.planning.baseline_recipes import (
     Cost,
@@ -34,11 +35,14 @@ from sparsify.pruning.planning.baseline_recipes import (
 from sparsify.pruning.planning.compile import compile_plan
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
+from sparsify.runs.peer_baseline import begin_peer_baseline, share_cost
 from sparsify.runs.reloaded_models import check_reloads
 from sparsify.runs.run_record import BaselineResult
 from sparsify.runs.save_load import rebuild_baseline, rebuild_dense, write_cuts
 from sparsify.runs.setup import Run
-from sparsify_schemas.recipe import Baseline, Recipe
+from sparsify_schemas.baseline import Baseline
+from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.report import FailedBaseline
 
 RunStages = Callable[[Run], tuple[nn.Module, Checkpoint]]
 """Runs the stages of a run's recipe, from where its folder's checkpoint is."""
@@ -46,23 +50,40 @@ _SECONDS = 1.5
 """Spent on timing the cut model, whose latency the baselines must match."""
 
 
-def make_baselines(
-    run: Run, model: nn.Module, checkpoint: Checkpoint, run_stages: RunStages
-) -> tuple[tuple[BaselineResult, ...], tuple[str, ...]]:
+@dataclass(frozen=True)
+class Baselines:
+    """What became of the baselines that a recipe asks for."""
+
+    made: tuple[BaselineResult, ...] = ()
+    failures: tuple[str, ...] = ()
+    """For each that could not be made (it cannot be cut that far, or its training diverged), why."""
+    failed: tuple[FailedBaseline, ...] = ()
+    """Those of other packages that came to no model."""
+
+
+def make_baselines(run: Run, model: nn.Module, checkpoint: Checkpoint, run_stages: RunStages) -> Baselines:
     """Make the baselines that the recipe asks for, each as cheap as the cut model.
 
-    model: the finished cut model. Returns the baselines, and for each that could not be made (it cannot be
-    cut that far, or its training diverged) a line that says why. Raises what training and cutting raise.
+    model: the finished cut model. Raises what training and cutting raise.
     """
     if not run.recipe.baselines:
-        return (), ()
+        return Baselines()
     cost = _shared_cost(run, model, checkpoint)
     dense, epochs = _train_dense(run, run_stages)
-    made, failures = [], []
-    for kind in run.recipe.baselines:
+    made: list[BaselineResult] = []
+    failures: list[str] = []
+    failed: list[FailedBaseline] = []
+    for kind in run.recipe.baseline_kinds:
         run.listener(Note(f"baseline {kind}, {_describe_cost(cost)}"))
         try:
-            made.append(_make_baseline(run, kind, cost, dense, epochs, run_stages))
+            nested = _prepare_baseline(run, kind, cost, dense)
+            if kind == "torch_pruning":
+                begin_peer_baseline(
+                    nested, run.recipe.peer_baseline, share_cost(run, cost, model, checkpoint)
+                )
+            made.append(_make_baseline(run, nested, kind, epochs, run_stages))
+        except PeerError as error:
+            failed.append(FailedBaseline(kind=kind, outcome=str(error)))
         except RecipeError as error:  # without its file and advice, which are for the author of a recipe
             reasons = "; ".join(f"{problem.path}: {problem.message}" for problem in error.problems)
             failures.append(f"baseline {kind} could not be made: {reasons}")
@@ -70,7 +91,7 @@ def make_baselines(
             if isinstance(error.__cause__, RuntimeError) and run.accelerator.num_processes > 1:
                 raise  # another process may have stopped
             failures.append(f"baseline {kind} could not be made: {first_line(error)}")
-    return tuple(made), tuple(failures)
+    return Baselines(tuple(made), tuple(failures), tuple(failed))
 
 
 def _describe_cost(cost: Cost) -> str:
@@ -81,16 +102,20 @@ def _describe_cost(cost: Cost) -> str:
     return f"{LABELS[cost.what]} {format_size(cost.value) if in_bytes else format_count(cost.value)}"
 
 
-def _make_baseline(
-    run: Run, kind: Baseline, cost: Cost, dense: nn.Module, epochs: int, run_stages: RunStages
-) -> BaselineResult:
-    """Train and cut one baseline in its folder. epochs: that its dense model was trained for in this run."""
-    nested = replace(
+def _prepare_baseline(run: Run, kind: Baseline, cost: Cost, dense: nn.Module) -> Run:
+    """The run of one baseline, which cuts and trains in its own folder."""
+    return replace(
         _nested_run(run, kind, make_baseline_recipe(run.plan, kind, cost)),
         dense=dense,
         chooser=find_chooser(kind),
         first=find_first_cut(run.recipe),
     )
+
+
+def _make_baseline(
+    run: Run, nested: Run, kind: Baseline, epochs: int, run_stages: RunStages
+) -> BaselineResult:
+    """Cut and train one baseline. epochs: that its dense model was trained for in this run."""
     model, checkpoint = run_stages(nested)
     if run.accelerator.is_main_process:
         write_cuts(nested.folder, checkpoint.cuts)

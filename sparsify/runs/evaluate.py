@@ -45,7 +45,7 @@ def evaluate_run(record: RunRecord, models: ReloadedModels, seconds: float) -> R
     before, after = record.epochs
     dense_epochs = before if record.dense_trained else 0
     sides = (
-        _measure_side(recipe, models, dense, DENSE, dense_epochs),
+        _measure_side(recipe, models, dense, DENSE, dense_epochs, record.dense_known),
         _measure_side(recipe, models, cut, WEIGHTS, before + after),
     )
     targets, timings, failures = time_targets(record, models, seconds)
@@ -72,6 +72,7 @@ def evaluate_run(record: RunRecord, models: ReloadedModels, seconds: float) -> R
         history=record.history,
         rounds=record.rounds,
         baselines=tuple(baselines),
+        failed=record.failed,
         search=record.search,
         verdict=worst_verdict(record.verdicts),
         notes=(*write_notes(record, cut, targets), *failures),
@@ -103,7 +104,7 @@ def _measure_baseline(
 
 def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
     """The worst verdict: ordered by outcome, then by difference."""
-    order = ("nothing cut", "equal", "statistics change")
+    order = ("nothing cut", "equal", "statistics change", "wrong")
     return max(
         verdicts,
         key=lambda v: (order.index(v.outcome), v.difference),
@@ -112,15 +113,15 @@ def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def _measure_side(
-    recipe: Recipe, models: ReloadedModels, model: nn.Module, weights: str, epochs: int
+    recipe: Recipe, models: ReloadedModels, model: nn.Module, weights: str, epochs: int, judged: bool = True
 ) -> Side:
     """Count, weigh and validate one model. weights: its file in the folder.
 
-    Epochs: of its training in this run.
+    Epochs: of its training in this run. judged: whether metrics of it mean anything.
     """
     side = measure.measure_side(model, models.inputs, models.folder / weights)
     side = side.model_copy(update={"epochs": epochs})
-    validation, test = _judge(models, model)
+    validation, test = _judge(models, model, judged)
     own = _find_given(models, model)
     side = side.model_copy(
         update={
@@ -151,8 +152,11 @@ def _find_given(models: ReloadedModels, model: nn.Module) -> Mapping[str, float]
     return given.get("dense", {}) if model is models.dense else {}
 
 
-def _judge(models: ReloadedModels, model: nn.Module) -> tuple[Evaluation, Evaluation]:
-    """On the validation and on the test set."""
+def _judge(models: ReloadedModels, model: nn.Module, judged: bool) -> tuple[Evaluation, Evaluation]:
+    """On the validation and on the test set; on no examples where the model is not to be judged."""
+    if not judged:
+        nothing = evaluate_batches(model, (), models.objective)
+        return nothing, nothing
     if models.datasets is not None:
         sets = (models.datasets.validation, models.datasets.test)
         validation, test = (evaluate(model, examples, models.objective) for examples in sets)

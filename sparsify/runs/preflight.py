@@ -23,7 +23,6 @@ from sparsify.training.features import why_not_compared
 from sparsify.training.layout import why_not_in_layout
 from sparsify.training.mixing import why_unmixable
 from sparsify.training.recompute import why_not_recomputed
-from sparsify_schemas.criterion import FromData
 from sparsify_schemas.stage import Train
 from sparsify_schemas.target import Cpu, Target
 
@@ -41,7 +40,7 @@ def check_data(loaded: Loaded) -> None:
         return
     problems = []
     for index, rule in enumerate(loaded.recipe.rules):
-        if isinstance(rule.criterion, FromData):
+        if rule.criterion.count_batches():
             message = f"criterion '{rule.criterion.kind}' needs 'data': it looks at training batches"
             hint = "add 'data' to the recipe, or pass batches to sparsify.cut in a loop of your own"
             problems.append(loaded.positions.problem(f"rules.{index}.criterion", message, hint))

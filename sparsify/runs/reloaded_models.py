@@ -14,7 +14,7 @@ from sparsify.forward import call_model
 from sparsify.forward.calls import Inputs
 from sparsify.objective.objective import Objective
 from sparsify.runs.own_figures import NOTHING, OwnFigures
-from sparsify_schemas.recipe import Baseline as Kind
+from sparsify_schemas.baseline import Baseline as Kind
 
 
 @dataclass(frozen=True)

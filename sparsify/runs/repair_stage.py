@@ -13,6 +13,7 @@ from sparsify.events import Note, StageStarted
 from sparsify.forward.calls import Inputs, as_arguments, map_tensors
 from sparsify.forward.copies import copy_model
 from sparsify.modelfile.weights import load_weights
+from sparsify.nn.load_tensors import load_tensors
 from sparsify.objective.objective import evaluate
 from sparsify.pruning.repair.agreement import measure_agreement
 from sparsify.pruning.repair.repair import (
@@ -176,7 +177,7 @@ def _broadcast_repair(run: Run, model: nn.Module, found: RepairRow | None) -> Re
         weights = [{name: value.cpu() for name, value in model.state_dict().items()}]
         broadcast_object_list(rows)
         broadcast_object_list(weights)
-        model.load_state_dict(weights[0])
+        load_tensors(model, weights[0])
     row = rows[0]
     assert row is not None
     return row

@@ -6,9 +6,9 @@ The report is made of this and the models on disk.
 from dataclasses import dataclass
 
 from sparsify.pruning.planning.plan import Plan
+from sparsify_schemas.baseline import Baseline
 from sparsify_schemas.cuts import Cuts
-from sparsify_schemas.recipe import Baseline
-from sparsify_schemas.report import Epoch, Round, Search, StageRow, Verdict
+from sparsify_schemas.report import Epoch, FailedBaseline, Round, Search, StageRow, Verdict
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,13 @@ class RunRecord:
     """The trials, where the budget limits the accuracy drop."""
     dense_trained: bool = False
     """Whether the dense model had the training before the first cut as well."""
+    dense_known: bool = True
+    """Whether the dense model's weights are known; else only its structure is, and it is not judged."""
     placed: bool = True
     """Whether it is known which epochs came after the cut."""
     baselines: tuple[BaselineResult, ...] = ()
+    failed: tuple[FailedBaseline, ...] = ()
+    """Baselines of other packages that came to no model."""
 
     @property
     def epochs(self) -> tuple[int, int]:

@@ -44,9 +44,10 @@ from sparsify.runs.own_figures import (
 from sparsify.runs.own_history import UNPLACED, describe_cut, read_history
 from sparsify.runs.reloaded_models import ReloadedModels, check_reloads
 from sparsify.runs.run_record import RunRecord
+from sparsify_schemas.baseline import Baseline
 from sparsify_schemas.cuts import Cuts, Rounds
 from sparsify_schemas.model import Model
-from sparsify_schemas.recipe import Baseline, Recipe
+from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Epoch, Report
 
 Build = Callable[[], nn.Module]
@@ -186,9 +187,8 @@ def save_run(
     path, plan = Path(folder), result.plan
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path} exists already; choose another folder")
-    temporary = path.with_name(f".{path.name}.tmp")
     given = _default_inputs(plan, datasets) if inputs is None else normalize_inputs(inputs)
-    given = _move_to_cpu(apply_record(plan.map.inputs, given))
+    given = move_to_cpu(apply_record(plan.map.inputs, given))
     own = collect_figures(validation, test, metrics, objective)
     done = read_history(history)
     given_elsewhere = describe_given(metrics)
@@ -206,20 +206,38 @@ def save_run(
         dense_trained=True,
         placed=done.cut is not None,
     )
-    build = None if plan.recipe.model else lambda: copy_model(result.dense).cpu()
+    save_record(path, record, result, given, datasets, timing, own)
+    return path
+
+
+def save_record(
+    path: Path,
+    record: RunRecord,
+    result: Result,
+    inputs: Inputs,
+    datasets: Datasets | None,
+    timing: float,
+    own: OwnFigures = NOTHING,
+) -> None:
+    """Write the folder of a run that is complete: it appears whole or not at all.
+
+    Raises RunError where it cannot be written, VerificationError where a reloaded model computes something
+    else.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    build = None if record.plan.recipe.model else lambda: copy_model(result.dense).cpu()
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        write_start(temporary, plan)
+        write_start(temporary, record.plan)
         save_weights(result.dense, temporary / run_folder.DENSE)
-        check_reloads(result.dense, rebuild_dense(temporary, build), given, "dense model")
-        complete_run(temporary, record, result.model, given, datasets, build, timing, own)
+        check_reloads(result.dense, rebuild_dense(temporary, build), inputs, "dense model")
+        complete_run(temporary, record, result.model, inputs, datasets, build, timing, own)
         temporary.rename(path)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return path
 
 
 def _describe_limits(recipe: Recipe) -> Iterator[str]:
@@ -227,7 +245,7 @@ def _describe_limits(recipe: Recipe) -> Iterator[str]:
     if recipe.model is None:
         yield NEEDS_BUILDER
     if recipe.baselines:
-        names = ", ".join(recipe.baselines)
+        names = ", ".join(recipe.baseline_kinds)
         yield f"the baselines ({names}) were not made: only 'sparsify apply' trains them"
 
 
@@ -237,7 +255,7 @@ def _default_inputs(plan: Plan, datasets: Datasets | None) -> Inputs:
     return example_inputs(plan.recipe, datasets)
 
 
-def _move_to_cpu(inputs: Inputs) -> Inputs:
+def move_to_cpu(inputs: Inputs) -> Inputs:
     return map_tensors(inputs, lambda tensor: tensor.cpu())
 
 

@@ -29,6 +29,7 @@ from sparsify.forward.input_records import apply_record
 from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.modelfile.folders import find_weights
 from sparsify.modelfile.weights import save_weights
+from sparsify.nn.load_tensors import load_tensors
 from sparsify.objective.objective import Objective, check_trainable, make_objective
 from sparsify.pruning.fitting_inputs import find_inputs
 from sparsify.pruning.make_plan import make_plan
@@ -377,7 +378,7 @@ def load_checkpoint(run: Run, name: str) -> tuple[nn.Module, Checkpoint]:
     for cuts in found.cuts:
         model = replay_cuts(model, cuts)
     try:
-        model.load_state_dict(found.weights)
+        load_tensors(model, found.weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise RunError(f"{path} does not fit the model that the recipe builds: {reason}") from error

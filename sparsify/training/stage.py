@@ -22,6 +22,7 @@ from sparsify.cost.measure import copy_model
 from sparsify.data import Datasets
 from sparsify.errors import TrainingError
 from sparsify.events import EpochDone, Listener, StageStarted, silence
+from sparsify.nn.load_tensors import load_tensors
 from sparsify.objective.objective import CLASSIFICATION, Evaluation, Objective, evaluate, smooth_labels
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training.divergence import check_weights, refuse_overflow
@@ -84,7 +85,7 @@ def train_stage(
         objective = replace(objective, classes=datasets.classes)
     listener(StageStarted(stage.name, "train", stage.epochs, steps, restore.epochs if restore else 0))
     if restore is not None:
-        model.load_state_dict(restore.model)
+        load_tensors(model, restore.model)
     order_before = order_weights(model, stage.layout)  # before DDP and the optimizer look at the weights
     apart = stage.shard and accelerator.num_processes > 1
     trained = shard_model(copy_model(model).to(accelerator.device), accelerator.device) if apart else model
@@ -148,10 +149,10 @@ def train_stage(
     accelerator.free_memory()
     model.to("cpu")
     if apart:
-        model.load_state_dict(gather_state(trained.state_dict()))
+        load_tensors(model, gather_state(trained.state_dict()))
     chosen = _choose_weights(run, state)
     if chosen is not None:
-        model.load_state_dict(chosen)
+        load_tensors(model, chosen)
     restore_order(model, order_before)
     return state
 
@@ -163,7 +164,7 @@ def _start_average(stage: Train, model: nn.Module, restore: StageState | None) -
     mean = get_ema_multi_avg_fn(stage.ema)  # type: ignore[no-untyped-call]
     average = AveragedModel(copy_model(model), multi_avg_fn=mean, use_buffers=True)
     if restore is not None and restore.average:
-        average.load_state_dict(restore.average)
+        load_tensors(average, restore.average)
     return average
 
 

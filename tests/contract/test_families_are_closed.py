@@ -56,9 +56,9 @@ FAMILIES: dict[str, tuple[Edit, ...]] = {
     "a stage": member("stage", "Spec", "Stage = Annotated[", "    name: Text\n"),
     "a baseline": (
         (
-            "schemas/sparsify_schemas/recipe.py",
-            "Baseline = Literal[",
-            'Baseline = Literal["ImaginaryBaseline", ',
+            "schemas/sparsify_schemas/baseline.py",
+            "\nBaseline = Literal[",
+            '\nBaseline = Literal["ImaginaryBaseline", ',
         ),
     ),
 }

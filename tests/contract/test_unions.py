@@ -36,6 +36,7 @@ EXAMPLES: dict[str, Any] = {
     "to": 1.0,
     "at": ["2it"],
     "lr": 0.1,
+    "importance": "MagnitudeImportance",
 }
 
 
@@ -216,8 +217,9 @@ class TestPenalties:
         assert all(torch.equal(first.state[name], second.state[name]) for name in first.state)
 
 
-LAYOUT_CRITERIA = [kind for kind in members(Criterion) if kind.__name__ != "Reconstruction"]
-"""reconstruction looks at a whole model: tests/unit/pruning/criteria/test_reconstruction.py has its laws"""
+OF_MODELS = ("Reconstruction", "TorchPruning")
+"""these look at a model: tests/unit/pruning/criteria has their laws"""
+LAYOUT_CRITERIA = [kind for kind in members(Criterion) if kind.__name__ not in OF_MODELS]
 
 
 @pytest.mark.parametrize("kind", LAYOUT_CRITERIA, ids=lambda kind: kind.__name__)

@@ -407,7 +407,7 @@ def test_which_stages_are_theirs() -> None:
             {"baselines": ["uniform"]},
             (
                 "baselines.0: expected one of uniform_width, random, magnitude, by_macs, "
-                "found the text 'uniform'; did you mean 'uniform_width'?"
+                "torch_pruning, found the text 'uniform'; did you mean 'uniform_width'?"
             ),
         ),
         (

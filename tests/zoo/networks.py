@@ -1,19 +1,22 @@
 """The zoo: networks with random weights, each with inputs.
 
 Names: micro (one construct each, of tests/unit/graph/test_graph.py), own (tests/zoo/own.py), further
-(further.py), tv (torchvision), timm, hf (transformers). The libraries are imported when they are asked for.
+(further.py), tv (torchvision), timm, hf (transformers), arch (architectures.py: more of transformers). The
+libraries are imported when they are asked for.
 """
 
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "graph"))
 
+import architectures
 import further as further_networks
 import own as own_networks
 import reference
@@ -263,6 +266,17 @@ def transformers() -> dict[str, Entry]:
     }
 
 
+def all_architectures() -> dict[str, Entry]:
+    import transformers as tf
+
+    tf.logging.set_verbosity_error()
+    found = {}
+    for kind in architectures.ALL:
+        drawn = partial(architectures.draw, kind)
+        found[f"arch.{kind}"] = Entry(partial(architectures.build, kind), partial(drawn, 2, 0), drawn)
+    return found
+
+
 SOURCES = {
     "micro": micro,
     "own": own,
@@ -270,6 +284,7 @@ SOURCES = {
     "tv": torchvision,
     "timm": timm,
     "hf": transformers,
+    "arch": all_architectures,
 }
 """First part of a name -> what builds the networks of that name."""
 

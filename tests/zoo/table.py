@@ -337,6 +337,7 @@ SOURCE_NAMES = {
     "tv": "torchvision",
     "timm": "timm",
     "hf": "transformers",
+    "arch": "further architectures of transformers",
 }
 
 

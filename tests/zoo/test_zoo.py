@@ -27,12 +27,13 @@ import table
 import torch
 
 PINNED: dict[str, dict[str, object]] = json.loads((Path(__file__).parent / "expected.json").read_text())
-LIBRARIES = {"tv": "torchvision", "timm": "timm", "hf": "transformers"}
+LIBRARIES = {"tv": "torchvision", "timm": "timm", "hf": "transformers", "arch": "transformers"}
 CHOSEN = (
     "tv.resnet18 tv.mobilenet_v2 tv.shufflenet_v2_x0_5 tv.squeezenet1_1 tv.vit tv.swin "
     "timm.repvgg_a0 timm.lcnet_050 "
     "hf.bert hf.distilbert hf.gpt2 hf.llama "
-    "hf.llama_gqa hf.qwen2_tied hf.t5 hf.vit hf.whisper"
+    "hf.llama_gqa hf.qwen2_tied hf.t5 hf.vit hf.whisper "
+    "arch.qwen3 arch.gemma3_text arch.segformer"
 ).split()
 """networks of libraries that every test run takes, the cheapest of each kind"""
 SMALL = [name for name in PINNED if name.split(".")[0] not in LIBRARIES]

@@ -48,8 +48,8 @@ class AxisLabels:
 
     All that meet one of them (a bias of zeros that every layer's heads are added to) have one length.
     """
-    reduced_over: tuple[Tensor, ...] = ()
-    """labels that it is a sum, mean or maximum of
+    reduced_over: tuple[tuple[Tensor, frozenset[int]], ...] = ()
+    """labels that it is a sum, mean or maximum of, along these dimensions
 
     They only matter if the tensor is read: nobody may read attention weights averaged over heads.
     """

@@ -8,11 +8,14 @@ groups where both leave equally many.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+Leaving = Literal["most units", "whole groups", "places"]
+"""what leaves: what gives the most units, whole groups, or the same places of all groups"""
 Joins = Sequence[tuple[Ints, Ints]]
 """labels at the same place of the two are removed together"""
 
@@ -46,12 +49,18 @@ class Side:
 
 
 def choose_sides(
-    groups: Sequence[ChannelGroups], touching: Ints, whole: Side, places: Side
+    groups: Sequence[ChannelGroups],
+    touching: Ints,
+    whole: Side,
+    places: Side,
+    leaving: Leaving = "most units",
 ) -> Sequence[bool]:
     """Whether whole groups leave, for each.
 
     touching: label -> the set of labels that it could be joined with, on either side.
     """
+    if leaving != "most units":
+        return [leaving == "whole groups"] * len(groups)
     together: dict[int, list[ChannelGroups]] = defaultdict(list)
     sets = [int(touching[own.channels].max()) for own in groups]  # of what must stay it is 0
     for number, own in zip(sets, groups, strict=True):

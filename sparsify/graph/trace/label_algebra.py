@@ -19,6 +19,7 @@ from sparsify.graph.trace.axis_labels import (
     take_first,
     varying_dims,
 )
+from sparsify.graph.trace.channel_groups import ChannelGroups
 from sparsify.graph.trace.labels import Labels
 
 FIXED = "it is combined with something of fixed size"
@@ -154,10 +155,28 @@ class LabelAlgebra:
         for theirs in other.aspects:
             if varying_dims(theirs) & varying_dims(aspect):
                 if not joined:
-                    self.join(aspect, theirs)
+                    self._join_or_offer(aspect, theirs)
                 real -= varying_dims(theirs)
         if real:
             self.hold(aspect, real, FIXED)
+
+    def _join_or_offer(self, aspect: Tensor, other: Tensor) -> None:
+        """Join labels that meet; a vector that meets a field of heads and places is joined with it only on
+        the side on which it must leave too."""
+        if len(varying_dims(aspect)) < len(varying_dims(other)):
+            aspect, other = other, aspect
+        along, field = varying_dims(other), varying_dims(aspect)
+        if len(field) != 2 or len(along) != 1 or not along < field:
+            self.join(aspect, other)
+            return
+        channels, vector = aspect.squeeze().numpy(), other.flatten().numpy()
+        stays = [(vector, np.zeros(1, np.int64))]  # joined with label 0, which no cut touches
+        rows, columns = [(channels, channels[:, :1])], [(channels, channels[:1])]
+        if along == {max(field)}:
+            own = ChannelGroups(channels, rows + stays, [*columns, (channels[:1], vector[None])], False)
+        else:
+            own = ChannelGroups(channels, [*rows, (channels[:, :1], vector[:, None])], columns + stays, False)
+        self.labels.note_channel_groups(own)
 
     def consume(self, aspect: Tensor) -> None:
         """A product sums over these labels of a parameter: the parameter's dimension is a consumer's input
@@ -202,7 +221,8 @@ class LabelAlgebra:
         self, axis_labels: AxisLabels, dims: set[int], keepdim: bool, shape: Sequence[int]
     ) -> AxisLabels:
         """A sum, mean, maximum over some dimensions."""
-        kept, over = [], tuple(aspect for aspect in axis_labels.aspects if varying_dims(aspect) & dims)
+        kept, along = [], frozenset(dims)
+        over = tuple((aspect, along) for aspect in axis_labels.aspects if varying_dims(aspect) & dims)
         for aspect in axis_labels.aspects:
             common = varying_dims(aspect) & dims
             if common:

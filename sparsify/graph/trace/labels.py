@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsify.graph.trace.channel_groups import ChannelGroups, Joins, Side, choose_sides
+from sparsify.graph.trace.channel_groups import ChannelGroups, Joins, Leaving, Side, choose_sides
 
 Ints = NDArray[np.int64]
 
@@ -54,10 +54,10 @@ class Labels:
         """modules that ran in it"""
         self.evaluated: frozenset[str] = frozenset()
         """those of these tensors and modules that took part in eval mode"""
-        self._statistics: list[Ints] = []
+        self._statistics: list[tuple[Ints, frozenset[int]]] = []
         self._paired: list[Ints] = []
         self._rectangles: list[Ints] = []
-        self._channel_groups: dict[tuple[str, bytes], ChannelGroups] = {}
+        self._channel_groups: dict[tuple[str | bytes | None, ...], ChannelGroups] = {}
         self.shapes: list[tuple[str, Ints]] = []
         """(module, labels along a dimension) of every reshape and split that ran in it"""
         self.group_counts: list[tuple[str, Ints]] = []
@@ -83,9 +83,13 @@ class Labels:
         """These labels must stay, for this reason. They are read later: do not write into them."""
         self._fixed.append((labels, reason))
 
-    def note_statistics(self, labels: Ints) -> None:
-        """A statistic (of a normalisation, a mean) is taken over these labels."""
-        self._statistics.append(labels)
+    def note_statistics(self, labels: Ints, over: frozenset[int] = frozenset()) -> None:
+        """A statistic (of a normalisation, a mean) is taken over these labels.
+
+        over: the dimensions that it is taken along, of several: it does not change where what leaves has
+        all labels along them, as a whole head whose own places are normalised.
+        """
+        self._statistics.append((labels, over))
 
     def note_pair(self, labels: Ints) -> None:
         """A product of two computed tensors (queries and keys) sums over these labels."""
@@ -95,26 +99,28 @@ class Labels:
         """These labels lie along several dimensions of a tensor: what is kept must be a rectangle again."""
         self._rectangles.append(labels)
 
-    def note_channel_groups(self, own: ChannelGroups, counted_by: str) -> None:
-        """These channels fall into groups; `module:attribute` holds how many."""
-        self._channel_groups.setdefault((counted_by, own.channels.tobytes()), own)
-        self.group_counts.append((counted_by, own.channels[:, 0]))
+    def note_channel_groups(self, own: ChannelGroups, counted_by: str | None = None) -> None:
+        """These channels fall into groups; `module:attribute` holds how many, where a number does."""
+        met = [part.tobytes() for pair in (*own.whole, *own.places) for part in pair]
+        self._channel_groups.setdefault((counted_by, own.channels.tobytes(), *met), own)
+        if counted_by is not None:
+            self.group_counts.append((counted_by, own.channels[:, 0]))
 
     def note_length(self, module: str, labels: Ints) -> None:
         """A module used the length of this dimension."""
         self.shapes.append((module, labels))
 
-    def find_classes(self) -> Ints:
+    def find_classes(self, leaving: Leaving = "most units") -> Ints:
         """The class of every label: the smallest label that it must be removed with.
 
         If one dimension was split into several (heads and their features, blocks and positions in them),
         whole rows or whole columns are removed: along the dimension that gives the most units. So it is
         where channels fall into groups.
         """
-        self._take_sides()
+        self._take_sides(leaving)
         return self._find_classes(self._edges)
 
-    def _take_sides(self) -> None:
+    def _take_sides(self, leaving: Leaving) -> None:
         """Join channel groups on the side on which they leave, for good."""
         groups = list(self._channel_groups.values())
         self._channel_groups.clear()
@@ -127,8 +133,10 @@ class Labels:
         a, b = (np.concatenate(ends) for ends in zip(_NO_EDGE, *every, strict=True))
         free = (a != 0) & (b != 0)  # what must stay connects nothing
         touching = find_components(self.count, a[free], b[free])
-        sides = [self._describe_side(edges) for edges in (whole, places)]
-        for own, leaves_whole in zip(groups, choose_sides(groups, touching, *sides), strict=True):
+        sides = self._describe_side(whole), self._describe_side(places)
+        for own, leaves_whole in zip(
+            groups, choose_sides(groups, touching, *sides, leaving=leaving), strict=True
+        ):
             self._edges += _make_edges(own.whole if leaves_whole else own.places)
             if own.has_statistics and not leaves_whole:
                 self.note_statistics(own.channels)
@@ -195,8 +203,8 @@ class Labels:
         return places, found
 
     def has_statistics(self, classes: Ints) -> NDArray[np.bool_]:
-        """Whether a statistic is taken over each class."""
-        return self._mark_classes(self._statistics, classes)
+        """Whether a statistic is taken over each class and others, so that a cut changes it."""
+        return self._mark_classes([_find_parted(*noted, classes) for noted in self._statistics], classes)
 
     def is_paired(self, classes: Ints) -> NDArray[np.bool_]:
         """Whether a product without a weight sums over each class."""
@@ -233,6 +241,18 @@ def _remove_duplicates(a: Ints, b: Ints) -> tuple[Ints, Ints]:
     pairs = np.sort(a << 32 | b)  # one integer a pair; labels stay below 2^31
     pairs = pairs[np.concatenate(([True], pairs[1:] != pairs[:-1]))]
     return pairs >> 32, pairs & 0xFFFFFFFF
+
+
+def _find_parted(labels: Ints, over: frozenset[int], classes: Ints) -> Ints:
+    """Those labels whose class does not leave with all labels along the given dimensions; all without any."""
+    if not over:
+        return labels
+    found = classes[labels]
+    is_parted = np.zeros(found.shape, bool)
+    for d in over:
+        is_parted |= (found != found.take([0], d)).any(d, keepdims=True)
+    spread = is_parted.any(tuple(over), keepdims=True)
+    return labels[np.broadcast_to(spread, labels.shape)]
 
 
 def _find_ties(field: Ints) -> list[tuple[Ints, Ints]]:

@@ -210,7 +210,7 @@ def _native_layer_norm(w: Follower, op: Op) -> AxisLabels:
         w.note_length(x)  # without a weight, the module's attribute is the only place of its shape
     for aspect in x.aspects:
         if varying_dims(aspect) & over:
-            w.labels.note_statistics(aspect.numpy())
+            w.labels.note_statistics(aspect.numpy(), frozenset(over))
     return w.algebra.join_elementwise(
         x.shape, [x, *[w.labels_of(v) for v in op.args[2:4] if isinstance(v, Tensor)]]
     )
@@ -288,7 +288,7 @@ def follow_along(w: Follower, op: Op) -> AxisLabels | list[AxisLabels]:
     if "softmax" in op.name:
         for aspect in axis_labels.aspects:
             if varying_dims(aspect) & dims:
-                w.labels.note_statistics(aspect.numpy())
+                w.labels.note_statistics(aspect.numpy(), frozenset(dims))
         return axis_labels
     held = w.algebra.hold_all(axis_labels, dims, f"'{op.name}' runs along it")
     result = op.out if isinstance(op.out, Tensor) else op.out[0]

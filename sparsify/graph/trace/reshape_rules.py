@@ -70,7 +70,7 @@ def _slice(w: Follower, op: Op) -> AxisLabels:
         read_argument(op.args, op.kwargs, 4, "step", 1),
     )
     size, kept = op.args[0].shape[dim], op.out.shape[dim]
-    start = start + size if start < 0 else start
+    start = max(start + size, 0) if start < 0 else min(start, size)  # as Python's slices, beyond the ends
     if kept < size:
         whole = kept and size % kept == 0 and (start % kept == 0 if step == 1 else size == kept * step)
         if step == 1:

@@ -161,8 +161,8 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         found = self.labels_unread(tensor)
         if found in self.names:
             self.labels.used.add(self.names[found])
-        for aspect in found.reduced_over:
-            self.labels.note_statistics(aspect.numpy())
+        for aspect, over in found.reduced_over:
+            self.labels.note_statistics(aspect.numpy(), over)
         self.algebra.hold_numbered(found)
         return found
 

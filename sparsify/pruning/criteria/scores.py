@@ -22,6 +22,7 @@ from sparsify_schemas.criterion import (
     Reconstruction,
     Sensitivity,
     Taylor,
+    TorchPruning,
     Wanda,
 )
 
@@ -75,6 +76,8 @@ def group_scores(
             return torch.cat([own / _clamp_mean(own) for own in layout.split(apart).values()]).float()
         case Reconstruction():
             raise ModelError("criterion 'reconstruction' scores the units of whole coupled groups of a model")
+        case TorchPruning():
+            raise ModelError("criterion 'torch_pruning' scores the channels of layers, not slots of a layout")
         case Random():
             return torch.rand(layout.count, generator=torch.Generator().manual_seed(seed))
         case _:
@@ -120,6 +123,8 @@ def weight_scores(spec: Criterion, weight: Tensor, statistics: Statistics | None
             raise ModelError("criterion 'fpgm' scores whole filters, not single weights")
         case Reconstruction():
             raise ModelError("criterion 'reconstruction' scores whole units, not single weights")
+        case TorchPruning():
+            raise ModelError("criterion 'torch_pruning' scores whole channels, not single weights")
         case Random():
             return torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed))
         case _:

@@ -15,7 +15,7 @@ from sparsify.forward.calls import first_tensor
 from sparsify.objective.objective import Objective, measure_batch, move, require_gradients
 from sparsify.objective.predictions import call_on_batch
 from sparsify.pruning.criteria.scores import Statistics
-from sparsify_schemas.criterion import Criterion, FromData
+from sparsify_schemas.criterion import Criterion
 
 Batch = tuple[Any, Any]
 """(inputs, targets)"""
@@ -29,9 +29,9 @@ def gather_statistics(
 
     None where the criterion needs no data or there is none.
     """
-    if batches is None or objective is None or not isinstance(spec, FromData):
+    if batches is None or objective is None or not spec.count_batches():
         return None
-    own = list(islice(batches, spec.batches))
+    own = list(islice(batches, spec.count_batches()))
     match spec.facts().sees:
         case "inputs":
             return partial(_visit_inputs, model, spec.kind, own)

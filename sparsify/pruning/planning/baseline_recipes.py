@@ -7,11 +7,12 @@ from typing import assert_never
 
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import Chooser, choose, choose_by_macs, choose_evenly
+from sparsify_schemas.baseline import Baseline
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Criterion, Magnitude
 from sparsify_schemas.criterion import Random as AtRandom
 from sparsify_schemas.group import in_one_tensor, removes_branches
-from sparsify_schemas.recipe import Baseline, Recipe
+from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.rule import Rule
 from sparsify_schemas.stage import Cut, Repair, Stage, Train, goal
 from sparsify_schemas.units import Amount, Share, Size
@@ -122,7 +123,9 @@ def make_baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:
         elif not in_one_tensor(rule.group) and not has_no_width:
             rules.append(_make_rule(rule, kind, multiples.get(index, 1)))
     first = find_first_cut(recipe)
-    before, after = recipe.stages[:first], _drop_penalties_and_cuts(recipe.stages[first:])
+    before, after = recipe.stages[:first], tuple(_drop_penalties_and_cuts(recipe.stages[first:]))
+    if kind == "torch_pruning":  # a repair goes by coupled groups, which that cut need not follow
+        after = tuple(stage for stage in after if isinstance(stage, Train))
     stages = (
         *before,
         Cut(kind="cut", name=f"{kind}: cut"),
@@ -162,7 +165,7 @@ def _make_rule(rule: Rule, kind: Baseline, multiple: int) -> Rule:
 
 def _choose_criterion(kind: Baseline, own: Criterion) -> Criterion:
     match kind:
-        case "by_macs":
+        case "by_macs" | "torch_pruning":
             return own
         case "uniform_width" | "magnitude":
             return Magnitude(kind="magnitude")
@@ -179,7 +182,7 @@ def find_chooser(kind: Baseline) -> Chooser:
             return choose_evenly
         case "by_macs":
             return choose_by_macs
-        case "random" | "magnitude":
+        case "random" | "magnitude" | "torch_pruning":  # the last chooses for itself, elsewhere
             return choose
         case _:
             assert_never(kind)

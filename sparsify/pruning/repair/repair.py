@@ -18,6 +18,7 @@ from sparsify.forward.opaque import explain_errors
 from sparsify.forward.scratch import hold_weights
 from sparsify.forward.trial_calls import eval_mode
 from sparsify.graph.model_map import ModelMap
+from sparsify.nn.load_tensors import load_tensors
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.agreement import measure_agreement, take_examples
 from sparsify.pruning.repair.batch_norm import reestimate_statistics
@@ -224,13 +225,13 @@ def repair_model(
                 )
                 after = measure_agreement(dense, model, judged, held_out, processes, classes)
             except BaseException:  # an interruption leaves the model as it was
-                model.load_state_dict(saved)
+                load_tensors(model, saved)
                 raise
             share_state(model, processes)  # equal to rounding before
             changed = stage.method == "batch_norm" or any(row.outcome in CHANGED for row in layers)
             if not changed or after.error < before.error:
                 break
-            model.load_state_dict(saved)
+            load_tensors(model, saved)
             after, taken_back = before, True
     reverted = taken_back and not after.error < before.error
     seconds = time.perf_counter() - started

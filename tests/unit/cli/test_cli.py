@@ -290,6 +290,87 @@ def test_runs_lists_states_and_says_what_needs_doing(call) -> None:
     ]
 
 
+def make_three(call) -> None:
+    other = Report.model_validate_json((GOLDEN / "lenet5.report.json").read_bytes())
+    for name, macs, accuracy in (("lenet-1", 1.0, 0.95), ("lenet-2", 0.5, 0.99), ("lenet-3", 2.0, 0.97)):
+        cut = other.cut.model_copy(update={"macs": int(other.cut.macs * macs), "test_metric": accuracy})
+        make_run(name, cut=cut)
+    (make_run("lenet-4") / "report.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--sort", "metric"], "lenet-2 lenet-3 lenet-1 lenet-4"),
+        (["--sort", "-accuracy"], "lenet-1 lenet-3 lenet-2 lenet-4"),
+        (["--sort", "macs"], "lenet-2 lenet-1 lenet-3 lenet-4"),
+        (["--sort", "-name"], "lenet-4 lenet-3 lenet-2 lenet-1"),
+        (["--where", "macs<20%"], "lenet-1 lenet-2"),
+        (["--where", "accuracy >= 0.97", "--where", "macs < 20%"], "lenet-2"),
+        (["--where", "state=interrupted"], "lenet-4"),
+        (["--where", "speed>1.5x", "--sort", "metric"], "lenet-2 lenet-3 lenet-1"),
+        (["--where", "macs<1%"], ""),
+    ],
+)
+def test_runs_are_chosen_and_sorted(call, arguments: list[str], names: str) -> None:
+    make_three(call)
+    found = json.loads(call("runs", *arguments, "--json")[1])
+    assert " ".join(row["name"] for row in found) == names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--sort", "marcs"], "--sort names 'marcs', which runs do not have; did you mean 'macs'?\n"),
+        (
+            ["--where", "macs"],
+            "--where 'macs' is no condition; write one such as 'macs<50%' or 'state=complete'\n",
+        ),
+        (
+            ["--where", "macs<half"],
+            "--where 'macs<half': 'half' is no number; write one such as 50%, 0.5 or 1.5x\n",
+        ),
+    ],
+)
+def test_what_runs_do_not_have(call, arguments: list[str], said: str) -> None:
+    make_three(call)
+    assert call("runs", *arguments) == (1, "", said)
+
+
+def test_none_of_the_runs(call) -> None:
+    make_three(call)
+    assert call("runs", "--where", "macs<1%")[1] == "None of the 4 runs in runs.\n"
+
+
+def test_several_runs_are_columns(call) -> None:
+    make_three(call)
+    code, out, _ = call("diff", "runs/lenet-1", "runs/lenet-2", "runs/lenet-3")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert ["figure", "lenet-1", "lenet-2", "lenet-3"] in lines
+    assert ["cut.test_accuracy", "95.00", "%", "99.00", "%", "97.00", "%"] in lines
+    rows = json.loads(call("diff", "runs/lenet-1", "runs/lenet-2", "runs/lenet-3", "--json")[1])
+    found = {row["path"]: row["values"] for row in rows}
+    assert found["metrics.cut.test_accuracy"] == {
+        "runs/lenet-1": 0.95,
+        "runs/lenet-2": 0.99,
+        "runs/lenet-3": 0.97,
+    }
+    assert (
+        call("diff", "runs/lenet-1", "runs/lenet-1", "runs/lenet-1")[1]
+        == "The 3 runs have the same recipe, figures and widths.\n"
+    )
+
+
+def test_several_recipes_are_columns(call) -> None:
+    write("a.yaml"), write("b.yaml", seed=2), write("c.yaml", seed=3, title="other")
+    rows = json.loads(call("diff", "a.yaml", "b.yaml", "c.yaml", "--json")[1])
+    found = {row["path"]: list(row["values"].values()) for row in rows}
+    assert found["seed"][1:] == [2, 3] and found["title"][2] == "other"
+    markdown = call("diff", "a.yaml", "b.yaml", "c.yaml", "--md")[1]
+    assert "| path | a.yaml | b.yaml | c.yaml |" in markdown
+
+
 def test_a_failed_run_is_listed_with_the_error_that_ended_it(call) -> None:
     folder = Path("runs/digits-1")
     folder.mkdir(parents=True)

@@ -455,7 +455,8 @@ class TestExplain:
             in topics.find_topic("command.sensitivity").text
         )
         assert topics.find_topic("report").text.endswith(
-            "dense and cut model side by side.\n\n`sparsify report --help` lists its options."
+            "dense and cut model side by side; or what a study tried and found.\n\n"
+            "`sparsify report --help` lists its options."
         )
 
     def test_unknown_and_ambiguous_words(self, capsys: pytest.CaptureFixture[str]) -> None:

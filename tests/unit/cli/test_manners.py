@@ -58,7 +58,8 @@ def test_a_choice_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(WRONG["a choice"]) == 2
     assert capsys.readouterr().err.endswith(
         "Invalid value for '--format': 'nonsense' is not one of "
-        "'pt2', 'onnx', 'onnx-int8', 'safetensors', 'huggingface'.\n"
+        "'pt2', 'onnx', 'onnx-int8', 'safetensors', 'huggingface', "
+        "'torch-pruning'.\n"
     )
 
 

@@ -74,3 +74,31 @@ def test_units_are_counted_in_the_coarser_group() -> None:
         (Span(0, 0, 2, 3), Span(6, 0, 2, 3)),
         (Span(0, 0, 2),),
     ]
+
+
+class Shortened(nn.Module):
+    """Keys and values from fewer tokens, as Segformer writes it: what a convolution makes gets the stream's
+    shape."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.shorten, self.norm = nn.Conv1d(width, width, 2, 2), nn.LayerNorm(width)
+        self.mix = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, c = x.shape
+        fewer = self.shorten(x.transpose(1, 2)).reshape(b, c, -1).transpose(1, 2)
+        return x + self.mix(self.norm(fewer)).mean(1, keepdim=True)
+
+
+def test_a_layer_that_gets_the_shape_of_the_stream_leaves_with_it() -> None:
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 8, 6),)
+    model = nn.Sequential(nn.Linear(6, 12), Shortened(12), nn.ReLU(), Shortened(12), nn.Linear(12, 3)).eval()
+    map = trial_cuts.protect_failing_groups(model, build_map.build_map(model, inputs, {}), inputs)
+    assert [(c.name, c.width, c.protected is None) for c in map.coupled] == [("0", 12, True), ("4", 3, False)]
+    keep = {"0": [0, 3, 4, 8, 11]}
+    thin, cuts = operations.cut(model, map, keep, "test")
+    assert equivalence.verify_cut(model, thin, map, keep, inputs).difference <= 1e-12
+    assert (thin[1].shorten.in_channels, thin[3].shorten.out_channels, thin[4].in_features) == (5, 5, 5)
+    assert torch.equal(replay_cuts(model, cuts).eval()(*inputs), thin.eval()(*inputs))

@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 from sparsify.errors import ModelError
 from sparsify.modelfile import build_model, read_model, weights_digest
+from sparsify.modelfile.formats import read_contents
+from sparsify.modelfile.match_state_dict import load_state
 from sparsify.models import lenet5
+from sparsify.nn.load_tensors import load_tensors
 from sparsify_schemas.model import Model
 from sparsify_schemas.recipe import Recipe
 
@@ -869,3 +872,44 @@ def test_the_digest_follows_names_shapes_types_and_values_but_not_their_order() 
     assert digest(a=wide.t()) == digest(a=wide.t().contiguous()) != digest(a=wide)
     assert digest(a=torch.zeros(3, dtype=torch.bfloat16)) != digest(a=torch.zeros(3, dtype=torch.float16))
     assert digest(a=torch.zeros(0)) != digest(a=torch.zeros(0, 2))
+
+
+class Versioned(nn.Linear):
+    """A class that reads its state by the version that it was written with, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *others: Any) -> None:
+        if metadata.get("version") not in (1, 2):
+            raise ValueError(f"version should be 1 or 2, and is {metadata.get('version')}")
+        super()._load_from_state_dict(state, prefix, metadata, *others)
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_a_class_that_asks_for_the_version_of_its_state(tmp_path: Path, ending: str) -> None:
+    """A plain mapping has no versions: the model's own are taken."""
+    source, path = Versioned(3, 2), tmp_path / f"weights.{ending}"
+    if ending == "pt":
+        torch.save(source.state_dict(), path)
+    else:
+        save_file(dict(source.state_dict()), path)
+    target = Versioned(3, 2)
+    load_state(target, read_contents(path, ()), path, "Versioned")
+    assert torch.equal(target.weight, source.weight)
+    load_tensors(target, {name: value * 2 for name, value in source.state_dict().items()})
+    assert torch.equal(target.weight, source.weight * 2)
+
+
+def test_tied_weights_that_differ_in_the_file(tmp_path: Path) -> None:
+    """They are one tensor in the model: whichever came last would win."""
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "out": nn.Linear(3, 5, bias=False)})
+    model["out"].weight = model["embed"].weight
+    state = {"embed.weight": torch.zeros(5, 3), "out.weight": torch.ones(5, 3)}
+    with pytest.raises(ModelError) as caught:
+        load_state(model, state, tmp_path / "w.pt", "tied")
+    assert str(caught.value).startswith(
+        f"{tmp_path / 'w.pt'} does not fit tied: 1 tied in the model and different in the file (embed.weight "
+        "and out.weight)"
+    )
+    load_state(model, {"embed.weight": torch.ones(5, 3), "out.weight": torch.ones(5, 3)}, tmp_path, "tied")
+    assert bool((model["embed"].weight == 1).all())

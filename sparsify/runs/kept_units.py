@@ -1,0 +1,102 @@
+"""The units that a model cut elsewhere kept, and what the report says of how they were told."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.formatting.numbers import count_noun, format_share, list_few
+from sparsify.graph.adoption.unit_matching import Match, find_strays
+from sparsify.graph.model_map import Coupled
+from sparsify.graph.names import all_names
+from sparsify.pruning.planning.plan import Plan
+from sparsify.runs.adopted_files import AdoptedFiles
+
+HISTORY = "the pruning history"
+"""what tells the units, for notes"""
+
+
+@dataclass(frozen=True)
+class KeptUnits:
+    """The units that stayed."""
+
+    keep: Mapping[str, list[int]]
+    """coupled group -> units, ascending"""
+    matches: Mapping[str, Match]
+    """how they were found in the weights; empty where the history says it, or only their numbers are known"""
+    told_by: str
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether a history or equal rows tell them."""
+        exact = bool(self.matches) and all(match.exact for match in self.matches.values())
+        return exact or self.told_by == HISTORY
+
+    @property
+    def distance(self) -> float:
+        """The largest distance of rows that were matched by likeness."""
+        return max((match.distance for match in self.matches.values()), default=0.0)
+
+
+def describe_heads(plan: Plan, units: KeptUnits) -> Iterator[str]:
+    """Groups that shapes alone do not tell: a width may be fewer heads, or as many narrower ones."""
+    heads = [group.name for group in plan.map.coupled if group.name in units.keep and _has_inside(group)]
+    if heads:
+        yield (
+            f"Warning: {list_few(tuple(heads))} may have lost whole units, such as attention heads, or "
+            "channels inside of each; shapes do not tell, and whole units were taken: compare the outputs "
+            "with those of the source, or give the dense weights"
+        )
+
+
+def _has_inside(group: Coupled) -> bool:
+    """Whether a unit holds several channels, and a number of the model counts the units."""
+    holds_several = False
+    for part in group.slices:
+        if part.role == "out":
+            holds_several |= any(span.repeat > 1 for span in part.spans)
+    return holds_several and any(part.role == "size" for part in group.slices)
+
+
+def describe_likeness(units: KeptUnits) -> Iterator[str]:
+    by_likeness = {name: match for name, match in units.matches.items() if not match.exact}
+    if by_likeness:
+        farthest = max(by_likeness, key=lambda name: by_likeness[name].distance)
+        yield (
+            f"the units of {list_few(tuple(by_likeness))} were matched by likeness, as their weights were "
+            "trained after the cut: the likest rows differ by up to "
+            f"{format_share(by_likeness[farthest].distance)} of their length ('{farthest}')"
+        )
+
+
+def describe_training(state: Mapping[str, Tensor], model: nn.Module) -> Iterator[str]:
+    """How far the file's weights are from those of the dense model's units that stayed."""
+    own = model.state_dict()
+    floats = [name for name, value in state.items() if name in own and value.is_floating_point()]
+    moved = [name for name in floats if not torch.equal(own[name], state[name].to(own[name].dtype))]
+    if not moved:
+        yield "its weights are those of the dense model's units that stayed, bit for bit"
+        return
+    squares = [(float((own[n] - state[n]).double().square().sum()), n) for n in moved]
+    total = sum(float(own[name].double().square().sum()) for name in floats) or 1.0
+    share = (sum(square for square, _ in squares) / total) ** 0.5
+    yield (
+        f"{count_noun(len(moved), 'tensor')} of {len(floats)} differ from those of the dense model's units "
+        f"that stayed, by {format_share(share)} of their length in all (most in '{max(squares)[1]}'): they "
+        "were trained or repaired after the cut"
+    )
+
+
+def describe_strays(plan: Plan, units: KeptUnits, source: AdoptedFiles) -> Iterator[str]:
+    """Tensors whose units are not those of the layers that they are coupled with."""
+    assert source.state is not None
+    strays = find_strays(plan.map, units.matches, all_names(source.dense), source.state)
+    if strays:
+        tensor, group = next(iter(strays.items()))
+        others = f" and {count_noun(len(strays) - 1, 'other tensor')}" if len(strays) > 1 else ""
+        yield (
+            f"Warning: '{tensor}'{others} in the file do not hold the units that '{group}' kept: the model "
+            "was cut apart elsewhere, and computes something else than the dense model without these units; "
+            "its weights are adopted as they are"
+        )

@@ -1,0 +1,98 @@
+"""Choose and order the rows of `sparsify runs`: --where "macs<50%", --sort metric."""
+
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from sparsify.errors import RunError
+from sparsify.runs.listing import RunRow
+
+_FIELDS = {
+    "name": "name",
+    "run": "name",
+    "state": "state",
+    "title": "title",
+    "created": "created",
+    "macs": "macs",
+    "params": "params",
+    "metric": "metric",
+    "speed": "speedup",
+    "speedup": "speedup",
+}
+"""what a condition may name -> the field of a row; the metric goes by its own name too"""
+_TEXTS = ("name", "state", "title", "created")
+_DESCENDING = ("metric", "speedup", "created")
+"""fields whose largest value comes first"""
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+    "=": operator.eq,
+}
+_CONDITION = re.compile(r"\s*([\w-]+)\s*(<=|>=|!=|<|>|==?)\s*(.+?)\s*")
+_NUMBER = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|x)?")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One `--where`."""
+
+    field: str
+    holds: Callable[[Any, Any], bool]
+    value: float | str
+
+    def accepts(self, row: RunRow) -> bool:
+        """Whether a row meets it; one whose value is unknown does not."""
+        found = getattr(row, self.field)
+        return found is not None and self.holds(found, self.value)
+
+
+def parse_condition(text: str, rows: Sequence[RunRow]) -> Condition:
+    """`macs<50%`, `speed >= 1.5`, `state=complete`, `accuracy>0.9`. Raises RunError."""
+    found = _CONDITION.fullmatch(text)
+    if found is None:
+        raise RunError(f"--where {text!r} is no condition; write one such as 'macs<50%' or 'state=complete'")
+    field = find_field(found[1], rows, "--where")
+    holds = _OPERATORS["=" if found[2] == "==" else found[2]]
+    if field in _TEXTS:
+        return Condition(field, holds, found[3].strip("\"'"))
+    number = _NUMBER.fullmatch(found[3])
+    if number is None:
+        raise RunError(f"--where {text!r}: '{found[3]}' is no number; write one such as 50%, 0.5 or 1.5x")
+    return Condition(field, holds, float(number[1]) / (100 if number[2] == "%" else 1))
+
+
+def find_field(name: str, rows: Sequence[RunRow], option: str) -> str:
+    """The field that a word names. Raises RunError."""
+    metrics = {row.judged_by.replace(" ", "-"): "metric" for row in rows if row.judged_by is not None}
+    known = _FIELDS | metrics
+    if name in known:
+        return known[name]
+    near = get_close_matches(name, known, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    raise RunError(f"{option} names '{name}', which runs do not have; {hint}")
+
+
+def choose_rows(rows: Sequence[RunRow], conditions: Sequence[str]) -> tuple[RunRow, ...]:
+    """The rows that meet all conditions. Raises RunError."""
+    parsed = [parse_condition(text, rows) for text in conditions]
+    left = tuple(rows)
+    for condition in parsed:
+        left = tuple(filter(condition.accepts, left))
+    return left
+
+
+def sort_rows(rows: Sequence[RunRow], by: str) -> tuple[RunRow, ...]:
+    """Sorted by a field: names and costs ascending, metric, speed and date from the largest on; `-` in front
+    turns it round. Rows whose value is unknown come last. Raises RunError."""
+    field = find_field(by.removeprefix("-"), rows, "--sort")
+    descending = (field in _DESCENDING) != by.startswith("-")
+    known = [row for row in rows if getattr(row, field) is not None]
+    unknown = [row for row in rows if getattr(row, field) is None]
+    known.sort(key=lambda row: getattr(row, field), reverse=descending)
+    return (*known, *unknown)

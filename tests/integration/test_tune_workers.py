@@ -196,7 +196,7 @@ def test_workers_killed_at_random_lose_and_double_nothing(storage: str | None) -
     ends = time.monotonic() + 900
     while not (FOLDER / "study.json").exists():
         assert time.monotonic() < ends, "the study does not end"
-        time.sleep(draw.uniform(3, 8))
+        time.sleep(draw.uniform(6, 14))  # a worker takes some seconds to begin
         alive = [worker for worker in workers if worker.poll() is None]
         if not alive or kills >= 12:
             if not alive:

@@ -1,5 +1,6 @@
 """Read the record of a study."""
 
+import os
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -13,7 +14,7 @@ STUDY = "study.json"
 
 def is_study(folder: Path) -> bool:
     """Whether a folder holds the record of a study."""
-    return (folder / STUDY).is_file()
+    return os.path.isfile(folder / STUDY)  # noqa: PTH113  # pathlib raises where a name is too long
 
 
 def read_study(folder: Path) -> Study:

@@ -122,6 +122,7 @@ def listed_places() -> dict[str, set[str]]:
     return {row[0].strip(): set(re.findall(r"`([\w/]+\.py:\w+)`", row[1])) for row in rows}
 
 
+@pytest.mark.nightly
 def test_mypy_names_the_very_places_that_contributing_lists(tmp_path: Path) -> None:
     """One run of mypy for all families, as it takes seconds."""
     assert named_places(tmp_path) == listed_places()

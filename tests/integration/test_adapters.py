@@ -239,6 +239,7 @@ class Wrapped(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
+@pytest.mark.nightly
 def test_a_hugging_face_trainer_goes_on_with_the_cut_model(tmp_path: Path) -> None:
     """In a process of its own, since transformers imports whatever vision package lies about."""
     pytest.importorskip("transformers")

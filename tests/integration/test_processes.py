@@ -324,6 +324,7 @@ if os.environ.get("RANK", "alone") == os.environ.get("DYING"):
 )
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_under_torchrun_a_killed_process_ends_the_run_and_it_goes_on_with_one_or_two(
     alone: Callable[[str], Path],
@@ -443,6 +444,7 @@ def net(): return nn.Sequential(Watched(32, 8), nn.ReLU(), nn.Linear(8, 3))
         assert all(sum(row) == pytest.approx(1, abs=1e-6) for part in parts for row in part)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_activations_are_recomputed_under_ddp_and_fsdp() -> None:
     """To the bit what two processes end with that keep them."""

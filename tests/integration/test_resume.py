@@ -167,6 +167,7 @@ for at in range(99):
 )
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_death_at_any_write_never_looks_complete_and_can_be_resumed(whole: Path) -> None:
     output, _ = script(AT_EACH_WRITE, json.dumps(SHORT)).communicate()

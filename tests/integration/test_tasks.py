@@ -714,6 +714,7 @@ def test_a_found_strength_shows_how_near_its_goal_is() -> None:
     assert shown[-1]["goal_reached"] > 0.9 > shown[0]["goal_reached"]
 
 
+@pytest.mark.nightly
 def test_two_processes_equal_one_with_masks_and_metrics(tmp_path: Path) -> None:
     """Tokens count alike on one process and on two, and a metric of torchmetrics stays in its process."""
     given, _, _ = KINDS["masked"]

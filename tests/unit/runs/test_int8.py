@@ -208,6 +208,7 @@ def test_parts_of_other_models_do_not_count(parts: MeasurementCache, monkeypatch
     }
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_kill_in_the_middle_of_the_table_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -197,6 +197,7 @@ def test_a_search_goes_on_after_a_kill_and_ends_alike(
     assert whole.search.trials[0].depth == 0.0 and whole.cut.params <= 0.8 * whole.dense.params
 
 
+@pytest.mark.nightly
 def test_a_kill_at_any_write_of_the_search_is_gone_on_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

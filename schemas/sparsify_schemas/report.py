@@ -273,7 +273,7 @@ class Verdict(Spec):
     """What the equality check said of a cut."""
 
     outcome: Literal["equal", "statistics change", "nothing cut", "wrong"]
-    """wrong: of a cut that another package made; its own are refused then"""
+    """wrong: of a cut that was made elsewhere; its own are refused then"""
     difference: float
     """largest absolute difference between cut and masked dense model in float64, relative to the largest
     output"""
@@ -282,9 +282,9 @@ class Verdict(Spec):
     cut"""
     groups: tuple[str, ...] = ()
     """coupled groups checked"""
-    reference: Literal["masked model", "dense model"] = "masked model"
+    reference: Literal["masked model", "dense model", "masked model with random weights"] = "masked model"
     """what the cut model was compared with: the dense model where all that left was dead and its constants
-    went on exactly"""
+    went on exactly; with random weights where those of the dense model are not known"""
     batches: tuple[int, ...] = ()
     """numbers of examples of the inputs that were drawn for the comparison after the choice; none: the given
     inputs"""

@@ -1,5 +1,6 @@
 """A cut model as torch-pruning's own documentation saves one: weights, and the history of the cut."""
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,10 @@ def save_history(model: nn.Module, base: Base, build: Build | None, inputs: Inpu
             f"{list_few(tuple(differ))}; export another format"
         )
     told = [[entry.layer, entry.outputs, list(entry.indices)] for entry in history]
-    torch.save({WEIGHTS: model.state_dict(), HISTORY: told}, path)
+    # Into memory first: where it cannot be written, torch's writer raises an error of its own.
+    content = io.BytesIO()
+    torch.save({WEIGHTS: model.state_dict(), HISTORY: told}, content)
+    path.write_bytes(content.getbuffer())
 
 
 def load_history(path: Path, base: Base, build: Build | None) -> Callable[[Inputs], list[Tensor]]:

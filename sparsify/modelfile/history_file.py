@@ -19,6 +19,8 @@ def read_history_file(path: Path) -> Any:
     Raises ModelError.
     """
     found = _read(path)
+    if found is None:
+        raise ModelError(f"{path}: holds no pruning history")
     if not isinstance(found, Mapping):
         return found
     named = next((key for key in KEYS if key in found), None)

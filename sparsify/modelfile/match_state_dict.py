@@ -43,7 +43,8 @@ def fit_names(model: nn.Module, state: Mapping[str, Tensor], path: Path, build: 
     """The state under the model's own names, whatever its shapes. Raises ModelError where names differ."""
     wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     state = _strip_prefix(state, wanted)
-    faults = [fault for check in (_describe_missing, _describe_unexpected) if (fault := check(wanted, state))]
+    checks = (_describe_missing, _describe_unexpected, _describe_types)
+    faults = [fault for check in checks if (fault := check(wanted, state))]
     if faults:
         raise ModelError(f"{path} does not fit {build}: {'; '.join(faults)}{_suggest(path)}")
     return state
@@ -106,15 +107,15 @@ def _describe_types(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -
     def real(value: Tensor) -> bool:
         return value.is_floating_point()
 
-    names = [
-        k
-        for k, v in state.items()
-        if k in wanted and (real(v) != real(wanted[k]) or v.is_meta or v.layout != torch.strided)
-    ]
+    names = [k for k, v in state.items() if k in wanted and (real(v) != real(wanted[k]) or _is_odd(v))]
     shown = [
         f"{k}: {_format_type(state[k])} in the file, {_format_type(wanted[k])} in the model" for k in names
     ]
     return f"{len(names)} of another type ({_list_some(shown)})" if names else ""
+
+
+def _is_odd(value: Tensor) -> bool:
+    return value.is_meta or value.is_quantized or value.layout != torch.strided
 
 
 def _describe_untied(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:

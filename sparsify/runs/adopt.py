@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsify.data import load_data
-from sparsify.errors import ModelError, VerificationError
+from sparsify.errors import ModelError, VerificationError, describe_error
 from sparsify.events import Listener, Note, silence
 from sparsify.formatting.numbers import format_share
 from sparsify.forward.calls import Inputs
 from sparsify.forward.input_records import apply_record
 from sparsify.graph.adoption.pruning_history import parse_history, read_history
-from sparsify.graph.adoption.unit_matching import Match, match_units, sort_tensors
+from sparsify.graph.adoption.unit_matching import Match, match_units, measure_distance, sort_tensors
 from sparsify.graph.adoption.width_inference import infer_widths
 from sparsify.graph.names import all_names
 from sparsify.graph.surgery.operations import kept_indices
@@ -35,18 +35,21 @@ from sparsify.recipe import load
 from sparsify.runs import run_folder
 from sparsify.runs.adopted_files import AdoptedFiles, read_files
 from sparsify.runs.kept_units import (
+    APART,
     HISTORY,
     KeptUnits,
     describe_heads,
     describe_likeness,
     describe_strays,
     describe_training,
+    describe_whole_units,
 )
 from sparsify.runs.run_record import RunRecord
 from sparsify.runs.save_load import NEEDS_BUILDER, TIMING_SECONDS, move_to_cpu, save_record
 from sparsify.runs.setup import Source
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.report import Verdict
 
 EQUAL = 1e-5
 """largest difference, in the model's own precision, to the outputs of the module in the file: rounding"""
@@ -111,11 +114,14 @@ def adopt(
         inputs = move_to_cpu(apply_record(plan.map.inputs, inputs))
         listener(Note("cutting the dense model to the same units, and proving the cut"))
         result = cut_units(plan, source.dense, units.keep, inputs)
+        proven = run_model(result.model, inputs)
         notes = tuple(_load_weights(source, units, result, inputs))
+        is_apart = any(note.startswith(APART) for note in notes)
+        apart = relative_difference(run_model(result.model, inputs), proven) if is_apart else None
         record = RunRecord(
             plan=replace(plan, recipe=loaded),
             cuts=(result.cuts,),
-            verdicts=tuple(_state_basis(result, source)),
+            verdicts=tuple(_state_basis(result, source, apart)),
             notes=(*notes, *([NEEDS_BUILDER] if loaded.model is None else [])),
             dense_trained=True,
             dense_known=source.dense_known,
@@ -187,12 +193,14 @@ def _has_channel_groups(model: nn.Module) -> bool:
 
 def _find_units(source: AdoptedFiles, plan: Plan) -> KeptUnits:
     """The units that stayed. Raises ModelError where they cannot be told."""
+    refused = ""
     if source.history is not None:
         try:
             return KeptUnits(_follow_history(source, plan), {}, HISTORY)
-        except ModelError:
+        except ModelError as error:
             if not source.has_own_history:
                 raise  # else the weights themselves are asked
+            refused = f"Warning: the history in the file was not used: {error}"
     assert source.state is not None
     shapes = {name: tuple(value.shape) for name, value in source.state.items()}
     try:
@@ -201,10 +209,12 @@ def _find_units(source: AdoptedFiles, plan: Plan) -> KeptUnits:
         raise ModelError(f"{source.path}: {error}") from None
     if not source.dense_known:
         _check_unsaved(source, plan, widths)
-        return KeptUnits({name: list(range(kept)) for name, kept in widths.items()}, {}, "the shapes alone")
+        first = {name: list(range(kept)) for name, kept in widths.items()}
+        return KeptUnits(first, {}, "the shapes alone", refused)
     matches = match_units(plan.map, widths, all_names(source.dense), source.state)
     _check_likeness(source, matches)
-    return KeptUnits({name: sorted(match.units) for name, match in matches.items()}, matches, "matching rows")
+    stayed = {name: sorted(match.units) for name, match in matches.items()}
+    return KeptUnits(stayed, matches, "matching rows", refused)
 
 
 def _check_likeness(source: AdoptedFiles, matches: Mapping[str, Match]) -> None:
@@ -215,7 +225,7 @@ def _check_likeness(source: AdoptedFiles, matches: Mapping[str, Match]) -> None:
             f"{source.path}: the rows of '{name}' are like none of the dense model's (the nearest choice is "
             f"off by {format_share(matches[name].distance)} of their length): it may have lost something "
             "else than units of ours, such as channels inside of attention heads, or it was trained anew; "
-            "leave --dense out to take the widths alone"
+            "give its history, or the whole module, whose outputs are compared"
         )
 
 
@@ -223,7 +233,30 @@ def _follow_history(source: AdoptedFiles, plan: Plan) -> dict[str, list[int]]:
     entries = parse_history(source.history, str(source.path))
     keep = read_history(source.dense, plan.map, entries)
     _check_shapes(source, plan, keep)
+    if source.state is not None and source.dense_known:
+        _check_history(source, plan, keep, source.state)
     return keep
+
+
+def _check_history(
+    source: AdoptedFiles, plan: Plan, keep: Mapping[str, list[int]], state: Mapping[str, Tensor]
+) -> None:
+    """Refuse weights that are not those of the units which a history says stayed."""
+    dense = all_names(source.dense)
+    for tensor in plan.map.tensors:
+        kept = kept_indices(plan.map, keep, tensor.name, tensor.shape)
+        if tensor.name not in state or len(tensor.shape) < 2 or list(map(len, kept)) == list(tensor.shape):
+            continue
+        stayed = dense[tensor.name].detach()
+        for dim, indices in enumerate(kept):
+            stayed = stayed.index_select(dim, torch.tensor(indices))
+        distance = measure_distance(stayed, state[tensor.name])
+        if distance > UNLIKE:
+            raise ModelError(
+                f"{source.path}: '{tensor.name}' is not that of the units which the pruning history says "
+                f"stayed (off by {format_share(distance)} of its length); the history is of another cut, or "
+                "the model was trained anew"
+            )
 
 
 def _check_shapes(source: AdoptedFiles, plan: Plan, keep: Mapping[str, Sequence[int]]) -> None:
@@ -269,6 +302,12 @@ def _load_weights(source: AdoptedFiles, units: KeptUnits, result: Result, inputs
             "dense model is not judged"
         )
         yield from describe_heads(result.plan, units)
+    elif source.module is None:
+        yield from describe_whole_units(result.plan, units)
+    if units.refused:
+        yield units.refused
+    if not any(width.kept < width.width for width in result.cuts.widths):
+        yield "nothing was cut: the file has the widths of the dense model"
     yield from describe_likeness(units)
     if source.state is None:
         return
@@ -278,8 +317,8 @@ def _load_weights(source: AdoptedFiles, units: KeptUnits, result: Result, inputs
     )
     check_fits(result.model, state, source.path, "the dense model cut to the widths that its layers tell")
     if source.dense_known:
-        yield from describe_training(state, result.model)
-        yield from describe_strays(result.plan, units, source)
+        strays = tuple(describe_strays(result.plan, units, source))
+        yield from strays or describe_training(state, result.model)
     load_state(result.model, state, source.path, source.build)
     outputs = run_model(result.model, inputs)
     if not all(bool(output.isfinite().all()) for output in outputs):
@@ -288,7 +327,7 @@ def _load_weights(source: AdoptedFiles, units: KeptUnits, result: Result, inputs
             "that made the weights failed, or they belong to another model"
         )
     if source.module is not None:
-        difference = relative_difference(outputs, run_model(source.module, inputs))
+        difference = relative_difference(outputs, _run_source(source, inputs))
         if not difference <= EQUAL:
             raise VerificationError(
                 f"{source.path}: the module in the file computes something else than a cut of the dense "
@@ -298,7 +337,26 @@ def _load_weights(source: AdoptedFiles, units: KeptUnits, result: Result, inputs
         yield f"its outputs are those of the module in the file (largest difference {difference:.1e})"
 
 
-def _state_basis(result: Result, source: AdoptedFiles) -> Iterator[Any]:
+def _run_source(source: AdoptedFiles, inputs: Inputs) -> list[Tensor]:
+    """The outputs of the module in the file. Raises ModelError where it does not run."""
+    assert source.module is not None
+    try:
+        return run_model(source.module, inputs)
+    except Exception as error:
+        raise ModelError(
+            f"{source.path}: the module in the file does not run on the recipe's inputs "
+            f"({describe_error(error)}); give its weights alone"
+        ) from error
+
+
+def _state_basis(result: Result, source: AdoptedFiles, apart: float | None) -> Iterator[Verdict]:
+    """The verdicts; with random weights where the dense ones are not known, wrong of what was cut apart."""
     for verdict in result.verdicts:
-        note = "Proven for the structure alone, with random weights in place of the dense ones."
-        yield verdict if source.dense_known else verdict.model_copy(update={"note": note})
+        changes: dict[str, Any] = {}
+        if not source.dense_known:
+            note = "Proven for the structure alone, with random weights in place of the dense ones."
+            changes = {"reference": "masked model with random weights", "note": note}
+        elif apart is not None:
+            note = "The file's layers were cut apart: some hold other units than those they are coupled with."
+            changes = {"outcome": "wrong", "difference": apart, "note": note}
+        yield verdict.model_copy(update=changes)

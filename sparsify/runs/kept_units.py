@@ -8,13 +8,15 @@ from torch import Tensor, nn
 
 from sparsify.formatting.numbers import count_noun, format_share, list_few
 from sparsify.graph.adoption.unit_matching import Match, find_strays
-from sparsify.graph.model_map import Coupled
+from sparsify.graph.model_map import Slice
 from sparsify.graph.names import all_names
 from sparsify.pruning.planning.plan import Plan
 from sparsify.runs.adopted_files import AdoptedFiles
 
 HISTORY = "the pruning history"
 """what tells the units, for notes"""
+APART = "Warning: the model was cut apart elsewhere"
+"""beginning of the note on tensors that hold other units than they should"""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class KeptUnits:
     matches: Mapping[str, Match]
     """how they were found in the weights; empty where the history says it, or only their numbers are known"""
     told_by: str
+    refused: str = ""
+    """why a history that the file holds was not used"""
 
     @property
     def is_certain(self) -> bool:
@@ -41,22 +45,44 @@ class KeptUnits:
 
 def describe_heads(plan: Plan, units: KeptUnits) -> Iterator[str]:
     """Groups that shapes alone do not tell: a width may be fewer heads, or as many narrower ones."""
-    heads = [group.name for group in plan.map.coupled if group.name in units.keep and _has_inside(group)]
+    heads = _list_ambiguous(plan, units)
     if heads:
         yield (
-            f"Warning: {list_few(tuple(heads))} may have lost whole units, such as attention heads, or "
-            "channels inside of each; shapes do not tell, and whole units were taken: compare the outputs "
-            "with those of the source, or give the dense weights"
+            f"Warning: {list_few(heads)} may have lost whole attention heads or channels inside of each; "
+            "shapes do not tell, and units of the dense model's coupled groups were taken: compare the "
+            "outputs with those of the source, or give the dense weights"
         )
 
 
-def _has_inside(group: Coupled) -> bool:
-    """Whether a unit holds several channels, and a number of the model counts the units."""
-    holds_several = False
-    for part in group.slices:
-        if part.role == "out":
-            holds_several |= any(span.repeat > 1 for span in part.spans)
-    return holds_several and any(part.role == "size" for part in group.slices)
+def describe_whole_units(plan: Plan, units: KeptUnits) -> Iterator[str]:
+    """Numbers of heads and groups that weights do not tell."""
+    heads = _list_ambiguous(plan, units)
+    if heads:
+        yield (
+            f"{list_few(heads)} lost whole units of several channels each, such as attention heads, and the "
+            "numbers of heads or groups were set to what is left; weights do not say what the source's "
+            "code counts"
+        )
+
+
+def _list_ambiguous(plan: Plan, units: KeptUnits) -> tuple[str, ...]:
+    dims = {tensor.name: len(tensor.shape) for tensor in plan.map.tensors}
+    found = []
+    for group in plan.map.coupled:
+        if group.name in units.keep and any(_is_ambiguous(part, dims) for part in group.slices):
+            found.append(group.name)
+    return tuple(found)
+
+
+def _is_ambiguous(part: Slice, dims: Mapping[str, int]) -> bool:
+    """Whether units are rows of heads, or the same places in each of them, in the weight of a linear layer;
+    or whole groups of a normalisation."""
+    if part.role == "size":
+        return part.tensor.endswith(":num_groups")
+    if part.role != "out" or dims.get(part.tensor) != 2:
+        return False
+    several = len(part.spans) > 1 and len({(span.unit, span.units) for span in part.spans}) == 1
+    return several or any(span.repeat > 1 for span in part.spans)
 
 
 def describe_likeness(units: KeptUnits) -> Iterator[str]:
@@ -66,7 +92,8 @@ def describe_likeness(units: KeptUnits) -> Iterator[str]:
         yield (
             f"the units of {list_few(tuple(by_likeness))} were matched by likeness, as their weights were "
             "trained after the cut: the likest rows differ by up to "
-            f"{format_share(by_likeness[farthest].distance)} of their length ('{farthest}')"
+            f"{format_share(by_likeness[farthest].distance)} of their length ('{farthest}'), and some may "
+            "be other units; a pruning history would settle it"
         )
 
 
@@ -74,7 +101,7 @@ def describe_training(state: Mapping[str, Tensor], model: nn.Module) -> Iterator
     """How far the file's weights are from those of the dense model's units that stayed."""
     own = model.state_dict()
     floats = [name for name, value in state.items() if name in own and value.is_floating_point()]
-    moved = [name for name in floats if not torch.equal(own[name], state[name].to(own[name].dtype))]
+    moved = [name for name in floats if not torch.equal(own[name].to(state[name].dtype), state[name])]
     if not moved:
         yield "its weights are those of the dense model's units that stayed, bit for bit"
         return
@@ -96,7 +123,7 @@ def describe_strays(plan: Plan, units: KeptUnits, source: AdoptedFiles) -> Itera
         tensor, group = next(iter(strays.items()))
         others = f" and {count_noun(len(strays) - 1, 'other tensor')}" if len(strays) > 1 else ""
         yield (
-            f"Warning: '{tensor}'{others} in the file do not hold the units that '{group}' kept: the model "
-            "was cut apart elsewhere, and computes something else than the dense model without these units; "
-            "its weights are adopted as they are"
+            f"{APART}, and computes something else than the dense model without these units: "
+            f"'{tensor}'{others} in the file held other units, or another order of them, than '{group}' "
+            "kept; its weights are adopted as they are"
         )

@@ -33,6 +33,8 @@ class RunRow:
     """What the metric is called."""
     percent: bool = True
     """Whether it is a share."""
+    better: str = "higher"
+    """Which way is better."""
     speedup: float | None = None
     """On the first target."""
     speedup_low: float | None = None
@@ -86,6 +88,7 @@ def _make_row(folder: Path) -> RunRow:
         metric=cut.validation_metric if cut.test_metric is None else cut.test_metric,
         judged_by=found.metric.name,
         percent=found.metric.percent,
+        better=found.metric.better,
         speedup=timed.speedup if timed else None,
         speedup_low=timed.low if timed else None,
         speedup_high=timed.high if timed else None,

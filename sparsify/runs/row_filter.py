@@ -45,10 +45,14 @@ class Condition:
     field: str
     holds: Callable[[Any, Any], bool]
     value: float | str
+    metric: str | None = None
+    """the name by which a metric was asked for; rows that are judged by another are left out"""
 
     def accepts(self, row: RunRow) -> bool:
         """Whether a row meets it; one whose value is unknown does not."""
         found = getattr(row, self.field)
+        if self.metric is not None and row.judged_by != self.metric:
+            return False
         return found is not None and self.holds(found, self.value)
 
 
@@ -64,7 +68,8 @@ def parse_condition(text: str, rows: Sequence[RunRow]) -> Condition:
     number = _NUMBER.fullmatch(found[3])
     if number is None:
         raise RunError(f"--where {text!r}: '{found[3]}' is no number; write one such as 50%, 0.5 or 1.5x")
-    return Condition(field, holds, float(number[1]) / (100 if number[2] == "%" else 1))
+    named = found[1].replace("-", " ") if found[1] not in _FIELDS else None
+    return Condition(field, holds, float(number[1]) / (100 if number[2] == "%" else 1), named)
 
 
 def find_field(name: str, rows: Sequence[RunRow], option: str) -> str:
@@ -92,7 +97,13 @@ def sort_rows(rows: Sequence[RunRow], by: str) -> tuple[RunRow, ...]:
     turns it round. Rows whose value is unknown come last. Raises RunError."""
     field = find_field(by.removeprefix("-"), rows, "--sort")
     descending = (field in _DESCENDING) != by.startswith("-")
-    known = [row for row in rows if getattr(row, field) is not None]
-    unknown = [row for row in rows if getattr(row, field) is None]
+    named = by.removeprefix("-").replace("-", " ")
+    known: list[RunRow] = []
+    unknown: list[RunRow] = []
+    for row in rows:
+        is_other = named not in _FIELDS and field == "metric" and row.judged_by != named
+        (unknown if is_other or getattr(row, field) is None else known).append(row)
+    if field == "metric" and known and known[0].better == "lower":
+        descending = not descending
     known.sort(key=lambda row: getattr(row, field), reverse=descending)
     return (*known, *unknown)

@@ -203,6 +203,103 @@ def test_whole_module(folder: Path, dense: Path) -> None:
     )
 
 
+def test_weights_of_less_precision_in_any_order(folder: Path, dense: Path) -> None:
+    cut = cut_by_a_script(make_dense())
+    torch.save(
+        {
+            name: value.bfloat16() if value.is_floating_point() else value
+            for name, value in cut.state_dict().items()
+        },
+        folder / "bf16.pt",
+    )
+    run = adopt(folder, folder / "bf16.pt", dense=dense)
+    assert torch.allclose(call(run), cut.bfloat16().float()(X).detach(), atol=1e-5)
+    assert "its weights are those of the dense model's units that stayed, bit for bit" in read_notes(run)
+
+
+def test_layers_that_were_cut_apart(folder: Path, dense: Path) -> None:
+    """The consumer lost other inputs than its producer lost outputs: shapes fit, the verdict is `wrong`."""
+    cut, original = cut_by_a_script(make_dense()), make_dense()
+    cut.conv2.weight = nn.Parameter(original.conv2.weight.detach()[:, :8].clone())
+    run = adopt(folder, save(cut, folder / "apart.pt"), dense=dense)
+    verdict = json.loads((run / "report.json").read_text())["verdict"]
+    assert verdict["outcome"] == "wrong" and verdict["difference"] > 1e-3
+    assert any(
+        note.startswith(
+            "Warning: the model was cut apart elsewhere, and computes something else than the dense model "
+            "without these units: 'conv2.weight' in the file held other units, or another order of them, "
+            "than 'conv1' kept"
+        )
+        for note in read_notes(run)
+    )
+    assert torch.allclose(call(run), cut(X).detach(), atol=1e-6)
+
+
+def test_a_history_of_other_units(folder: Path, dense: Path) -> None:
+    path = save(cut_by_a_script(make_dense()), folder / "script.pt")
+    history = [["conv1", True, list(range(8))], ["conv3", True, list(range(16))]]
+    (folder / "other.json").write_text(json.dumps(history))
+    with pytest.raises(sparsify.SparsifyError) as caught:
+        adopt(folder, path, dense=dense, history=folder / "other.json")
+    assert re.fullmatch(
+        r".*: 'conv1.weight' is not that of the units which the pruning history says stayed \(off by [\d.]+ % "
+        r"of its length\); the history is of another cut, or the model was trained anew",
+        str(caught.value),
+    )
+    torch.save({"model": torch.load(path), "pruning": history}, folder / "mixed.pt")
+    run = adopt(folder, folder / "mixed.pt", dense=dense)
+    assert json.loads((run / "report.json").read_text())["verdict"]["outcome"] == "equal"
+    assert any(note.startswith("Warning: the history in the file was not used:") for note in read_notes(run))
+
+
+class Heads(nn.Module):
+    """Heads of four channels, however many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(6, 16) for _ in range(3))
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_what_weights_do_not_say_of_heads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    dense = Heads().eval()
+    cut = Heads().eval()
+    for layer, own in ((cut.q, dense.q), (cut.k, dense.k), (cut.v, dense.v)):
+        layer.weight, layer.bias = (nn.Parameter(p.detach()[8:].clone()) for p in (own.weight, own.bias))
+    cut.out.weight = nn.Parameter(dense.out.weight.detach()[:, 8:].clone())
+    cut.out.bias = dense.out.bias
+    monkeypatch.syspath_prepend(str(folder))
+    (folder / "heads_of_four.py").write_text(
+        f"import sys\nmake = lambda: sys.modules[{__name__!r}].Heads()\n"
+    )
+    recipe = {
+        "version": 1,
+        "title": "heads",
+        "model": {"build": "heads_of_four.make"},
+        "inputs": [{"shape": [2, 5, 6]}],
+        "targets": RECIPE["targets"],
+    }
+    path, whole = save(cut, folder / "heads.pt"), save(dense, folder / "heads-dense.pt")
+    alone = read_notes(adopt(folder, path, recipe))
+    assert any(
+        note.startswith("Warning: q may have lost whole attention heads or channels") for note in alone
+    )
+    told = read_notes(adopt(folder, path, recipe, dense=whole))
+    assert any(note.startswith("q lost whole units of several channels each") for note in told)
+    inside = Heads().eval()
+    rows = [unit for unit in range(16) if unit % 4 < 2]
+    for layer, own in ((inside.q, dense.q), (inside.k, dense.k), (inside.v, dense.v)):
+        layer.weight, layer.bias = (nn.Parameter(p.detach()[rows].clone()) for p in (own.weight, own.bias))
+    inside.out.weight = nn.Parameter(dense.out.weight.detach()[:, rows].clone())
+    with pytest.raises(sparsify.SparsifyError, match="such as channels inside of attention heads"):
+        adopt(folder, save(inside, folder / "inside.pt"), recipe, dense=whole)
+
+
 def test_run_can_be_cut_further_and_exported(folder: Path, dense: Path) -> None:
     run = adopt(folder, save(cut_by_a_script(make_dense()), folder / "script.pt"), dense=dense)
     rule = {"layers": "conv1", "group": "filter", "sparsity": "50%"}
@@ -321,8 +418,8 @@ def test_rows_like_none_of_the_dense_model(folder: Path) -> None:
     assert re.fullmatch(
         rf"{re.escape(str(path))}: the rows of 'conv\d' are like none of the dense model's \(the nearest "
         r"choice is off by [\d.]+ % of their length\): it may have lost something else than units of "
-        r"ours, such as channels inside of attention heads, or it was trained anew; leave --dense out "
-        r"to take the widths alone",
+        r"ours, such as channels inside of attention heads, or it was trained anew; give its "
+        r"history, or the whole module, whose outputs are compared",
         str(caught.value),
     )
 

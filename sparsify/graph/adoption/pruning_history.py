@@ -3,6 +3,7 @@
 Indices count what the entries before have left. Written and read here without torch-pruning.
 """
 
+import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -50,9 +51,11 @@ def parse_history(found: Any, name: str) -> tuple[Entry, ...]:
     for number, entry in enumerate(found):
         try:
             layer, outputs, indices = entry
-            whole = [int(i) for i in indices]
+            whole = None if isinstance(indices, str) else [operator.index(i) for i in indices]
         except (TypeError, ValueError):
             whole, layer, outputs = None, "", None
+        if whole is not None and any(isinstance(i, bool) for i in indices):
+            whole = None
         if whole is None or not isinstance(layer, str) or not isinstance(outputs, bool):
             raise ModelError(
                 f"{name}: entry {number} of the pruning history is not [layer, true or false, indices]"

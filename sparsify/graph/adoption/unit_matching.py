@@ -23,8 +23,9 @@ class Match:
     exact: bool
     """whether rows of a tensor are equal bit for bit; else the likest rows were taken, in their order"""
     distance: float = 0.0
-    """of rows matched by likeness: the root of the squared distance over the squared length, of all of
-    them"""
+    """of rows matched by likeness: the root of the squared distance over the squared length, of the tensor
+    that is farthest; single numbers for each unit, as a norm has them, count only where there is nothing
+    else"""
 
 
 def match_units(
@@ -88,9 +89,10 @@ def find_strays(
     search = _Search(model_map, widths, dense, found)
     strays = {}
     for group in model_map.coupled:
-        for tensor, units in search.list_told(group, matches) if group.name in matches else ():
-            if sorted(units) != sorted(matches[group.name].units):
-                strays[tensor] = group.name
+        for rows in search.list_rows(group, matches) if group.name in matches else ():
+            stayed = rows.dense[list(matches[group.name].units)].to(rows.found.dtype)
+            if not torch.equal(stayed, rows.found) and _find_equal_rows(rows) is not None:
+                strays[rows.tensor] = group.name
     return strays
 
 
@@ -115,21 +117,17 @@ class _Search:
                     self.at[part.tensor, part.dim].append((group, part))
 
     def match_exactly(self, group: Coupled, known: Mapping[str, Match]) -> Match | None:
-        told = next(self.list_told(group, known), None)
-        return None if told is None else Match(told[1], exact=True)
-
-    def list_told(self, group: Coupled, known: Mapping[str, Match]) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """(tensor, the units that its rows are equal to) of each tensor of a group that tells them."""
-        for rows in self._list_rows(group, known):
+        for rows in self.list_rows(group, known):
             units = _find_equal_rows(rows)
             if units is not None:
-                yield rows.tensor, units
+                return Match(units, exact=True)
+        return None
 
     def match_likest(self, groups: Sequence[Coupled], known: Mapping[str, Match]) -> tuple[str, Match]:
         """The group whose rows fit best, and its units: it is the surest that is left."""
         best: tuple[float, str, Match] | None = None
         for group in groups:
-            rows = list(self._list_rows(group, known))
+            rows = list(self.list_rows(group, known))
             if not rows:
                 continue
             units, distance = _align_rows(rows)
@@ -140,7 +138,7 @@ class _Search:
             return first.name, Match(tuple(range(self.widths[first.name])), exact=False, distance=1.0)
         return best[1], best[2]
 
-    def _list_rows(self, group: Coupled, known: Mapping[str, Match]) -> Iterator[_Rows]:
+    def list_rows(self, group: Coupled, known: Mapping[str, Match]) -> Iterator[_Rows]:
         """The rows of each tensor of a group whose other dimensions are whole or known."""
         for part in group.slices:
             if part.role not in ("in", "out") or part.tensor not in self.found:
@@ -218,9 +216,9 @@ def _find_equal_rows(rows: _Rows) -> tuple[int, ...] | None:
     """The dense row of each found one; None where one stands there never, or where equal rows leave open
     which of them stayed."""
     places: dict[bytes, list[int]] = defaultdict(list)
-    for unit, row in enumerate(_to_bytes(rows.dense)):
+    for unit, row in enumerate(_to_bytes(rows.dense.to(rows.found.dtype))):  # a file may be of less precision
         places[row].append(unit)
-    wanted = _to_bytes(rows.found.to(rows.dense.dtype))
+    wanted = _to_bytes(rows.found)
     if any(len(places.get(row, ())) != count for row, count in Counter(wanted).items()):
         return None
     taken: Counter[bytes] = Counter()
@@ -238,8 +236,8 @@ def _to_bytes(rows: Tensor) -> list[bytes]:
 
 
 def _align_rows(parts: Sequence[_Rows]) -> tuple[tuple[int, ...], float]:
-    """The ascending choice of dense rows with the least sum of squared distances to the found ones, and the
-    root of that sum over the squared length of the found rows. Each tensor counts by its own length."""
+    """The ascending choice of dense rows with the least sum of squared distances to the found ones, each
+    tensor's over its own length, and the distance of the farthest tensor."""
     width, kept = len(parts[0].dense), len(parts[0].found)
     total = torch.zeros(kept, width, dtype=torch.float64)
     for rows in parts:
@@ -259,4 +257,12 @@ def _align_rows(parts: Sequence[_Rows]) -> tuple[tuple[int, ...], float]:
             column -= 1
         units.append(column - 1)
         column -= 1
-    return tuple(reversed(units)), float(np.sqrt(max(best[kept, width], 0.0)))
+    chosen = tuple(reversed(units))
+    wide = [rows for rows in parts if rows.dense.shape[1] > 1] or parts
+    return chosen, max(measure_distance(rows.dense[list(chosen)], rows.found) for rows in wide)
+
+
+def measure_distance(dense: Tensor, found: Tensor) -> float:
+    """|dense - found| / |found|, in the norm of all elements."""
+    apart = float((dense.double() - found.double()).norm())
+    return apart / (float(found.double().norm()) or 1.0)

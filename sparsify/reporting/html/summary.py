@@ -128,5 +128,7 @@ def _draw_verdict(report: Report) -> Html:
             f"same outputs as the masked model, within {format_tiny(verdict.difference)}{met}",
             role="good",
         )
+    if verdict.outcome == "wrong":
+        return _draw_tile("Cut", "wrong", f"{verdict_words(verdict)}{met}", role="bad")
     figure = "statistics change" if verdict.outcome == "statistics change" else "nothing cut"
     return _draw_tile("Cut", figure, f"{verdict_words(verdict)}{met}")

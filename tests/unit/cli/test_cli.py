@@ -337,6 +337,20 @@ def test_what_runs_do_not_have(call, arguments: list[str], said: str) -> None:
     assert call("runs", *arguments) == (1, "", said)
 
 
+def test_of_a_metric_that_is_better_lower_the_lowest_comes_first(call) -> None:
+    make_three(call)
+    facts = Report.model_validate_json((GOLDEN / "lenet5.report.json").read_bytes()).metric
+    for name, value in (("lenet-5", 40.0), ("lenet-6", 20.0)):
+        other = Report.model_validate_json((GOLDEN / "lenet5.report.json").read_bytes())
+        cut = other.cut.model_copy(update={"test_metric": value})
+        lower = facts.model_copy(update={"name": "perplexity", "better": "lower", "percent": False})
+        make_run(name, cut=cut, metric=lower)
+    found = json.loads(call("runs", "--sort", "perplexity", "--json")[1])
+    assert [row["name"] for row in found][:2] == ["lenet-6", "lenet-5"]
+    chosen = json.loads(call("runs", "--where", "perplexity<100", "--json")[1])
+    assert [row["name"] for row in chosen] == ["lenet-5", "lenet-6"]
+
+
 def test_none_of_the_runs(call) -> None:
     make_three(call)
     assert call("runs", "--where", "macs<1%")[1] == "None of the 4 runs in runs.\n"

@@ -119,6 +119,18 @@ def test_what_cannot_be_is_named(entries: list[Any], said: str) -> None:
             "h.json: entry 0 of the pruning history is not [layer, true or false, indices]",
         ),
         (
+            [["stem", True, [float("inf")]]],
+            "h.json: entry 0 of the pruning history is not [layer, true or false, indices]",
+        ),
+        (
+            [["stem", True, "12"]],
+            "h.json: entry 0 of the pruning history is not [layer, true or false, indices]",
+        ),
+        (
+            [["stem", True, [True, False]]],
+            "h.json: entry 0 of the pruning history is not [layer, true or false, indices]",
+        ),
+        (
             [["stem", True, [1]], ["stem", "out", [1]]],
             "h.json: entry 1 of the pruning history is not [layer, true or false, indices]",
         ),

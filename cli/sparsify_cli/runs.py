@@ -81,6 +81,7 @@ def command(
 def _make_table(folder: Path, rows: tuple[RunRow, ...]) -> Table:
     names = {row.judged_by for row in rows if row.judged_by is not None}
     heading = names.pop() if len(names) == 1 else "metric"
+    is_mixed = len({row.judged_on for row in rows if row.metric is not None}) > 1
     shown = tuple(
         (
             row.name,
@@ -88,7 +89,7 @@ def _make_table(folder: Path, rows: tuple[RunRow, ...]) -> Table:
             format_minute(row.created).removesuffix(" UTC") if row.created else MISSING,
             format_share(row.macs),
             format_share(row.params),
-            _format_metric(row, heading),
+            _format_metric(row, heading, is_mixed),
             _format_speed(row),
             row.title or MISSING,
         )
@@ -100,9 +101,12 @@ def _make_table(folder: Path, rows: tuple[RunRow, ...]) -> Table:
     return Table("", heads, shown, tuple(_write_notes(folder, rows)))
 
 
-def _format_metric(row: RunRow, heading: str) -> str:
-    """The figure, and its name where the column holds several metrics."""
+def _format_metric(row: RunRow, heading: str, is_mixed: bool) -> str:
+    """The figure, its name where the column holds several metrics, and its set where not all are of the test
+    set."""
     text = metric(row.metric, row.percent)
+    if row.metric is not None and is_mixed and row.judged_on == "validation":
+        text = f"{text} (validation)"
     return text if row.metric is None or row.judged_by == heading else f"{row.judged_by} {text}"
 
 
@@ -114,6 +118,10 @@ def _write_notes(folder: Path, rows: tuple[RunRow, ...]) -> Iterator[str]:
     for row in rows:
         if row.missed:
             yield f"{row.name} missed {', '.join(row.missed)}."
+    if (folder / "tune.json").is_file():  # its trials go on with the study that they belong to
+        if any(row.state in ("interrupted", "failed") for row in rows):
+            yield f"These are trials of a study; continue it: sparsify tune --resume {folder}"
+        return
     for row in rows:
         if row.state in ("interrupted", "failed"):
             yield f"Continue {row.name}: sparsify apply --resume {folder / row.name}"

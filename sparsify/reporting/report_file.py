@@ -9,6 +9,8 @@ from sparsify.files import explain_unreadable, read_bytes
 from sparsify_schemas.report import Report
 
 FILE = "report.json"
+STUDY, STARTED = "study.json", "tune.json"
+"""files of a study, and of one that has begun"""
 
 
 def read_report(run: Path) -> Report:
@@ -24,6 +26,13 @@ def read_report(run: Path) -> Report:
             raise RunError(
                 f"{run}: this run has not finished and has no report yet; "
                 f"continue it with 'sparsify apply --resume {run}'"
+            )
+        if (run / STUDY).exists():
+            raise RunError(f"{run} is a study; take a run in it, which 'sparsify runs {run}' lists")
+        if (run / STARTED).exists():
+            raise RunError(
+                f"{run} is a study that has not finished; continue it with 'sparsify tune --resume {run}', "
+                f"or list its trials with 'sparsify runs {run}'"
             )
         raise RunError(
             f"{run}: there is no {FILE} here, so this is not a run; "

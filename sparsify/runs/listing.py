@@ -33,6 +33,8 @@ class RunRow:
     """What the metric is called."""
     percent: bool = True
     """Whether it is a share."""
+    judged_on: str | None = None
+    """The set that the metric is of: test, else validation."""
     better: str = "higher"
     """Which way is better."""
     speedup: float | None = None
@@ -87,6 +89,7 @@ def _make_row(folder: Path) -> RunRow:
         params=divide(cut.params, dense.params),
         metric=cut.validation_metric if cut.test_metric is None else cut.test_metric,
         judged_by=found.metric.name,
+        judged_on="validation" if cut.test_metric is None else "test",
         percent=found.metric.percent,
         better=found.metric.better,
         speedup=timed.speedup if timed else None,

@@ -242,8 +242,8 @@ def test_a_history_of_other_units(folder: Path, dense: Path) -> None:
     with pytest.raises(sparsify.SparsifyError) as caught:
         adopt(folder, path, dense=dense, history=folder / "other.json")
     assert re.fullmatch(
-        r".*: 'conv1.weight' is not that of the units which the pruning history says stayed \(off by [\d.]+ % "
-        r"of its length\); the history is of another cut, or the model was trained anew",
+        r".*: 'conv1.weight' is not that of the units which the pruning history says stayed \(off by "
+        r"[\d.]+ % of its length\); the history is of another cut, or the model was trained anew",
         str(caught.value),
     )
     torch.save({"model": torch.load(path), "pruning": history}, folder / "mixed.pt")

@@ -51,17 +51,22 @@ def parse_history(found: Any, name: str) -> tuple[Entry, ...]:
     for number, entry in enumerate(found):
         try:
             layer, outputs, indices = entry
-            whole = None if isinstance(indices, str) else [operator.index(i) for i in indices]
+            whole = _read_indices(indices)
         except (TypeError, ValueError):
             whole, layer, outputs = None, "", None
-        if whole is not None and any(isinstance(i, bool) for i in indices):
-            whole = None
         if whole is None or not isinstance(layer, str) or not isinstance(outputs, bool):
             raise ModelError(
                 f"{name}: entry {number} of the pruning history is not [layer, true or false, indices]"
             )
         entries.append(Entry(layer, outputs, tuple(whole)))
     return tuple(entries)
+
+
+def _read_indices(found: Any) -> list[int]:
+    """Raises TypeError where something else than whole numbers is in it."""
+    if isinstance(found, str) or any(isinstance(index, bool) for index in found):
+        raise TypeError("not a list of whole numbers")
+    return [operator.index(index) for index in found]
 
 
 def read_history(model: nn.Module, model_map: ModelMap, history: Sequence[Entry]) -> dict[str, list[int]]:

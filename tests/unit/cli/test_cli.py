@@ -351,6 +351,31 @@ def test_of_a_metric_that_is_better_lower_the_lowest_comes_first(call) -> None:
     assert [row["name"] for row in chosen] == ["lenet-5", "lenet-6"]
 
 
+def test_a_study_is_no_run(call) -> None:
+    folder = Path("runs/search-1")
+    folder.mkdir(parents=True)
+    (folder / "tune.json").write_text("{}")
+    (make_run("search-1/trial-0") / "report.json").unlink()
+    unfinished = (
+        "runs/search-1 is a study that has not finished; continue it with 'sparsify tune --resume "
+        "runs/search-1', or list its trials with 'sparsify runs runs/search-1'\n"
+    )
+    assert call("report", "runs/search-1") == (1, "", unfinished)
+    out = call("runs", "runs/search-1")[1]
+    assert "These are trials of a study; continue it: sparsify tune --resume runs/search-1" in out
+    (folder / "study.json").write_text("{}")
+    said = "runs/search-1 is a study; take a run in it, which 'sparsify runs runs/search-1' lists\n"
+    assert call("diff", "runs/search-1", "runs/search-1") == (1, "", said)
+
+
+def test_metrics_of_different_sets_are_told_apart(call) -> None:
+    make_three(call)
+    other = Report.model_validate_json((GOLDEN / "lenet5.report.json").read_bytes())
+    cut = other.cut.model_copy(update={"test_metric": None, "validation_metric": 0.985})
+    make_run("lenet-5", cut=cut)
+    assert "98.50 % (validation)" in " ".join(call("runs")[1].split())
+
+
 def test_none_of_the_runs(call) -> None:
     make_three(call)
     assert call("runs", "--where", "macs<1%")[1] == "None of the 4 runs in runs.\n"

@@ -292,10 +292,7 @@ def _check_unsaved(source: AdoptedFiles, plan: Plan, widths: Mapping[str, int]) 
 
 def _load_weights(source: AdoptedFiles, units: KeptUnits, result: Result, inputs: Inputs) -> Iterator[str]:
     """Put the file's weights into the cut model, and check what it computes. Yields notes."""
-    yield (
-        f"the model was cut elsewhere and adopted from {source.path.name}; which units stayed was told by "
-        f"{units.told_by}"
-    )
+    yield (f"{run_folder.ADOPTED} {source.path.name}; which units stayed was told by {units.told_by}")
     if not source.dense_known:
         yield (
             "the dense weights were not given: the cut is proven for the structure, with random weights; the "

@@ -78,6 +78,8 @@ def _read_run(folder: Path) -> tuple[tuple[str, str], Report] | None:
     except (SparsifyError, OSError):
         return None
     given = "" if found.dense.epochs else found.model_digest
+    if any(note.startswith(run_folder.ADOPTED) for note in found.notes):  # each file is a model of its own
+        given = f"{given} {found.files.get(run_folder.WEIGHTS)}"
     return (run_folder.recipe_digest(recipe.model_copy(update={"seed": 0})), given), found
 
 

@@ -79,7 +79,8 @@ def run_trial(
     except StoppedEarly as stop:
         row = row.model_copy(update={"state": "stopped", "reason": str(stop), "metric": last[0][1]})
     except SparsifyError as error:
-        row = row.model_copy(update={"reason": first_line(error)})
+        # A value of the search stands where `--set` would put it.
+        row = row.model_copy(update={"reason": first_line(error).replace("--set: ", "search: ", 1)})
     except Exception as error:  # of the user's code, or of a library that ran out of memory
         row = row.model_copy(update={"reason": describe_error(error)})
     name = name_trial(number)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.models import digits_cnn
+from sparsify.runs.seed_statistics import summarize_seeds
 from sparsify_cli.app import exit_code
 
 RECIPE = {
@@ -439,6 +440,15 @@ def test_nothing_to_adopt(folder: Path, given: dict[str, Any], said: str) -> Non
     with pytest.raises(sparsify.SparsifyError) as caught:
         sparsify.adopt(RECIPE, out=folder / "runs", **given)
     assert str(caught.value) == said
+
+
+def test_adopted_files_are_no_seeds_of_one_run(tmp_path: Path, dense: Path) -> None:
+    one = save(cut_by_a_script(make_dense()), tmp_path / "one.pt")
+    two = save(train_a_little(cut_by_a_script(make_dense()), 0.01), tmp_path / "two.pt")
+    for path in (one, two):
+        adopt(tmp_path, path, dense=dense)
+    summaries = summarize_seeds(tmp_path / "runs")
+    assert [row.runs for row in summaries if row.model == "cut"] == [("adopted-1",), ("adopted-2",)]
 
 
 def test_a_run_needs_no_adoption(folder: Path, dense: Path) -> None:

@@ -20,7 +20,7 @@ from sparsify.exporters import hugging_face, pruning_history
 from sparsify.exporters.compare import Read, compute_outputs
 from sparsify.forward.calls import Inputs
 from sparsify.modelfile.weights import load_weights, save_weights
-from sparsify.runs.save_load import Base, Build
+from sparsify.runs.model_base import Base, Build
 
 Format = Literal["pt2", "onnx", "onnx-int8", "safetensors", "huggingface", "torch-pruning"]
 Calibration = Sequence[Sequence[NDArray[Any]]]

@@ -16,7 +16,7 @@ from sparsify.exporters import model_card, modeling_file, original_files
 from sparsify.forward.copies import copy_model
 from sparsify.graph.peft_adapters import has_adapters
 from sparsify.graph.surgery.transformers_config import find_config
-from sparsify.runs.save_load import Base, Build
+from sparsify.runs.model_base import Base, Build
 
 _OTHERS = "--format pt2, onnx and safetensors take the model as it is"
 

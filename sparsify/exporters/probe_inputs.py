@@ -27,7 +27,7 @@ from sparsify.forward.calls import (
     list_calls,
     simplify_inputs,
 )
-from sparsify.runs.save_load import draw_planned_inputs, read_planned_calls
+from sparsify.runs.planned_calls import draw_planned_inputs, read_planned_calls
 
 BATCHES = (1, 5)
 """Batch sizes at which the file is compared with the model; another one is traced."""

@@ -16,7 +16,7 @@ from sparsify.graph.adoption.pruning_history import write_history
 from sparsify.nn.load_tensors import load_tensors
 from sparsify.peers.limited_process import PeerError, ask_process
 from sparsify.peers.requests import Limits, ReplayRequest
-from sparsify.runs.save_load import Base, Build
+from sparsify.runs.model_base import Base, Build
 
 WEIGHTS, HISTORY = "model", "pruning"
 """keys of the file"""

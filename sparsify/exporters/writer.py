@@ -29,7 +29,8 @@ from sparsify.exporters.probe_inputs import (
 from sparsify.graph.peft_adapters import has_adapters
 from sparsify.runs import run_folder
 from sparsify.runs.int8 import EXAMPLES, calibration_batches
-from sparsify.runs.save_load import Build, load_run, read_cut_base
+from sparsify.runs.model_base import Build, read_cut_base
+from sparsify.runs.save_load import load_run
 
 TOLERANCE = 1e-5
 """Largest difference allowed, relative to the largest magnitude of the output."""

@@ -35,10 +35,11 @@ from sparsify.pruning.planning.baseline_recipes import (
 from sparsify.pruning.planning.compile import compile_plan
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
+from sparsify.runs.model_base import write_cuts
 from sparsify.runs.peer_baseline import begin_peer_baseline, share_cost
 from sparsify.runs.reloaded_models import check_reloads
 from sparsify.runs.run_record import BaselineResult
-from sparsify.runs.save_load import rebuild_baseline, rebuild_dense, write_cuts
+from sparsify.runs.save_load import rebuild_baseline, rebuild_dense
 from sparsify.runs.setup import Run
 from sparsify_schemas.baseline import Baseline
 from sparsify_schemas.recipe import Recipe

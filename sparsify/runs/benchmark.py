@@ -35,8 +35,9 @@ from sparsify.modelfile.formats import check_entries
 from sparsify.pruning.fitting_inputs import find_inputs
 from sparsify.reporting.report_file import read_report
 from sparsify.runs import timed_targets
+from sparsify.runs.planned_calls import draw_planned_inputs, read_planned_calls
 from sparsify.runs.run_folder import read_recipe
-from sparsify.runs.save_load import draw_planned_inputs, load_dense, load_run, read_planned_calls
+from sparsify.runs.save_load import load_dense, load_run
 from sparsify_schemas.target import Cpu, Target
 
 _ONNX_RUNTIMES = ("onnxruntime", "openvino")

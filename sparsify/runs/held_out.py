@@ -10,7 +10,8 @@ from sparsify.data import Examples, load_data
 from sparsify.errors import RunError
 from sparsify.objective.objective import Objective, evaluate, make_objective
 from sparsify.runs import run_folder
-from sparsify.runs.save_load import Build, rebuild_cut, rebuild_dense, verify_run, write_report
+from sparsify.runs.model_base import Build
+from sparsify.runs.save_load import rebuild_cut, rebuild_dense, verify_run, write_report
 from sparsify_schemas.report import Report, Side
 
 TEST_NOT_READ = "the test set was not read"

@@ -3,27 +3,21 @@
 Without pickle, rebuilt from a builder, a log of cuts and the weights.
 """
 
-import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import torch
-from pydantic import ValidationError
 from torch import nn
 
 from sparsify import files
 from sparsify.data import Datasets, example_inputs
-from sparsify.errors import RunError, first_line
+from sparsify.errors import RunError
 from sparsify.files import read_bytes
 from sparsify.forward.calls import Call, Inputs, map_tensors, normalize_inputs
 from sparsify.forward.copies import copy_model
-from sparsify.forward.input_records import apply_record, draw_from_record, read_record, resize_record
-from sparsify.forward.recorded_calls import RecordedCall
-from sparsify.graph.surgery.replay import replay_cuts
-from sparsify.modelfile import build_model
+from sparsify.forward.input_records import apply_record, draw_from_record
 from sparsify.modelfile.weights import load_weights, save_weights
 from sparsify.objective.objective import Objective, make_objective
 from sparsify.pruning.cut import Result
@@ -34,6 +28,7 @@ from sparsify.reporting.html import to_html
 from sparsify.reporting.report_file import read_report
 from sparsify.runs import run_folder
 from sparsify.runs.evaluate import evaluate_run
+from sparsify.runs.model_base import Build, read_base, read_cut_base, read_cuts, write_cuts
 from sparsify.runs.own_figures import (
     NOTHING,
     Figures,
@@ -45,61 +40,14 @@ from sparsify.runs.own_history import UNPLACED, describe_cut, read_history
 from sparsify.runs.reloaded_models import ReloadedModels, check_reloads
 from sparsify.runs.run_record import RunRecord
 from sparsify_schemas.baseline import Baseline
-from sparsify_schemas.cuts import Cuts, Rounds
-from sparsify_schemas.model import Model
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Epoch, Report
 
-Build = Callable[[], nn.Module]
-"""Builds a dense model, with any weights."""
 TIMING_SECONDS = 3.0
 """Spent on timing each target."""
 NEEDS_BUILDER = (
     "the recipe has no `model:`, so the run loads only with a builder: load_run(folder, build=...)"
 )
-
-
-@dataclass(frozen=True)
-class Base:
-    """How to rebuild the structure of a run's dense model.
-
-    A builder, then the cuts of earlier runs, in order.
-    """
-
-    model: Model | None = None
-    cuts: tuple[Cuts, ...] = ()
-
-    def build_structure(self, build: Build | None = None) -> nn.Module:
-        """The dense model, with the weights that its builder gives it. Raises RunError without a builder."""
-        with torch.random.fork_rng(devices=[]):
-            if build is not None:
-                model = build()
-            elif self.model is not None:
-                model = build_model(self.model)
-            else:
-                raise RunError(
-                    "the run does not say how its model is built, as its recipe has no `model:`; "
-                    "pass load_run(folder, build=callable)"
-                )
-        for cuts in self.cuts:
-            model = replay_cuts(model, cuts)
-        return model
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON that `from_json` reads."""
-        return {
-            "model": self.model and self.model.model_dump(mode="json"),
-            "cuts": [c.model_dump(mode="json") for c in self.cuts],
-        }
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> Self:
-        """Raises ValueError, KeyError or TypeError when the JSON is not of a base."""
-        model = Model.model_validate(body["model"]) if body["model"] else None
-        return cls(model, tuple(Cuts.model_validate(c) for c in body["cuts"]))
-
-    def write(self, folder: Path) -> None:
-        files.write_bytes(folder / run_folder.BASE, files.as_json(self.to_json()))
 
 
 def load_run(folder: str | Path, *, build: Build | None = None) -> nn.Module:
@@ -355,75 +303,3 @@ def verify_run(folder: Path, *names: str) -> Report:
                 f"{path} was changed after the run: its SHA-256 differs from the one in {run_folder.REPORT}"
             )
     return report
-
-
-def write_cuts(folder: Path, cuts: tuple[Cuts, ...]) -> None:
-    """Write one cut as version 1 of the log, several as version 2, which a reader of version 1 refuses."""
-    log = cuts[0] if len(cuts) == 1 else Rounds(rounds=cuts)
-    files.write_bytes(folder / run_folder.CUTS, (log.model_dump_json(indent=1) + "\n").encode())
-
-
-def read_cuts(folder: Path) -> tuple[Cuts, ...]:
-    """The cut logs of a run, in order. Raises RunError."""
-    path = folder / run_folder.CUTS
-    body = read_bytes(path)
-    try:
-        if _is_version_2(body):
-            return Rounds.model_validate_json(body).rounds
-        return (Cuts.model_validate_json(body),)
-    except ValidationError as error:
-        damaged = f"{path} is damaged: {first_line(error)}"
-        raise RunError(files.explain_unreadable(path, error, damaged)) from None
-
-
-def _is_version_2(body: bytes) -> bool:
-    """Whether a cut log is of version 2. Text that is not JSON is left to the reader of version 1."""
-    try:
-        return bool(json.loads(body)["version"] == 2)
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return False
-
-
-def read_planned_calls(folder: Path) -> tuple[RecordedCall, ...]:
-    """The calls that a run's plan was made with. Raises RunError."""
-    path = folder / run_folder.PLAN
-    try:
-        return read_record(json.loads(read_bytes(path))["map"]["inputs"])
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise RunError(f"{path} is damaged: {first_line(error)}") from None
-
-
-def draw_planned_inputs(
-    folder: Path,
-    batch: int | None = None,
-    seed: int = 0,
-    sizes: Mapping[str, Mapping[int, int]] | None = None,
-) -> Inputs:
-    """Draw random inputs in the shapes that a run's plan was made with. Raises RunError.
-
-    batch: replaces the plan's batch size, along the dimension of each tensor that counts examples.
-    sizes: replace further lengths of the first call: path of a tensor -> dimension -> length.
-    """
-    path = folder / run_folder.PLAN
-    try:
-        first, *others = read_planned_calls(folder)
-        return draw_from_record((resize_record(first, sizes or {}), *others), seed, batch)
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
-        raise RunError(f"{path} is damaged: {first_line(error)}") from None
-
-
-def read_base(folder: Path) -> Base:
-    """How to rebuild a run's dense model: base.json where it was the model of another run, else `model:`."""
-    path = folder / run_folder.BASE
-    if not path.exists():
-        return Base(run_folder.read_recipe(folder).model)
-    try:
-        return Base.from_json(json.loads(read_bytes(path)))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RunError(f"{path} is damaged: {first_line(error)}") from None
-
-
-def read_cut_base(run: Path) -> Base:
-    """How to rebuild a run's cut model, which is the base of a run that starts from it."""
-    dense = read_base(run)
-    return replace(dense, cuts=(*dense.cuts, *read_cuts(run)))

@@ -39,16 +39,10 @@ from sparsify.recipe import Loaded, load
 from sparsify.recipe.cut_defaults import add_defaults
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
+from sparsify.runs.model_base import Base, Build, read_cut_base
 from sparsify.runs.preflight import check_batches, check_stages, check_targets
 from sparsify.runs.reloaded_models import check_reloads
-from sparsify.runs.save_load import (
-    Base,
-    Build,
-    load_run,
-    read_cut_base,
-    rebuild_dense,
-    write_start,
-)
+from sparsify.runs.save_load import load_run, rebuild_dense, write_start
 from sparsify.runs.source_digests import check_data, check_sources, hash_sources
 from sparsify.runs.teachers import read_teachers
 from sparsify.runs.trackers import check_trackers, track_events

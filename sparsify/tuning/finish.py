@@ -14,8 +14,9 @@ from sparsify.reporting.html.study_page import study_html
 from sparsify.reporting.study_file import STUDY, read_study
 from sparsify.runs import run_folder
 from sparsify.runs.held_out import add_test_figures
+from sparsify.runs.model_base import Build
 from sparsify.runs.run_folder import recipe_digest
-from sparsify.runs.save_load import Build, load_run
+from sparsify.runs.save_load import load_run
 from sparsify.tuning.ledger import Ledger
 from sparsify.tuning.study_folder import PAGE, RECIPE, list_folders
 from sparsify.tuning.study_record import list_reasons, make_record

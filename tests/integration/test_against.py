@@ -27,8 +27,9 @@ from sparsify.pruning.planning.plan import Floor
 from sparsify.reporting.report_tables import list_tables
 from sparsify.runs import run_folder
 from sparsify.runs.apply import apply, preview
+from sparsify.runs.model_base import read_cuts
 from sparsify.runs.run_folder import hash_file
-from sparsify.runs.save_load import read_cuts, rebuild_baseline, verify_run
+from sparsify.runs.save_load import rebuild_baseline, verify_run
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.table import Machine, Steps, Table

@@ -16,7 +16,8 @@ from sparsify.objective.objective import CLASSIFICATION, evaluate
 from sparsify.runs import run_folder
 from sparsify.runs.apply import apply, preview
 from sparsify.runs.listing import list_runs
-from sparsify.runs.save_load import load_dense, load_run, read_cuts, verify_run
+from sparsify.runs.model_base import read_cuts
+from sparsify.runs.save_load import load_dense, load_run, verify_run
 from sparsify_cli.app import exit_code
 from sparsify_schemas.recipe import Recipe
 

@@ -25,7 +25,8 @@ from sparsify.pruning.make_plan import make_plan
 from sparsify.runs import run_folder
 from sparsify.runs.apply import apply
 from sparsify.runs.int8 import calibration_batches, export_onnx_bytes
-from sparsify.runs.save_load import draw_planned_inputs, load_run, save_run, verify_run
+from sparsify.runs.planned_calls import draw_planned_inputs
+from sparsify.runs.save_load import load_run, save_run, verify_run
 from sparsify_cli.app import exit_code
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.data import Data

@@ -18,7 +18,8 @@ from torch import nn
 
 from sparsify.runs import run_folder
 from sparsify.runs.listing import list_runs
-from sparsify.runs.save_load import load_dense, load_run, read_cuts, verify_run
+from sparsify.runs.model_base import read_cuts
+from sparsify.runs.save_load import load_dense, load_run, verify_run
 
 NET = """
 from torch import nn

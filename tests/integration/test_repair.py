@@ -16,8 +16,8 @@ from sparsify.models import digits_cnn
 from sparsify.reporting.report_file import read_report
 from sparsify.reporting.report_tables import list_tables
 from sparsify.runs import setup
+from sparsify.runs.model_base import read_cuts
 from sparsify.runs.run_folder import CHECKPOINT
-from sparsify.runs.save_load import read_cuts
 from sparsify_cli.app import exit_code
 from sparsify_schemas.criterion import Reconstruction
 

@@ -13,8 +13,9 @@ from sparsify.reporting import report_tables
 from sparsify.reporting.diff import diff_runs, resolve_recipe
 from sparsify.runs import run_folder
 from sparsify.runs.apply import apply, preview
+from sparsify.runs.model_base import read_cuts
 from sparsify.runs.run_folder import read_recipe
-from sparsify.runs.save_load import load_dense, load_run, read_cuts, verify_run
+from sparsify.runs.save_load import load_dense, load_run, verify_run
 from sparsify_schemas.report import Report
 
 SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9}

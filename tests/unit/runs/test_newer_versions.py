@@ -10,8 +10,8 @@ import pytest
 from sparsify.cost.latency import tables
 from sparsify.errors import RecipeError, SparsifyError
 from sparsify.recipe import load
+from sparsify.runs.model_base import read_cuts
 from sparsify.runs.run_folder import State
-from sparsify.runs.save_load import read_cuts
 from sparsify.runs.sensitivity import read_profile
 from sparsify_schemas.profile import Profile
 from sparsify_schemas.target import Cpu

@@ -22,7 +22,8 @@ from sparsify.pruning.make_plan import make_plan
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.listing import list_runs
-from sparsify.runs.save_load import draw_planned_inputs, load_dense, load_run, save_run, verify_run
+from sparsify.runs.planned_calls import draw_planned_inputs
+from sparsify.runs.save_load import load_dense, load_run, save_run, verify_run
 from sparsify_schemas.recipe import Recipe
 
 RECIPE = {

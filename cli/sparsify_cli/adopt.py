@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sparsify.reporting.report_file import read_report
-from sparsify_cli.options import Allow, Overrides, Quiet, RecipeFile
+from sparsify_cli.options import Allow, Out, Overrides, Quiet, RecipeFile
 from sparsify_cli.render import say, show_json
 
 
@@ -39,15 +39,7 @@ def command(
         ),
     ] = None,
     overrides: Overrides = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="FOLDER",
-            help="Where the run's folder is made; ./runs when left out.",
-            show_default=False,
-        ),
-    ] = None,
+    out: Out = None,
     allow: Allow = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
     quiet: Quiet = False,

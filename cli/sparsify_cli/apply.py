@@ -11,7 +11,7 @@ from sparsify.errors import SparsifyError
 from sparsify.events import Event, Listener, RunStarted
 from sparsify.reporting.headline import describe_missed
 from sparsify.reporting.report_file import read_report
-from sparsify_cli.options import Allow, OptionalModelFile, Overrides, Quiet, Strict
+from sparsify_cli.options import Allow, OptionalModelFile, Out, Overrides, Quiet, Strict
 from sparsify_cli.render import say, show_json
 from sparsify_cli.stopping import describe_stop, raise_on_sigterm
 
@@ -22,15 +22,7 @@ def command(
     ] = None,
     model: OptionalModelFile = None,
     overrides: Overrides = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="FOLDER",
-            help="Where the run's folder is made; ./runs when left out.",
-            show_default=False,
-        ),
-    ] = None,
+    out: Out = None,
     allow: Allow = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Train from random weights instead of reading a model.")

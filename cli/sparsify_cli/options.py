@@ -42,3 +42,12 @@ Strict = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing file that is of another kind.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FOLDER",
+        help="Where the run's folder is made; ./runs when left out.",
+        show_default=False,
+    ),
+]

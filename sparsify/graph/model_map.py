@@ -311,6 +311,16 @@ class ModelMap:
         return found
 
     @cached_property
+    def slices_at(self) -> Mapping[tuple[str, int], list[tuple[Coupled, Slice]]]:
+        """(tensor, dimension) -> the groups that reach it, each with its slice there."""
+        found: dict[tuple[str, int], list[tuple[Coupled, Slice]]] = {}
+        for group in self.coupled:
+            for part in group.slices:
+                if part.role in ("in", "out"):
+                    found.setdefault((part.tensor, part.dim), []).append((group, part))
+        return found
+
+    @cached_property
     def tensors_of(self) -> Mapping[str, list[str]]:
         """Module -> the names of its own parameters and buffers."""
         found: dict[str, list[str]] = {}

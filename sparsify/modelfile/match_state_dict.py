@@ -1,6 +1,6 @@
 """Load tensors of a file into a model, or say why they do not fit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from sparsify.nn.load_tensors import load_tensors
 
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _SHOWN = 5
+_Check = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], str]
+"""of (the model's tensors, the file's): what does not fit, '' where all does"""
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path, build: str) -> None:
@@ -30,20 +32,20 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path, build:
 
 def check_fits(model: nn.Module, state: Mapping[str, Tensor], path: Path, build: str) -> Mapping[str, Tensor]:
     """The state under the model's own names. Raises ModelError where names, shapes or types differ."""
-    wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    state = _strip_prefix(state, wanted)
     checks = (_describe_missing, _describe_unexpected, _describe_shapes, _describe_types, _describe_untied)
-    faults = [fault for check in checks if (fault := check(wanted, state))]
-    if faults:
-        raise ModelError(f"{path} does not fit {build}: {'; '.join(faults)}{_suggest(path)}")
-    return state
+    return _fit(model, state, path, build, checks)
 
 
 def fit_names(model: nn.Module, state: Mapping[str, Tensor], path: Path, build: str) -> Mapping[str, Tensor]:
-    """The state under the model's own names, whatever its shapes. Raises ModelError where names differ."""
+    """The same, whatever its shapes."""
+    return _fit(model, state, path, build, (_describe_missing, _describe_unexpected, _describe_types))
+
+
+def _fit(
+    model: nn.Module, state: Mapping[str, Tensor], path: Path, build: str, checks: Iterable[_Check]
+) -> Mapping[str, Tensor]:
     wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     state = _strip_prefix(state, wanted)
-    checks = (_describe_missing, _describe_unexpected, _describe_types)
     faults = [fault for check in checks if (fault := check(wanted, state))]
     if faults:
         raise ModelError(f"{path} does not fit {build}: {'; '.join(faults)}{_suggest(path)}")
@@ -98,7 +100,8 @@ def _describe_unexpected(wanted: Mapping[str, Tensor], state: Mapping[str, Tenso
 def _describe_shapes(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     names = [k for k, v in state.items() if k in wanted and v.shape != wanted[k].shape]
     shown = [
-        f"{k}: {_format_shape(state[k])} in the file, {_format_shape(wanted[k])} in the model" for k in names
+        f"{k}: {format_shape(state[k].shape)} in the file, {format_shape(wanted[k].shape)} in the model"
+        for k in names
     ]
     return f"{len(names)} of another shape ({_list_some(shown)})" if names else ""
 
@@ -136,8 +139,9 @@ def _format_type(value: Tensor) -> str:
     return str(value.dtype).removeprefix("torch.") + place
 
 
-def _format_shape(value: Tensor) -> str:
-    return "x".join(map(str, value.shape)) or "a single number"
+def format_shape(shape: Iterable[int]) -> str:
+    """'8x3x3x3'."""
+    return "x".join(map(str, shape)) or "a single number"
 
 
 def _list_some(names: Sequence[str]) -> str:

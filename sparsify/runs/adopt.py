@@ -4,7 +4,7 @@ load -> plan -> units that stayed (from a history, or from shapes and weights) -
 weights -> save -> reload -> measure -> report
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -19,13 +19,19 @@ from sparsify.formatting.numbers import format_share
 from sparsify.forward.calls import Inputs
 from sparsify.forward.input_records import apply_record
 from sparsify.graph.adoption.pruning_history import parse_history, read_history
-from sparsify.graph.adoption.unit_matching import Match, match_units, measure_distance, sort_tensors
+from sparsify.graph.adoption.unit_matching import (
+    Match,
+    find_strays,
+    match_units,
+    measure_distance,
+    sort_tensors,
+)
 from sparsify.graph.adoption.width_inference import infer_widths
 from sparsify.graph.names import all_names
 from sparsify.graph.surgery.operations import kept_indices
 from sparsify.graph.trace.channel_groups import Leaving
 from sparsify.graph.verify.run_models import relative_difference, run_model
-from sparsify.modelfile.match_state_dict import check_fits, load_state
+from sparsify.modelfile.match_state_dict import check_fits, format_shape, load_state
 from sparsify.objective.objective import check_trainable, make_objective
 from sparsify.pruning.cut import Result, cut_units
 from sparsify.pruning.fitting_inputs import find_inputs
@@ -35,7 +41,6 @@ from sparsify.recipe import load
 from sparsify.runs import run_folder
 from sparsify.runs.adopted_files import AdoptedFiles, read_files
 from sparsify.runs.kept_units import (
-    APART,
     HISTORY,
     KeptUnits,
     describe_heads,
@@ -114,10 +119,13 @@ def adopt(
         inputs = move_to_cpu(apply_record(plan.map.inputs, inputs))
         listener(Note("cutting the dense model to the same units, and proving the cut"))
         result = cut_units(plan, source.dense, units.keep, inputs)
+        strays = _find_strays(source, units, plan)
         proven = run_model(result.model, inputs)
-        notes = tuple(_load_weights(source, units, result, inputs))
-        is_apart = any(note.startswith(APART) for note in notes)
-        apart = relative_difference(run_model(result.model, inputs), proven) if is_apart else None
+        notes = (
+            *_describe_source(source, units, result),
+            *_load_weights(source, units, result, strays, inputs),
+        )
+        apart = relative_difference(run_model(result.model, inputs), proven) if strays else None
         record = RunRecord(
             plan=replace(plan, recipe=loaded),
             cuts=(result.cuts,),
@@ -261,21 +269,18 @@ def _check_history(
 
 def _check_shapes(source: AdoptedFiles, plan: Plan, keep: Mapping[str, Sequence[int]]) -> None:
     """Refuse a history that does not lead to the shapes of the file."""
-    for tensor in plan.map.tensors if source.state is not None else ():
-        found = source.state.get(tensor.name) if source.state is not None else None
+    state = source.state or {}
+    for tensor in plan.map.tensors:
+        found = state.get(tensor.name)
         if found is None:
             continue
         left = tuple(len(kept) for kept in kept_indices(plan.map, keep, tensor.name, tensor.shape))
         if left != tuple(found.shape):
             raise ModelError(
-                f"{source.path}: '{tensor.name}' is {_format_shape(found.shape)} in the file, and "
-                f"{_format_shape(left)} after the pruning history: torch-pruning coupled other "
+                f"{source.path}: '{tensor.name}' is {format_shape(found.shape)} in the file, and "
+                f"{format_shape(left)} after the pruning history: torch-pruning coupled other "
                 "layers than the model does; leave the history out, and the weights say which units stayed"
             )
-
-
-def _format_shape(shape: Iterable[int]) -> str:
-    return "x".join(map(str, shape)) or "a single number"
 
 
 def _check_unsaved(source: AdoptedFiles, plan: Plan, widths: Mapping[str, int]) -> None:
@@ -290,8 +295,15 @@ def _check_unsaved(source: AdoptedFiles, plan: Plan, widths: Mapping[str, int]) 
             )
 
 
-def _load_weights(source: AdoptedFiles, units: KeptUnits, result: Result, inputs: Inputs) -> Iterator[str]:
-    """Put the file's weights into the cut model, and check what it computes. Yields notes."""
+def _find_strays(source: AdoptedFiles, units: KeptUnits, plan: Plan) -> dict[str, str]:
+    """Tensors of the file that hold other units than those they are coupled with -> the coupled group."""
+    if source.state is None:
+        return {}
+    return find_strays(plan.map, units.matches, all_names(source.dense), source.state)
+
+
+def _describe_source(source: AdoptedFiles, units: KeptUnits, result: Result) -> Iterator[str]:
+    """Notes on where the units come from, and on what is not known of them."""
     yield (f"{run_folder.ADOPTED} {source.path.name}; which units stayed was told by {units.told_by}")
     if not source.dense_known:
         yield (
@@ -306,6 +318,12 @@ def _load_weights(source: AdoptedFiles, units: KeptUnits, result: Result, inputs
     if not any(width.kept < width.width for width in result.cuts.widths):
         yield "nothing was cut: the file has the widths of the dense model"
     yield from describe_likeness(units)
+
+
+def _load_weights(
+    source: AdoptedFiles, units: KeptUnits, result: Result, strays: Mapping[str, str], inputs: Inputs
+) -> Iterator[str]:
+    """Put the file's weights into the cut model, and check what it computes. Yields notes."""
     if source.state is None:
         return
     dense = all_names(source.dense)
@@ -313,9 +331,10 @@ def _load_weights(source: AdoptedFiles, units: KeptUnits, result: Result, inputs
         sort_tensors(result.plan.map, units.matches, dense, source.state) if units.matches else source.state
     )
     check_fits(result.model, state, source.path, "the dense model cut to the widths that its layers tell")
-    if source.dense_known:
-        strays = tuple(describe_strays(result.plan, units, source))
-        yield from strays or describe_training(state, result.model)
+    if strays:
+        yield describe_strays(strays)
+    elif source.dense_known:
+        yield describe_training(state, result.model)
     load_state(result.model, state, source.path, source.build)
     outputs = run_model(result.model, inputs)
     if not all(bool(output.isfinite().all()) for output in outputs):

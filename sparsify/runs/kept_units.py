@@ -7,16 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.formatting.numbers import count_noun, format_share, list_few
-from sparsify.graph.adoption.unit_matching import Match, find_strays
+from sparsify.graph.adoption.unit_matching import Match
 from sparsify.graph.model_map import Slice
-from sparsify.graph.names import all_names
 from sparsify.pruning.planning.plan import Plan
-from sparsify.runs.adopted_files import AdoptedFiles
 
 HISTORY = "the pruning history"
 """what tells the units, for notes"""
-APART = "Warning: the model was cut apart elsewhere"
-"""beginning of the note on tensors that hold other units than they should"""
 
 
 @dataclass(frozen=True)
@@ -97,33 +93,29 @@ def describe_likeness(units: KeptUnits) -> Iterator[str]:
         )
 
 
-def describe_training(state: Mapping[str, Tensor], model: nn.Module) -> Iterator[str]:
+def describe_training(state: Mapping[str, Tensor], model: nn.Module) -> str:
     """How far the file's weights are from those of the dense model's units that stayed."""
     own = model.state_dict()
     floats = [name for name, value in state.items() if name in own and value.is_floating_point()]
     moved = [name for name in floats if not torch.equal(own[name].to(state[name].dtype), state[name])]
     if not moved:
-        yield "its weights are those of the dense model's units that stayed, bit for bit"
-        return
+        return "its weights are those of the dense model's units that stayed, bit for bit"
     squares = [(float((own[n] - state[n]).double().square().sum()), n) for n in moved]
     total = sum(float(own[name].double().square().sum()) for name in floats) or 1.0
     share = (sum(square for square, _ in squares) / total) ** 0.5
-    yield (
+    return (
         f"{count_noun(len(moved), 'tensor')} of {len(floats)} differ from those of the dense model's units "
         f"that stayed, by {format_share(share)} of their length in all (most in '{max(squares)[1]}'): they "
         "were trained or repaired after the cut"
     )
 
 
-def describe_strays(plan: Plan, units: KeptUnits, source: AdoptedFiles) -> Iterator[str]:
+def describe_strays(strays: Mapping[str, str]) -> str:
     """Tensors whose units are not those of the layers that they are coupled with."""
-    assert source.state is not None
-    strays = find_strays(plan.map, units.matches, all_names(source.dense), source.state)
-    if strays:
-        tensor, group = next(iter(strays.items()))
-        others = f" and {count_noun(len(strays) - 1, 'other tensor')}" if len(strays) > 1 else ""
-        yield (
-            f"{APART}, and computes something else than the dense model without these units: "
-            f"'{tensor}'{others} in the file held other units, or another order of them, than '{group}' "
-            "kept; its weights are adopted as they are"
-        )
+    tensor, group = next(iter(strays.items()))
+    others = f" and {count_noun(len(strays) - 1, 'other tensor')}" if len(strays) > 1 else ""
+    return (
+        "Warning: the model was cut apart elsewhere, and computes something else than the dense model "
+        f"without these units: '{tensor}'{others} in the file held other units, or another order of them, "
+        f"than '{group}' kept; its weights are adopted as they are"
+    )

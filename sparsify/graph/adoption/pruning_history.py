@@ -84,12 +84,11 @@ def read_history(model: nn.Module, model_map: ModelMap, history: Sequence[Entry]
         ModelError: An entry names what the model does not have, or a part of a unit. The message says which.
     """
     gone: dict[str, set[int]] = defaultdict(set)
-    at = _index_slices(model_map)
     shapes = {tensor.name: tensor.shape for tensor in model_map.tensors}
     for number, entry in enumerate(history):
         where = f"entry {number} of the pruning history"
         tensor, dim = _find_dimension(model, shapes, entry, where)
-        there = at.get((tensor, dim), [])
+        there = model_map.slices_at.get((tensor, dim), [])
         left = _find_left(shapes[tensor][dim], there, gone)
         chosen = sorted(set(entry.indices))
         if chosen and not 0 <= chosen[0] <= chosen[-1] < len(left):
@@ -158,15 +157,6 @@ def _find_outputs(dense: nn.Module, layer: str) -> tuple[str, int]:
         return layer, 0
     tensor = canonical_names(dense).get(f"{layer}.weight", f"{layer}.weight")
     return tensor, int(isinstance(module, _OUTPUTS_SECOND))
-
-
-def _index_slices(model_map: ModelMap) -> dict[tuple[str, int], list[tuple[Coupled, Slice]]]:
-    at: dict[tuple[str, int], list[tuple[Coupled, Slice]]] = defaultdict(list)
-    for group in model_map.coupled:
-        for part in group.slices:
-            if part.role in ("in", "out"):
-                at[part.tensor, part.dim].append((group, part))
-    return at
 
 
 def _find_dimension(

@@ -68,7 +68,7 @@ def sort_tensors(
     widths = {name: len(match.units) for name, match in matches.items()}
     search = _Search(model_map, widths, dense, found)
     ordered = dict(found)
-    for tensor, dim in search.at:
+    for tensor, dim in model_map.slices_at:
         kept = search.find_kept(tensor, dim, matches) if tensor in ordered else None
         if kept is not None and (np.diff(kept) < 0).any():
             ordered[tensor] = ordered[tensor].index_select(dim, torch.from_numpy(np.argsort(kept)))
@@ -110,11 +110,6 @@ class _Rows:
 class _Search:
     def __init__(self, model_map: ModelMap, widths: Mapping[str, int], dense: State, found: State) -> None:
         self.model_map, self.widths, self.dense, self.found = model_map, widths, dense, found
-        self.at: dict[tuple[str, int], list[tuple[Coupled, Slice]]] = defaultdict(list)
-        for group in model_map.coupled:
-            for part in group.slices:
-                if part.role in ("in", "out"):
-                    self.at[part.tensor, part.dim].append((group, part))
 
     def match_exactly(self, group: Coupled, known: Mapping[str, Match]) -> Match | None:
         for rows in self.list_rows(group, known):
@@ -169,7 +164,7 @@ class _Search:
     def find_kept(self, tensor: str, dim: int, known: Mapping[str, Match]) -> Ints | None:
         """Dense indices of a dimension in the order in which the file has them; None where a group in it is
         not known."""
-        there = self.at[tensor, dim]
+        there = self.model_map.slices_at.get((tensor, dim), [])
         if any(group.name in self.widths and group.name not in known for group, _ in there):
             return None
         indices: list[Ints] = []
@@ -190,7 +185,7 @@ class _Search:
         of_units: list[Ints] = []
         of_kept: list[Ints] = []
         at = found = 0
-        for owner, span in _list_spans(self.at[part.tensor, part.dim]):
+        for owner, span in _list_spans(self.model_map.slices_at[part.tensor, part.dim]):
             found += span.start - at
             at = span.start + span.units * span.repeat
             if span.units != owner.width:

@@ -1,6 +1,5 @@
 """Which widths a state dict was cut to, from the shapes of its tensors alone."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -58,7 +57,7 @@ def infer_widths(model_map: ModelMap, shapes: Shapes) -> dict[str, int]:
         {'0': 8}
     """
     dimensions = list(_list_dimensions(model_map, shapes))
-    faults = [*_list_misfits(dimensions)]
+    faults = list(_list_misfits(dimensions))
     lost = _solve(dimensions)
     faults += _list_contradictions(model_map, dimensions, lost)
     if faults:
@@ -67,11 +66,6 @@ def infer_widths(model_map: ModelMap, shapes: Shapes) -> dict[str, int]:
 
 
 def _list_dimensions(model_map: ModelMap, shapes: Shapes) -> Iterator[_Dimension]:
-    reached: dict[tuple[str, int], dict[str, int]] = defaultdict(dict)
-    for group in model_map.coupled:
-        for part in group.slices:
-            if part.role in ("in", "out"):
-                reached[part.tensor, part.dim][group.name] = count_held(part, group)
     for tensor in model_map.tensors:
         found = shapes.get(tensor.name)
         if found is None:
@@ -82,10 +76,12 @@ def _list_dimensions(model_map: ModelMap, shapes: Shapes) -> Iterator[_Dimension
                 f"{len(tensor.shape)} in the dense model; it is not a cut of this model"
             )
         for dim, (dense, now) in enumerate(zip(tensor.shape, found, strict=True)):
-            yield _Dimension(tensor.name, dim, dense, now, reached.get((tensor.name, dim), {}))
+            there = model_map.slices_at.get((tensor.name, dim), ())
+            costs = {group.name: _count_held(part, group) for group, part in there}
+            yield _Dimension(tensor.name, dim, dense, now, costs)
 
 
-def count_held(part: Slice, group: Coupled) -> int:
+def _count_held(part: Slice, group: Coupled) -> int:
     """Indices of a slice that each unit of the group holds."""
     return sum(span.units * span.repeat for span in part.spans) // group.width
 

@@ -216,7 +216,6 @@ def _find_units(source: AdoptedFiles, plan: Plan) -> KeptUnits:
     except ModelError as error:
         raise ModelError(f"{source.path}: {error}") from None
     if not source.dense_known:
-        _check_unsaved(source, plan, widths)
         first = {name: list(range(kept)) for name, kept in widths.items()}
         return KeptUnits(first, {}, "the shapes alone", refused)
     matches = match_units(plan.map, widths, all_names(source.dense), source.state)
@@ -280,18 +279,6 @@ def _check_shapes(source: AdoptedFiles, plan: Plan, keep: Mapping[str, Sequence[
                 f"{source.path}: '{tensor.name}' is {format_shape(found.shape)} in the file, and "
                 f"{format_shape(left)} after the pruning history: torch-pruning coupled other "
                 "layers than the model does; leave the history out, and the weights say which units stayed"
-            )
-
-
-def _check_unsaved(source: AdoptedFiles, plan: Plan, widths: Mapping[str, int]) -> None:
-    """Refuse a buffer that no file holds and a cut narrows, where it is not known which units stayed."""
-    unsaved = {tensor.name for tensor in plan.map.tensors if tensor.itemsize == 0}
-    for group in plan.map.coupled:
-        lost = sorted(group.reached & unsaved) if group.name in widths else []
-        if lost:
-            raise ModelError(
-                f"{source.path}: '{lost[0]}' is not saved with the weights and has a value for each unit of "
-                f"'{group.name}', so it matters which ones stayed; give the dense weights by --dense"
             )
 
 

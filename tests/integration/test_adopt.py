@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,17 +275,7 @@ def test_what_weights_do_not_say_of_heads(folder: Path, monkeypatch: pytest.Monk
         layer.weight, layer.bias = (nn.Parameter(p.detach()[8:].clone()) for p in (own.weight, own.bias))
     cut.out.weight = nn.Parameter(dense.out.weight.detach()[:, 8:].clone())
     cut.out.bias = dense.out.bias
-    monkeypatch.syspath_prepend(str(folder))
-    (folder / "heads_of_four.py").write_text(
-        f"import sys\nmake = lambda: sys.modules[{__name__!r}].Heads()\n"
-    )
-    recipe = {
-        "version": 1,
-        "title": "heads",
-        "model": {"build": "heads_of_four.make"},
-        "inputs": [{"shape": [2, 5, 6]}],
-        "targets": RECIPE["targets"],
-    }
+    recipe = recipe_of(folder, "Heads()", monkeypatch) | {"inputs": [{"shape": [2, 5, 6]}]}
     path, whole = save(cut, folder / "heads.pt"), save(dense, folder / "heads-dense.pt")
     alone = read_notes(adopt(folder, path, recipe))
     assert any(
@@ -299,6 +290,78 @@ def test_what_weights_do_not_say_of_heads(folder: Path, monkeypatch: pytest.Monk
     inside.out.weight = nn.Parameter(dense.out.weight.detach()[:, rows].clone())
     with pytest.raises(sparsify.SparsifyError, match="such as channels inside of attention heads"):
         adopt(folder, save(inside, folder / "inside.pt"), recipe, dense=whole)
+
+
+class Groups(nn.Module):
+    """A norm of four groups, or channels in reverse."""
+
+    def __init__(self, flips: bool = False) -> None:
+        super().__init__()
+        self.first, self.last, self.flips = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1), flips
+        self.norm = nn.BatchNorm2d(16) if flips else nn.GroupNorm(4, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.first(x))
+        return self.last((y.flip(1) if self.flips else y).relu())
+
+
+def recipe_of(folder: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A recipe whose builder makes what the call, of this module, makes."""
+    (folder / "made_here.py").write_text(f"import sys\nmake = lambda: sys.modules[{__name__!r}].{call}\n")
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "made_here", raising=False)
+    return {
+        "version": 1,
+        "title": "groups",
+        "model": {"build": "made_here.make"},
+        "inputs": [{"shape": [2, 3, 6, 6]}],
+        "targets": RECIPE["targets"],
+    }
+
+
+def keep_channels(dense: nn.Module, kept: list[int]) -> dict[str, Tensor]:
+    state = dict(dense.state_dict())
+    for name in ("first.weight", "first.bias", "norm.weight", "norm.bias"):
+        state[name] = state[name][kept]
+    state["last.weight"] = state["last.weight"][:, kept]
+    return state
+
+
+def test_the_way_by_which_rows_are_equal_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same places of all groups left. Whole groups have the same shapes, and are tried first."""
+    monkeypatch.setattr("sparsify.runs.adopt.UNLIKE", 100.0)
+    torch.manual_seed(0)
+    dense = Groups().eval()
+    nn.init.normal_(dense.norm.weight)
+    torch.save(keep_channels(dense, [c for c in range(16) if c % 4 < 2]), tmp_path / "places.pt")
+    recipe = recipe_of(tmp_path, "Groups()", monkeypatch)
+    run = adopt(tmp_path, tmp_path / "places.pt", recipe, dense=save(dense, tmp_path / "d.pt"))
+    model = sparsify.load_run(run)
+    assert (model.norm.num_groups, model.norm.num_channels) == (4, 8)
+    with pytest.raises(sparsify.SparsifyError) as caught:
+        adopt(tmp_path, tmp_path / "places.pt", recipe)
+    assert str(caught.value) == (
+        f"{tmp_path / 'places.pt'}: whether 'first' lost whole groups of a normalisation or the same "
+        "places of each does not show in shapes; give the dense weights by --dense"
+    )
+
+
+def test_what_torch_pruning_would_cut_otherwise_is_not_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not follow channels in reverse."""
+    pytest.importorskip("torch_pruning")
+    recipe = recipe_of(tmp_path, "Groups(flips=True)", monkeypatch)
+    torch.manual_seed(0)
+    path = save(Groups(flips=True).eval(), tmp_path / "d.pt")
+    rule = {"layers": "first", "group": "filter", "sparsity": "50%", "criterion": {"kind": "random"}}
+    run = sparsify.apply(recipe | {"rules": [rule]}, path, out=tmp_path / "runs", timing=0.01)
+    with pytest.raises(sparsify.SparsifyError) as caught:
+        sparsify.export(run, "torch-pruning", tmp_path / "cut.pth")
+    assert str(caught.value) == (
+        "torch-pruning makes another cut of the history: it keeps other elements of last.weight; export "
+        "another format"
+    )
 
 
 def test_run_can_be_cut_further_and_exported(folder: Path, dense: Path) -> None:

@@ -173,7 +173,7 @@ def test_a_missed_budget_is_a_failed_trial() -> None:
     result = run_study(recipe)
     states = {row.parameters["budget.macs"]: row for row in result.trials}
     assert states["60%"].state == "complete" and states["0.1%"].state == "failed"
-    assert states["0.1%"].reason
+    assert states["0.1%"].reason.startswith("search: budget.macs: ")
 
 
 def test_when_every_trial_fails_the_most_frequent_reason_is_said(capsys: pytest.CaptureFixture[str]) -> None:

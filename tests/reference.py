@@ -26,7 +26,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from sparsify_schemas.cuts import Bypass, Crop, Cuts, Gather, Narrow, Range, Rounds, Silence, Zero
+from sparsify_schemas.cuts import (
+    Bypass,
+    Crop,
+    Cuts,
+    Gather,
+    Narrow,
+    Range,
+    Rounds,
+    Shorten,
+    Silence,
+    Zero,
+)
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 
@@ -96,6 +107,9 @@ def kept_places(model: nn.Module, cuts: Cuts | Rounds) -> dict[str, Tensor]:
     }
     for op in _operations(cuts):
         match op:
+            case Shorten():
+                places |= {name: places[name].flatten()[:0] for name in _list_left(op, first)}
+                first = _rename_members(op, first)
             case Narrow():
                 name = first[op.tensor]
                 if places[name].shape[op.dim] != op.size:
@@ -132,6 +146,35 @@ def spare_dead(cuts: Cuts, dead: Cuts) -> Cuts:
 
     operations = tuple(spared(op) if isinstance(op, Narrow) else op for op in cuts.operations)
     return cuts.model_copy(update={"operations": operations})
+
+
+def dense_names(model: nn.Module, cuts: Cuts | Rounds) -> dict[str, str]:
+    """Each name of a parameter or buffer of the cut model -> the first name of the same tensor in the dense
+    one: members of a shorter list have other numbers."""
+    names = _first_names(model)
+    for op in _operations(cuts):
+        if isinstance(op, Shorten):
+            names = _rename_members(op, names)
+    return names
+
+
+def _rename_members(op: Shorten, names: Mapping[str, str]) -> dict[str, str]:
+    """The names when the list is shorter: the members that stay are counted from 0."""
+    stay = _listed(op.keep).tolist()
+    found = {}
+    for name, first in names.items():
+        number, _, rest = name.removeprefix(f"{op.module}.").partition(".")
+        if not name.startswith(f"{op.module}."):
+            found[name] = first
+        elif int(number) in stay:
+            found[f"{op.module}.{stay.index(int(number))}.{rest}"] = first
+    return found
+
+
+def _list_left(op: Shorten, names: Mapping[str, str]) -> list[str]:
+    """The first names of the tensors of members that leave."""
+    gone = tuple(f"{op.module}.{at}." for at in _complement(op.keep, op.size))
+    return [first for name, first in names.items() if name.startswith(gone)]
 
 
 def _operations(cuts: Cuts | Rounds) -> Iterator[Any]:
@@ -174,16 +217,46 @@ class Masked(nn.Module):
     """The dense model in float64 with zeros where the log removes elements; takes what the dense model
     takes."""
 
-    def __init__(self, inner: nn.Module, kept: Mapping[int, Tensor], skip_zeros: bool) -> None:
+    def __init__(
+        self,
+        inner: nn.Module,
+        kept: Mapping[int, Tensor],
+        skip_zeros: bool,
+        routers: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> None:
         super().__init__()
         self.inner = inner
         self.kept = kept
         """id of a parameter -> which of its elements stay, for those that lost some"""
         self.skip_zeros = skip_zeros
+        self.routers = list(routers)
+        """the weight of each router, and the numbers of the experts that left"""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with _Statistics(self.kept, self.skip_zeros):
+        with _Statistics(self.kept, self.skip_zeros), _Scores(self.routers):
             return self.inner(*args, **kwargs)
+
+
+class _Scores(TorchFunctionMode):
+    """Scores of experts that left are minus infinity: in the result of each product with a router's weight,
+    whose last dimension counts the experts."""
+
+    def __init__(self, routers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.left = {id(weight): (weight, gone) for weight, gone in routers}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        own = next((self.left[id(a)] for a in args if id(a) in self.left), None)
+        if own is None or not isinstance(made, Tensor):
+            return made
+        if func in _PRODUCTS:
+            return made.index_fill(-1, own[1], -math.inf)
+        self.left[id(made)] = (made, own[1])  # transposed, or cast
+        return made
+
+
+_PRODUCTS = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.einsum, torch.mm, Tensor.mm)
 
 
 def masked(
@@ -194,6 +267,7 @@ def masked(
     zeros: Mapping[str, Tensor] | None = None,
     skip_zeros: bool = False,
     double: bool = True,
+    experts: "Experts | None" = None,
 ) -> Masked:
     """The reference: a copy of the dense model in which every element that does not stay is zero.
 
@@ -202,6 +276,7 @@ def masked(
     zeros: name of a tensor -> flat indices that a rule on groups inside tensors set to zero.
     skip_zeros: statistics over activations leave out slices that are zero throughout.
     double: in float64.
+    experts: what gives the experts of mixtures their scores, which are minus infinity for those that left.
     """
     if constants_kept is not None:
         assert isinstance(cuts, Cuts)
@@ -231,7 +306,27 @@ def masked(
         if type(module).__name__ in LAYER_NORMS and id(weight) in kept:
             module.forward = _centred(module, kept[id(weight)])  # type: ignore[method-assign]
     _put_stubs(copy, cuts)
-    return Masked(copy, kept, skip_zeros)
+    experts = experts or Experts({})
+    for name in experts.offsets:
+        stays = kept[id(tensors[name])]
+        tensors[name].data.masked_fill_(~stays, -math.inf)
+    left = []
+    for name, dim in experts.routers.items():
+        index = places[name].movedim(dim, 0).flatten(1)[:, 0]
+        own = (index % tensors[name].shape[1]) if dim else index // tensors[name].shape[1]
+        gone = sorted(set(range(tensors[name].shape[dim])) - set(own.tolist()))
+        left.append((tensors[name], torch.tensor(gone, dtype=torch.int64)))
+    return Masked(copy, kept, skip_zeros, left)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """What gives the experts of a model's mixtures their scores. A test names it; nothing here looks for it."""
+
+    routers: Mapping[str, int]
+    """each router's weight, and its dimension that counts the experts"""
+    offsets: tuple[str, ...] = ()
+    """vectors that are added to scores on the way to a choice"""
 
 
 def _empty(tensor: Tensor, stays: Tensor, name: str) -> None:
@@ -505,10 +600,17 @@ def _axes(func: Any, x: Tensor, args: Any, kwargs: Any) -> list[int]:
 # comparing
 
 
-def difference(result: Cut, dense: nn.Module, inputs: Inputs, *, constants_kept: Cuts | None = None) -> float:
+def difference(
+    result: Cut,
+    dense: nn.Module,
+    inputs: Inputs,
+    *,
+    constants_kept: Cuts | None = None,
+    experts: Experts | None = None,
+) -> float:
     """Largest difference between the cut model and the reference, relative to the largest value of an
     output; inf where the shapes differ. See `compare`."""
-    return compare(result, dense, inputs, constants_kept=constants_kept).difference
+    return compare(result, dense, inputs, constants_kept=constants_kept, experts=experts).difference
 
 
 def compare(
@@ -520,6 +622,7 @@ def compare(
     enough: float = 1e-6,
     method: str = "forward",
     reference: bool = True,
+    experts: Experts | None = None,
 ) -> Comparison:
     """Run the cut model, the dense one and the reference on the same inputs, in float64 where the network
     runs in it.
@@ -534,7 +637,7 @@ def compare(
     zeros = set_to_zero(result, dense)
     for skip_zeros in (False, True) if reference else ():
         more: dict[str, Any] = {"zeros": zeros, "skip_zeros": skip_zeros, "double": double}
-        twin = masked(dense, result.cuts, constants_kept=constants_kept, **more)
+        twin = masked(dense, result.cuts, constants_kept=constants_kept, experts=experts, **more)
         own = relative(found, _outputs(twin, twin.inner, inputs, double, method))
         if own < least:
             by, least = "zeros" if skip_zeros else "weights", own
@@ -561,7 +664,7 @@ def _spread(outputs: Sequence[Tensor]) -> float:
 def set_to_zero(result: Cut, dense: nn.Module) -> dict[str, Tensor]:
     """What rules on groups inside tensors set to zero, read off the cut model: the log says how many, not
     which."""
-    places, first = kept_places(dense, result.cuts), _first_names(dense)
+    places, first = kept_places(dense, result.cuts), dense_names(dense, result.cuts)
     tensors = _tensors(result.model)
     found: dict[str, Tensor] = {}
     for op in result.cuts.operations:

@@ -39,6 +39,19 @@ class Narrow(Spec):
     """indices that stay, as half-open ranges"""
 
 
+class Shorten(Spec):
+    """ModuleList <- the members that stay, numbered anew. It comes first: what follows in the log calls
+    members by their new numbers."""
+
+    op: Literal["shorten"] = "shorten"
+    module: Text
+    """dotted name of the ModuleList, whose members are the experts of a mixture"""
+    size: Positive
+    """its members before; replay refuses a model where they differ"""
+    keep: tuple[Range, ...]
+    """members that stay, as half-open ranges"""
+
+
 class SetAttribute(Spec):
     """module.attribute <- value"""
 
@@ -162,7 +175,7 @@ class Gather(Spec):
 
 
 Operation = Annotated[
-    Narrow | Replace | SetAttribute | Bypass | Silence | Zero | AddBias | Fold | Crop | Gather,
+    Shorten | Narrow | Replace | SetAttribute | Bypass | Silence | Zero | AddBias | Fold | Crop | Gather,
     Field(discriminator="op"),
 ]
 

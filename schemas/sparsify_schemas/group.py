@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-Word = Literal["filter", "channel", "neuron", "head", "hidden", "depth", "shape", "tap", "weight"]
+Word = Literal["filter", "channel", "neuron", "head", "hidden", "expert", "depth", "shape", "tap", "weight"]
 Kind = Literal[Word, "block", "n:m"]
 WORDS: tuple[Word, ...] = get_args(Word)
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -28,6 +28,7 @@ Alias = Literal[
     "attention_head",
     "hidden_unit",
     "hidden_units",
+    "experts",
     "layer",
     "branch",
     "shapes",
@@ -48,6 +49,7 @@ ALIASES: dict[str, Word] = {
     "attention_head": "head",
     "hidden_unit": "hidden",
     "hidden_units": "hidden",
+    "experts": "expert",
     "layer": "depth",
     "branch": "depth",
     "shapes": "shape",
@@ -155,6 +157,17 @@ def facts(kind: Kind) -> Facts:
                     "one hidden unit of an LSTM, GRU or RNN (or of a cell) over all gates, layers and "
                     "directions (intrinsic sparse structure, arXiv:1709.05027), with the consumers' "
                     "columns"
+                ),
+                amount="budget",
+                keep="widths",
+                own_slice=False,
+            )
+        case "expert":
+            return Facts(
+                meaning=(
+                    "one expert of a mixture as a whole, with its row of the router: all of its weights, "
+                    "whether the experts are modules in a list or stacked along the first dimension of "
+                    "shared tensors (expert pruning, arXiv:2402.14800)"
                 ),
                 amount="budget",
                 keep="widths",
@@ -387,6 +400,11 @@ def within(group: Word | Block | Pattern | None) -> bool:
 def is_unstructured(group: Word | Block | Pattern | None) -> bool:
     """Single weights, of which any may become zero."""
     return group is not None and facts_of(group).unstructured
+
+
+def removes_experts(group: Word | Block | Pattern | None) -> bool:
+    """Whole experts of a mixture, which a rule names by the mixture's module."""
+    return group == "expert"
 
 
 def removes_branches(group: Word | Block | Pattern | None) -> bool:

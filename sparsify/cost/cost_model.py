@@ -36,7 +36,7 @@ class Costs:
         self._lengths = lengths = _Lengths(model_map)
         self._places = []
         for tensor in model_map.tensors:
-            self._places.append([lengths.place(*dim) for dim in _list_dims(tensor)])
+            self._places.append([lengths.place(*dim, of_tensor=True) for dim in _list_dims(tensor)])
         self._numels = _Volumes(self._places, lengths)
         self._itemsizes = np.array([tensor.itemsize for tensor in model_map.tensors], dtype=np.int64)
         self._parameters = np.array([tensor.parameter for tensor in model_map.tensors], dtype=np.int64)
@@ -54,6 +54,12 @@ class Costs:
             inside = [place for place, product in enumerate(self._products) if branch.holds(product.module)]
             self._tensors_of[branch.name] = np.array(own, dtype=np.int64)
             self._products_of[branch.name] = np.array(inside, dtype=np.int64)
+        self._mixtures = model_map.mixtures
+        self._products_of_experts = {}
+        for mixture in model_map.mixtures:
+            reached = mixture.group.layers
+            inside = [place for place, product in enumerate(self._products) if product.module in reached]
+            self._products_of_experts[mixture.name] = np.array(inside, dtype=np.int64)
         self._lives = None if model_map.lifetimes is None else _MemoryModel(model_map.lifetimes)
 
     def of(self, gone: Mapping[str, Sequence[int]], *, smooth: bool = False) -> dict[str, float]:
@@ -71,6 +77,7 @@ class Costs:
                 spent[self._products_of[name]] = 0.0
         size = float(numels @ self._itemsizes)
         macs, params = self._fixed_macs + float(spent.sum()), float(numels @ self._parameters)
+        macs -= sum(self._list_freed(gone, spent))
         found = {"macs": macs, "params": params, "bytes": size}
         if self._clocks:
             shapes = self.shapes(gone)
@@ -78,6 +85,16 @@ class Costs:
         return (
             found if self._lives is None else found | {"peak_memory": size + self._lives.peak(gone, smooth)}
         )
+
+    def _list_freed(self, gone: Mapping[str, Sequence[int]], spent: NDArray[np.float64]) -> Iterator[float]:
+        """MACs that leave with whole experts: fewer, where narrower layers have made these cheaper."""
+        for mixture in self._mixtures:
+            count = len(gone.get(mixture.name, ()))
+            if count:
+                own = self._products_of_experts[mixture.name]
+                dense = float((self._each * self._spaces.of(self._lengths.after_removing({})))[own].sum())
+                left = float(spent[own].sum()) / dense if dense else 1.0
+                yield mixture.macs * count * left
 
     def shapes(self, gone: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
         """Tensor -> its shape with the listed units removed; zero elements if it is removed as a whole."""
@@ -120,16 +137,28 @@ class _Lengths:
         for group in model_map.coupled:
             for part in group.slices:
                 self._spans[part.tensor, part.dim] += ((group, span) for span in part.spans)
-        self._known: dict[tuple[int, tuple[Run, ...]], int] = {}
+        self._of_experts: dict[tuple[str, int], list[tuple[Coupled, Span]]] = defaultdict(list)
+        """of whole experts, which shorten tensors; their products are counted by the mixture"""
+        for mixture in model_map.mixtures:
+            for part in mixture.group.slices:
+                found = ((mixture.group, span) for span in part.spans)
+                self._of_experts[part.tensor, part.dim] += found
+        self._known: dict[tuple[int, tuple[Run, ...], bool], int] = {}
         self._per_unit: dict[str, dict[int, Counts]] = defaultdict(dict)
         """coupled group -> index of a length -> by how much each of the group's units shortens it"""
 
-    def place(self, length: int, runs: tuple[Run, ...]) -> int:
-        """Index of the length of a dimension whose indices are removed as the runs say."""
+    def place(self, length: int, runs: tuple[Run, ...], of_tensor: bool = False) -> int:
+        """Index of the length of a dimension whose indices are removed as the runs say.
+
+        of_tensor: it is a dimension of a tensor rather than of a product.
+        """
         known = len(self._known)
-        place = self._known.setdefault((length, runs), known)
+        of_experts = of_tensor and any((run.tensor, run.dim) in self._of_experts for run in runs)
+        place = self._known.setdefault((length, runs, of_experts), known)
         for run in runs if place == known else ():
-            for group, span in self._spans.get((run.tensor, run.dim), ()):
+            spans = [*self._spans.get((run.tensor, run.dim), ())]
+            spans += self._of_experts.get((run.tensor, run.dim), ()) if of_experts else ()
+            for group, span in spans:
                 own = _count_per_unit(run, span, group.width)
                 if own.any():
                     self._per_unit[group.name][place] = self._per_unit[group.name].get(place, 0) + own
@@ -146,7 +175,7 @@ class _Lengths:
             if name in uneven and len(units):
                 places, each = uneven[name]
                 lengths[places] -= each[:, np.fromiter(units, dtype=np.int64)].sum(axis=1)
-        return lengths
+        return np.maximum(lengths, 0)  # a channel of an expert may leave, and the expert too
 
     @cached_property
     def _rates(self) -> tuple[Counts, dict[str, tuple[Counts, Counts]], dict[str, tuple[Counts, Counts]]]:
@@ -160,7 +189,7 @@ class _Lengths:
                 even[name] = np.array(list(alike)), np.array(list(alike.values()))
             if others:
                 uneven[name] = np.array(list(others)), np.stack(list(others.values()))
-        return np.array([length for length, _ in self._known], dtype=np.int64), even, uneven
+        return np.array([length for length, _, _ in self._known], dtype=np.int64), even, uneven
 
 
 def _count_per_unit(run: Run, span: Span, width: int) -> Counts:

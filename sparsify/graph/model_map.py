@@ -1,7 +1,7 @@
 """Structure of a model: layers, tensor shapes and coupled groups. Holds no weights, imports no torch."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,7 +31,8 @@ class Slice:
     `role` is one of
     - out: the producer's rows, and what follows them per channel
     - in: a consumer's input slices
-    - whole: all of a tensor that is removed with a residual branch
+    - whole: all of a tensor that is removed with a residual branch or an expert; an expert's place in a
+      tensor that the experts of a mixture share
     - size: an integer that holds the dimension's length; `tensor` is then module:attribute.
     """
 
@@ -55,6 +56,8 @@ class Coupled:
     paired: bool = False
     """a product of two computed tensors (queries and keys) sums over the units, so no weight reads them
     there"""
+    least: int = 1
+    """units without which the model does not run, as a router that takes the two best experts needs two"""
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -138,6 +141,67 @@ class Branch:
         """Whether one of the two contains a part of the other."""
         holds_part = any(self.holds(stub.module) for stub in other.stubs)
         return holds_part or any(other.holds(stub.module) for stub in self.stubs)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The experts of a mixture. A unit of its group is an expert; where a router chooses among groups of
+    experts first (n_group), the experts at one place of all groups."""
+
+    group: Coupled
+    module: str
+    """its name: the smallest module that holds experts and router"""
+    type: str
+    """class of that module"""
+    experts: tuple[Span, ...] = ()
+    """which experts belong to which units"""
+    lists: tuple[str, ...] = ()
+    """each ModuleList whose members are the experts; none where they lie in stacked tensors alone"""
+    routers: tuple[tuple[str, int], ...] = ()
+    """(weight, dimension of the experts) of each product that gives experts their scores"""
+    offsets: tuple[str, ...] = ()
+    """vectors with a number for each expert that are added to the scores on the way to a choice"""
+    macs: float = 0.0
+    """multiply-accumulates that are removed with one unit"""
+    ancestors: tuple[str, ...] = ()
+    """names of the classes that its own is derived from, nearest first"""
+    plain: str = ""
+    """name of its module in the model without adapters of peft, where that is another one"""
+
+    @property
+    def name(self) -> str:
+        return self.group.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of classes by which a rule may call it."""
+        return self.type, *self.ancestors
+
+    @property
+    def count(self) -> int:
+        """How many experts it has."""
+        return sum(span.units * span.repeat for span in self.experts)
+
+    def is_selected(self, patterns: Iterable[str]) -> bool:
+        """Whether a rule with these patterns speaks of it, by its module or that of its experts."""
+        names = (self.module, self.plain) if self.plain else (self.module,)
+        return any(selects(patterns, name, self.classes) for name in (*names, *self.lists))
+
+    def list_removed(self, kept: Iterable[int]) -> list[int]:
+        """Numbers of the experts that leave where these units stay, ascending."""
+        stay = set(kept)
+        found = []
+        for span in self.experts:
+            for at in range(span.units * span.repeat):
+                if span.unit + at // span.repeat not in stay:
+                    found.append(span.start + at)
+        return sorted(found)
+
+    def list_members(self, kept: Iterable[int]) -> list[str]:
+        """The beginnings of the names of all tensors of members of lists that leave where these units
+        stay."""
+        removed = self.list_removed(kept) if self.lists else []
+        return [f"{name}.{expert}." for name in self.lists for expert in removed]
 
 
 @dataclass(frozen=True)
@@ -272,6 +336,8 @@ class ModelMap:
     """the calls that were traced, in a form that can be drawn again"""
     branches: tuple[Branch, ...] = ()
     """residual blocks and branches; only searched if a rule has group depth"""
+    mixtures: tuple[Mixture, ...] = ()
+    """mixtures of experts; only searched if a rule has group expert"""
     lifetimes: Lifetimes | None = None
     """only measured if the budget limits peak memory"""
     products: tuple[Product, ...] = ()
@@ -333,7 +399,16 @@ class ModelMap:
         """Name of a coupled group -> its place in `coupled`."""
         return {group.name: place for place, group in enumerate(self.coupled)}
 
+    def list_members(self, keep: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+        """The beginnings of the names of all tensors that leave with experts which are members of lists.
+
+        keep: coupled group -> units that stay.
+        """
+        own = [mixture for mixture in self.mixtures if mixture.name in keep]
+        return tuple(name for mixture in own for name in mixture.list_members(keep[mixture.name]))
+
     @cached_property
     def by_name(self) -> Mapping[str, Coupled]:
         of_branches = [branch.group for branch in self.branches]
-        return {group.name: group for group in (*self.coupled, *of_branches)}
+        of_mixtures = [mixture.group for mixture in self.mixtures]
+        return {group.name: group for group in (*self.coupled, *of_branches, *of_mixtures)}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from sparsify.graph.model_map import ModelMap
 from sparsify.graph.sound_values import check_sound
 from sparsify.graph.trace import vocabulary
 from sparsify.graph.trace.channel_groups import Leaving
-from sparsify.graph.verify import trial_cuts
+from sparsify.graph.verify import mixture_trials, trial_cuts
 from sparsify.pruning.config_notes import note_config_limits
 from sparsify.pruning.criteria.peer_scores import RuleScoreError
 from sparsify.pruning.fitting_inputs import find_inputs
@@ -40,7 +41,7 @@ from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import choose, price_groups
 from sparsify.pruning.scoring import check_peers, score_units
 from sparsify.recipe import NOWHERE, Loaded, Positions, load
-from sparsify_schemas.group import removes_branches
+from sparsify_schemas.group import removes_branches, removes_experts
 from sparsify_schemas.recipe import Recipe
 
 
@@ -126,6 +127,8 @@ def plan_recipe(
         map = replace(tried, inputs=map.inputs)
         if any(removes_branches(rule.group) for rule in recipe.rules):
             map = trial_cuts.add_branches(model, map, inputs, macs)
+        if any(removes_experts(rule.group) for rule in recipe.rules):
+            map = mixture_trials.add_mixtures(model, map, inputs, partial(_count_macs, inputs=inputs))
     budgets = [recipe.budget, *(own for _, own in list_own_budgets(recipe))]
     if any(budget.peak_memory is not None for budget in budgets):
         with explain_errors("measuring the peak of memory"):
@@ -170,6 +173,10 @@ def plan_recipe(
     preview = tuple((name, len(kept)) for name, kept in keep.items())
     predicted = tuple((clock.target, clock.ms(shapes)) for clock in clocks)
     return replace(plan, preview=preview, predicted=predicted)
+
+
+def _count_macs(model: nn.Module, *, inputs: Inputs) -> int:
+    return sum(count_macs_by_module(model, inputs).by_module.values())
 
 
 def _note_uncounted(operators: Iterable[str]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from sparsify.formatting.numbers import (
 from sparsify.formatting.table import Table, make_columns
 from sparsify.formatting.table import as_text as lay_out_all
 from sparsify.formatting.verdict_text import LABELS
-from sparsify.graph.model_map import Branch, Coupled
+from sparsify.graph.model_map import Branch, Coupled, Mixture
 from sparsify.pruning.planning.equal_layers import find_equal_layers
 from sparsify.pruning.planning.group_types import group_type_of
 from sparsify.pruning.planning.plan import Assignment, Plan
@@ -30,6 +30,7 @@ from sparsify_schemas.group import (
     count_inside,
     in_one_tensor,
     removes_branches,
+    removes_experts,
     within,
 )
 from sparsify_schemas.penalty import Penalty
@@ -60,10 +61,13 @@ def summarize(plan: Plan) -> str:
     """One or two sentences: how much of the model the rules reach, and what a cut would leave now."""
     reached = _list_reached(plan)
     branches = {branch.name for branch in plan.map.branches if not branch.group.protected}
-    groups = f"{len(reached - branches)} of {len(plan.map.coupled)} coupled groups"
+    mixtures = {mixture.name for mixture in plan.map.mixtures}
+    groups = f"{len(reached - branches - mixtures)} of {len(plan.map.coupled)} coupled groups"
     parts = [count_noun(len(plan.recipe.rules), "rule"), f"{groups} reached"]
     if branches:
         parts.append(f"{len(reached & branches)} of {count_noun(len(branches), 'residual block')}")
+    if mixtures:
+        parts.append(f"{len(reached & mixtures)} of {count_noun(len(mixtures), 'mixture')} of experts")
     parts.append(f"{_protected_count(plan)} protected")
     text = f"{plan.recipe.title}: {', '.join(parts)}; plan {plan.digest}"
     after = compute_costs(plan)
@@ -131,6 +135,11 @@ def _rule_table(plan: Plan, assignment: Assignment) -> Table:
         title = f"rules.{assignment.rule}: residual branches of {layers}"
         heads = ["block or branch", "class", ">of the MACs", ">of the parameters", "replaced by", "now"]
         return Table(title, make_columns(*heads), rows, notes)
+    if removes_experts(rule.group):
+        mixtures = [mixture for mixture in plan.map.mixtures if mixture.name in assignment.coupled]
+        rows = tuple(_mixture_row(plan, mixture, preview) for mixture in mixtures)
+        heads = ["mixture", "class", ">of the parameters", ">experts", ">after", ">at least"]
+        return Table(title, make_columns(*heads), rows, notes)
     groups = [plan.map.by_name[name] for name in assignment.coupled]
     rows = tuple(_group_row(plan, assignment, group, preview) for group in groups)
     heads = ["layers matched", ">of the MACs", ">width", ">after", "narrowed with them"]
@@ -153,6 +162,20 @@ def _group_row(
         str(group.width),
         MISSING if after is None else str(after),
         list_few(others) or MISSING,
+    )
+
+
+def _mixture_row(plan: Plan, mixture: Mixture, preview: Mapping[str, int]) -> tuple[str, ...]:
+    numels = {t.name: t.numel for t in plan.map.tensors if t.parameter}
+    params = sum(numels.get(name, 0) for name in mixture.group.reached)
+    after, each = preview.get(mixture.name), mixture.count // mixture.group.width
+    return (
+        mixture.name,
+        mixture.type,
+        format_share(_divide(params, plan.map.params)),
+        str(mixture.count),
+        MISSING if after is None else str(after * each),
+        str(mixture.group.least * each),
     )
 
 

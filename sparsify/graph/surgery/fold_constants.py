@@ -14,6 +14,7 @@ from sparsify.graph.names import all_names
 from sparsify.graph.precision import DOUBLE, widen_tensor
 from sparsify.graph.surgery.biases import create_bias
 from sparsify.graph.surgery.constant_shifts import Shift, ShiftTarget
+from sparsify.graph.surgery.expert_lists import list_shortened, rename
 from sparsify.graph.surgery.operations import Keep, removed_indices
 from sparsify.graph.trace.labels import Ints
 from sparsify_schemas.cuts import AddBias, Fold
@@ -48,14 +49,21 @@ def fold_constants(
     shapes = {tensor.name: tensor.shape for tensor in model_map.tensors}
     operations: list[AddBias | Fold] = []
     values: dict[str, Tensor] = {}
+    shortened = list_shortened(model_map, keep)
     for shift in shifts:
-        if created is not None and shift.target is not None and shift.target.module not in ("", *created):
-            shift = replace(shift, target=None, exact=False)
+        module = rename(shift.module, shortened)
+        if module is None:
+            continue  # the consumer left with an expert
+        shift = replace(shift, module=module)
         target = shift.target
+        layer = "" if target is None else rename(target.module, shortened)
+        if created is not None and target is not None and layer not in ("", *created):
+            target = None
+            shift = replace(shift, target=None, exact=False)
         if target is not None:
-            if created is None and target.module and AddBias(module=target.module) not in operations:
-                create_bias(thin, target.module)
-                operations.append(AddBias(module=target.module))
+            if created is None and layer and AddBias(module=layer) not in operations:
+                create_bias(thin, layer)
+                operations.append(AddBias(module=layer))
             numbers = shift.values[shift.kept]
             if target.rows_of:
                 rows = [(dim, lost) for dim, lost in gone[target.rows_of] if dim == 0]
@@ -64,9 +72,10 @@ def fold_constants(
             elif not target.module:
                 stays = _mark_kept_elements(shapes[target.tensor], gone[target.tensor])
                 numbers = _scatter_values(shift.values, target, len(stays))[stays]
-            destination = _find_tensor(thin, target.tensor)
-            old = values.get(target.tensor, destination.detach().to("cpu", numbers.dtype))
-            values[target.tensor] = old + shift.sign * numbers.view(destination.shape)
+            tensor = rename(target.tensor, shortened) or target.tensor
+            destination = _find_tensor(thin, tensor)
+            old = values.get(tensor, destination.detach().to("cpu", numbers.dtype))
+            values[tensor] = old + shift.sign * numbers.view(destination.shape)
         operations.append(_log_entry(shift))
     for name, value in values.items():
         _write_tensor(_find_tensor(thin, name), value)

@@ -14,6 +14,15 @@ from sparsify.graph.copy import copy_with
 from sparsify.graph.layer_types import attributes
 from sparsify.graph.model_map import Branch, ModelMap, Span
 from sparsify.graph.names import all_names, canonical_names, walk_modules
+from sparsify.graph.surgery.expert_lists import (
+    list_shortened,
+    rename_operations,
+    shorten_lists,
+)
+from sparsify.graph.surgery.indices import Keep as Keep
+from sparsify.graph.surgery.indices import indices_of_units as indices_of_units
+from sparsify.graph.surgery.indices import to_indices as to_indices
+from sparsify.graph.surgery.indices import to_ranges as to_ranges
 from sparsify.graph.trace.labels import Ints
 from sparsify.nn import attention
 from sparsify.nn.bypass import Bypassed, Silenced, replace_module
@@ -27,9 +36,6 @@ from sparsify_schemas.cuts import (
     Silence,
     Width,
 )
-
-Keep = Mapping[str, Sequence[int]]
-"""coupled group -> kept units, ascending"""
 
 KeptIndices = list[tuple[int, torch.Tensor]]
 """kept indices of one tensor: (dimension, indices)"""
@@ -51,17 +57,20 @@ def cut(model: nn.Module, model_map: ModelMap, keep: Keep, plan: str) -> tuple[n
     )
     swaps = [op for op in changes if isinstance(op, Replace)]
     sets = [op for op in changes if isinstance(op, SetAttribute)]
-    return copy, Cuts(
-        plan=plan, widths=widths, operations=(*_log_narrowing(model_map, steps), *swaps, *stubs, *sets)
-    )
+    shortened = list_shortened(model_map, keep)
+    shorten_lists(copy, shortened)
+    done = rename_operations((*_log_narrowing(model_map, steps), *swaps, *stubs, *sets), shortened)
+    return copy, Cuts(plan=plan, widths=widths, operations=(*shortened, *done))
 
 
 def cut_on_trial(model: nn.Module, model_map: ModelMap, keep: Keep) -> nn.Module:
     """The same cut, without a log."""
     gone = removed_indices(model_map, keep)
-    return _narrow_model(
+    copy, _ = _narrow_model(
         model, gone, _kept_by_tensor(model_map, gone), tuple(_list_stubs(removed_branches(model_map, keep)))
-    )[0]
+    )
+    shorten_lists(copy, list_shortened(model_map, keep))
+    return copy
 
 
 def _narrow_model(
@@ -100,29 +109,15 @@ def _list_stubs(branches: Iterable[Branch]) -> Iterable[Bypass | Silence]:
         yield (Silence if stub.zeros else Bypass)(module=stub.module, returns=stub.returns)
 
 
-def to_ranges(indices: Sequence[int] | Ints) -> tuple[Range, ...]:
-    """Convert ascending indices to half-open ranges: 0 1 2 5 -> (0, 3) (5, 6)."""
-    own = np.asarray(indices, np.int64)
-    if not len(own):
-        return ()
-    (breaks,) = np.nonzero(np.diff(own) != 1)
-    firsts = own[np.concatenate(([0], breaks + 1))]
-    lasts = own[np.concatenate((breaks, [len(own) - 1]))]
-    return tuple(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True))
-
-
-def to_indices(keep: Iterable[Range]) -> torch.Tensor:
-    """The inverse of `to_ranges`."""
-    return torch.tensor([i for a, b in keep for i in range(a, b)], dtype=torch.int64)
-
-
 def removed_indices(model_map: ModelMap, keep: Keep) -> dict[tuple[str, int, str], Ints]:
     """(tensor, dimension, role) -> removed indices, ascending.
 
-    Tensors and modules that are removed as a whole with a residual branch are not listed.
+    Tensors and modules that are removed as a whole with a residual branch, or with an expert that is a
+    member of a list, are not listed.
     """
     branches = removed_branches(model_map, keep)
     whole = {tensor for b in branches for tensor in b.tensors}
+    members = model_map.list_members(keep)
     gone: dict[tuple[str, int, str], list[Ints]] = defaultdict(list)
     for name, kept in keep.items():
         group = model_map.by_name[name]
@@ -131,12 +126,16 @@ def removed_indices(model_map: ModelMap, keep: Keep) -> dict[tuple[str, int, str
             continue
         lost: dict[int, Ints] = {}  # dimensions that are alike share their spans
         for part in group.slices:
-            if part.tensor in whole or (
+            if part.tensor in whole or (members and part.tensor.startswith(members)):
+                continue
+            if (
                 part.role == "size" and any(b.holds(part.tensor.partition(":")[0]) for b in branches)
             ):
                 continue
             if id(part.spans) not in lost:
                 lost[id(part.spans)] = indices_of_units(part.spans, leaves)
+            if not len(lost[id(part.spans)]):  # another expert's own tensor
+                continue
             gone[part.tensor, part.dim, part.role].append(lost[id(part.spans)])
     return {where: _join_indices(own) for where, own in gone.items()}
 
@@ -145,16 +144,6 @@ def _join_indices(parts: Sequence[Ints]) -> Ints:
     if len(parts) == 1:
         return parts[0]
     return np.unique(np.concatenate(parts))
-
-
-def indices_of_units(spans: Iterable[Span], units: Ints) -> Ints:
-    """Indices that belong to the given units (ascending) by these spans, ascending."""
-    found = [np.zeros(0, np.int64)]
-    for span in spans:
-        low, high = np.searchsorted(units, (span.unit, span.unit + span.units))
-        firsts = span.start + (units[low:high] - span.unit) * span.repeat
-        found.append(firsts if span.repeat == 1 else (firsts[:, None] + np.arange(span.repeat)).ravel())
-    return np.concatenate(found)
 
 
 def kept_indices(model_map: ModelMap, keep: Keep, tensor: str, shape: Sequence[int]) -> list[list[int]]:

@@ -8,8 +8,10 @@ from torch import nn
 from sparsify.errors import RunError
 from sparsify.graph.layer_types import attributes
 from sparsify.graph.surgery import module_integers, transformers_config
+from sparsify.forward.copies import copy_model
 from sparsify.graph.surgery.biases import create_bias
 from sparsify.graph.surgery.compact_layers import are_ascending, compact_layers
+from sparsify.graph.surgery.expert_lists import shorten_lists
 from sparsify.graph.surgery.operations import KeptIndices, _copy_narrowed, _set_attribute, to_indices
 from sparsify.graph.surgery.stale_widths import is_explained
 from sparsify.graph.surgery.width_names import Meaning, read_meaning
@@ -24,6 +26,7 @@ from sparsify_schemas.cuts import (
     Narrow,
     Replace,
     SetAttribute,
+    Shorten,
     Silence,
     Zero,
 )
@@ -41,6 +44,10 @@ def replay_cuts(model: nn.Module, cuts: Cuts) -> nn.Module:
     sets: list[SetAttribute] = []
     reshaped: list[Crop | Gather] = []
     biased: list[str] = []
+    shortened = [op for op in cuts.operations if isinstance(op, Shorten)]
+    if shortened:  # what follows in the log calls members of lists by their new numbers
+        model = copy_model(model)
+        shorten_lists(model, shortened)
     for op in cuts.operations:
         match op:
             case Narrow():
@@ -60,6 +67,8 @@ def replay_cuts(model: nn.Module, cuts: Cuts) -> nn.Module:
                 reshaped.append(op)
             case AddBias():
                 biased.append(op.module)
+            case Shorten():
+                pass  # done
             case Zero() | Fold():
                 pass  # the values themselves come with the weights
     copy = _copy_narrowed(model, steps, stubs)

@@ -24,7 +24,7 @@ from sparsify.graph.surgery import module_integers, transformers_config
 from sparsify.graph.surgery.compare_lengths import Lengths, ModuleLengths, compare_lengths
 from sparsify.graph.surgery.harmless_numbers import StaleNumber, run_in_both_modes, split_by_effect
 from sparsify.graph.surgery.module_integers import HeldNumber, Number
-from sparsify.graph.surgery.width_names import Meaning, is_head_count, read_meaning
+from sparsify.graph.surgery.width_names import Meaning, is_expert_count, is_head_count, read_meaning
 from sparsify.nn.bypass import Bypassed, Silenced
 from sparsify_schemas.cuts import Cuts, Narrow, SetAttribute
 
@@ -257,10 +257,13 @@ def _lengths_between_children(module: str, known: _WidthChanges) -> Lengths:
 
 
 def _same_name_values(module: str, held: HeldNumber, value: int, known: _WidthChanges) -> set[int]:
-    """New values of equal numbers of that name in the modules inside a module. Heads have several names."""
+    """New values of equal numbers of that name in the modules inside a module. Heads and experts have several
+    names."""
     names = [held.name]
     if is_head_count(held.name) and "key" not in held.name:
         names = [name for name in known.numbers if is_head_count(name) and "key" not in name]
+    if is_expert_count(held.name):
+        names = [name for name in known.numbers if is_expert_count(name)]
     nested = "." in held.path
     start = f"{module}." if module else ""
     return {

@@ -1,7 +1,7 @@
 """Transfer what training keeps beside the weights (gradients, hooks, optimizer state) to the cut model."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ModelError
+from sparsify.graph.surgery.expert_lists import find_shortened, rename
 from sparsify.graph.surgery.operations import KeptIndices, select_kept, to_indices
 from sparsify.nn import cropped, gathered
-from sparsify_schemas.cuts import Crop, Cuts, Gather, Narrow
+from sparsify_schemas.cuts import Crop, Cuts, Gather, Narrow, Shorten
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -49,11 +50,24 @@ def transfer_state(
     fresh = dict(thin.named_parameters(remove_duplicate=False))
     if optimizer is not None:
         _check_optimizer(optimizer, model)
-    for name, old in model.named_parameters():
+    shortened = find_shortened(cuts)
+    for name, old in _list_renamed(model, shortened):
         if name in fresh:
             _transfer_gradient_and_hooks(old, fresh[name], ways.get(name, _ParameterChange()))
-    _rebind_module_hooks(model, thin)
-    return () if optimizer is None else tuple(_replace_parameters(optimizer, model, fresh, ways))
+    _rebind_module_hooks(model, thin, shortened)
+    if optimizer is None:
+        return ()
+    return tuple(_replace_parameters(optimizer, model, fresh, ways, shortened))
+
+
+def _list_renamed(
+    model: nn.Module, shortened: Sequence[Shorten]
+) -> Iterator[tuple[str, nn.Parameter]]:
+    """The model's parameters that stay, under their names in the cut model."""
+    for old, parameter in model.named_parameters():
+        name = rename(old, shortened)
+        if name is not None:
+            yield name, parameter
 
 
 def transfer_named_values(
@@ -67,20 +81,24 @@ def transfer_named_values(
     """
     widths, ways = {width.group: width for width in cuts.widths}, _changes_by_parameter(cuts)
     found: dict[str, Tensor] = {}
-    for name, value in values.items():
+    shortened = find_shortened(cuts)
+    for old, value in values.items():
         own = value.cpu()
-        if name not in shapes:
+        name = rename(old, shortened) if old in shapes else old
+        if name is None:
+            continue
+        if old not in shapes:
             width = widths.get(name)
             if width is None or own.shape == (width.width,):
                 found[name] = own if width is None else own[to_indices(width.keep)]
         elif own.dim() == 0 or name not in ways:
             found[name] = own
-        elif own.numel() == prod(shapes[name]):
-            carried = ways[name].apply_to(own.view(shapes[name]))
-            found[name] = carried if own.shape == shapes[name] else carried.flatten()
-        elif own.numel() == prod(shapes[name][1:]):  # filter shapes: one for each column
+        elif own.numel() == prod(shapes[old]):
+            carried = ways[name].apply_to(own.view(shapes[old]))
+            found[name] = carried if own.shape == shapes[old] else carried.flatten()
+        elif own.numel() == prod(shapes[old][1:]):  # filter shapes: one for each column
             found[name] = (
-                ways[name].apply_to(own.view(1, *shapes[name][1:]).expand(shapes[name]))[0].flatten()
+                ways[name].apply_to(own.view(1, *shapes[old][1:]).expand(shapes[old]))[0].flatten()
             )
     return found
 
@@ -97,6 +115,10 @@ def _changes_by_parameter(cuts: Cuts) -> Mapping[str, _ParameterChange]:
                 partial(gathered.select_columns, columns=to_indices(op.keep).tolist())
             )
     return found
+
+
+_LEFT = ""
+"""in place of the name of a parameter that left with an expert"""
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
@@ -124,15 +146,15 @@ def _transfer_gradient_and_hooks(old: nn.Parameter, new: nn.Parameter, way: _Par
         new.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
 
-def _rebind_module_hooks(model: nn.Module, thin: nn.Module) -> None:
+def _rebind_module_hooks(model: nn.Module, thin: nn.Module, shortened: Sequence[Shorten]) -> None:
     """Rebind hooks that are methods. A deep copy copies their objects too, but a recorder outside the
     model must stay the caller's own.
     """
-    twins: dict[int, Any] = {
-        id(module): thin.get_submodule(name)
-        for name, module in model.named_modules()
-        if _has_module(thin, name)
-    }
+    twins: dict[int, Any] = {}
+    for old, module in model.named_modules():
+        name = rename(old, shortened)
+        if name is not None and _has_module(thin, name):
+            twins[id(module)] = thin.get_submodule(name)
     for module in model.modules():
         twin = twins.get(id(module))
         for store in _HOOKS if twin is not None else ():
@@ -155,9 +177,11 @@ def _replace_parameters(
     model: nn.Module,
     fresh: Mapping[str, nn.Parameter],
     ways: Mapping[str, _ParameterChange],
+    shortened: Sequence[Shorten],
 ) -> Iterable[str]:
-    names = {id(p): name for name, p in model.named_parameters()}
-    old_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    names = {id(p): rename(name, shortened) or _LEFT for name, p in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    old_names = {rename(name, shortened) for name, _ in every}
     created = [name for name in fresh if name not in old_names]
     afresh = []
     for group in optimizer.param_groups:

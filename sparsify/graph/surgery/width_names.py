@@ -17,7 +17,7 @@ class Meaning(Enum):
     """a width of its module, without saying which: dim, num_features"""
     AS_BELOW = auto()
     """no length of a tensor, but it is cut with the layers that have a number of the same name: groups,
-    num_heads"""
+    num_heads, num_experts"""
     UNKNOWN = auto()
     """the name says nothing"""
     NEVER = auto()
@@ -67,6 +67,7 @@ def read_meaning(name: str) -> Meaning:
         return Meaning.INNER
     if (
         is_head_count(name)
+        or is_expert_count(name)
         or words in (["groups"], ["num", "groups"])
         or ("head" in said and said <= _OF_A_HEAD)
     ):
@@ -94,6 +95,15 @@ def is_head_count(name: str) -> bool:
     return ("heads" in words or words in (["n", "head"], ["nhead"])) and not {"dim", "size", "hidden"} & set(
         words
     )
+
+
+def is_expert_count(name: str) -> bool:
+    """Whether it counts the experts that a router chooses among: num_experts, n_routed_experts."""
+    words = _split_words(name)
+    return bool(words) and words[-1] == "experts" and set(words) <= _OF_EXPERTS
+
+
+_OF_EXPERTS = frozenset("n num number no of local routed moe total experts".split())
 
 
 def _split_words(name: str) -> list[str]:

@@ -1,4 +1,5 @@
-"""Run the masked dense model: removed units and branches at zero."""
+"""Run the masked dense model: removed units and branches at zero, scores of removed experts at minus
+infinity."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from sparsify.graph.surgery.operations import Keep, removed_branches, removed_in
 from sparsify.graph.trace.labels import Ints
 from sparsify.graph.trace.zero_branches import zero_branches
 from sparsify.graph.verify import masked_statistics
+from sparsify.graph.verify.router_mask import mask_experts
 from sparsify.graph.verify.run_models import (
     list_groups,
     run_model,
@@ -44,7 +46,7 @@ def run_masked_model(
         narrowed_groups(model_map, keep),
         [s for b in removed_branches(model_map, keep) for s in b.sums],
     )
-    with _mask_units(wide, model_map, keep):
+    with _mask_units(wide, model_map, keep), mask_experts(wide, model_map.mixtures, keep):
         if any(model_map.by_name[name].statistics for name in groups):
             # Inside branches that leave as well: what comes out of one has the labels of what it is added to.
             gone: dict[tuple[str, int], set[int]] = {}

@@ -14,12 +14,18 @@ from typing import assert_never
 from pydantic import TypeAdapter
 
 from sparsify.cost.cost_model import Costs, absolute_limits
-from sparsify.graph.model_map import Branch, Layer
+from sparsify.graph.model_map import Branch, Layer, Mixture
 from sparsify.pruning.planning.plan import Assignment, Plan, count_kept_by_limits, join_ranked
 from sparsify.recipe.schedules import value
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.cuts import Cuts, Zeroed
-from sparsify_schemas.group import count_inside, in_one_tensor, is_unstructured, removes_branches
+from sparsify_schemas.group import (
+    count_inside,
+    in_one_tensor,
+    is_unstructured,
+    removes_branches,
+    removes_experts,
+)
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.rule import Keep, Rule
 from sparsify_schemas.schedule import Schedule
@@ -130,8 +136,10 @@ def keep_present_rules(plan: Plan, rules: Sequence[Rule], left: Set[str]) -> dic
     left: names of the layers that have not."""
     found = {}
     for index, rule in enumerate(rules):
-        present: list[Layer | Branch] = []
-        if not removes_branches(rule.group):
+        present: list[Layer | Branch | Mixture] = []
+        if removes_experts(rule.group):
+            present += plan.map.mixtures
+        elif not removes_branches(rule.group):
             present += [layer for layer in plan.map.layers if layer.name in left]
         if rule.protect or removes_branches(rule.group):
             for branch in plan.map.branches:
@@ -146,7 +154,7 @@ def keep_present_rules(plan: Plan, rules: Sequence[Rule], left: Set[str]) -> dic
     return found
 
 
-def _is_any_selected(pattern: str, parts: Iterable[Layer | Branch]) -> bool:
+def _is_any_selected(pattern: str, parts: Iterable[Layer | Branch | Mixture]) -> bool:
     return any(part.is_selected((pattern,)) for part in parts)
 
 

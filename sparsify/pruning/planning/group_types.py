@@ -104,12 +104,23 @@ def group_type(kind: Kind) -> GroupType:
                 clashes=(),
                 zeros=None,
             )
+        case "expert":
+            return GroupType(
+                acts_on="mixtures of experts",
+                fits=_is_no_layer,
+                reaches=_named_group,
+                covers=_parameters_of_group,
+                role="out",
+                step=None,
+                clashes=(),
+                zeros=None,
+            )
         case "depth":
             return GroupType(
                 acts_on="residual blocks and branches",
                 fits=_is_no_layer,
-                reaches=_branch,
-                covers=_parameters_of_branch,
+                reaches=_named_group,
+                covers=_parameters_of_group,
                 role="out",
                 step=None,
                 clashes=(),
@@ -256,7 +267,7 @@ def _is_recurrent(_map: ModelMap, layer: Layer) -> bool:
 
 
 def _is_no_layer(_map: ModelMap, _layer: Layer) -> bool:
-    """Residual branches are matched by their own names."""
+    """Residual branches and mixtures are matched by their own names."""
     return False
 
 
@@ -311,7 +322,7 @@ def _hidden_units(map: ModelMap, layer: Layer) -> list[Coupled]:
     return found
 
 
-def _branch(map: ModelMap, layer: Layer) -> list[Coupled]:
+def _named_group(map: ModelMap, layer: Layer) -> list[Coupled]:
     return [map.by_name[layer.name]]
 
 
@@ -329,6 +340,6 @@ def _recurrent_weights(map: ModelMap, layer: Layer) -> list[str]:
     return [t.name for t in map.tensors if t.name.startswith(f"{layer.name}.weight_")]
 
 
-def _parameters_of_branch(map: ModelMap, layer: Layer) -> list[str]:
+def _parameters_of_group(map: ModelMap, layer: Layer) -> list[str]:
     own = {s.tensor for s in map.by_name[layer.name].slices}
     return [t.name for t in map.tensors if t.name in own and t.parameter and t.shape]

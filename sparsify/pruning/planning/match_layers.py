@@ -10,7 +10,7 @@ from sparsify.graph.model_map import Branch, Coupled, Layer, ModelMap
 from sparsify.pruning.planning.group_types import find_bare_groups, find_groups, group_type_of
 from sparsify.recipe import Positions
 from sparsify.recipe.odd_characters import name_odd_character
-from sparsify_schemas.group import removes_branches
+from sparsify_schemas.group import removes_branches, removes_experts
 from sparsify_schemas.penalty import GroupLasso
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.rule import Rule
@@ -26,6 +26,8 @@ def match_layers(
     rule = recipe.rules[index]
     if removes_branches(rule.group):
         return _match_branches(recipe, positions, map, index, problems)
+    if removes_experts(rule.group):
+        return _match_mixtures(recipe, positions, map, index, problems)
     found: dict[str, Layer] = {}
     for _at, pattern in enumerate(rule.layers):
         hits = [layer for layer in map.layers if layer.is_selected((pattern,))]
@@ -79,6 +81,26 @@ def _match_branches(
         for b in map.branches
         if b in outermost or b in stuck
     ]
+
+
+def _match_mixtures(
+    recipe: Recipe, positions: Positions, map: ModelMap, index: int, problems: list[Problem]
+) -> list[Layer]:
+    """The mixtures of experts of one rule."""
+    for pattern in recipe.rules[index].layers:
+        if not any(mixture.is_selected((pattern,)) for mixture in map.mixtures):
+            text = f"'{pattern}' matches no mixture of experts of the model"
+            problems.append(positions.problem(f"rules.{index}.layers", text, _describe_mixtures(map)))
+    hits = [mixture for mixture in map.mixtures if mixture.is_selected(recipe.rules[index].layers)]
+    return [Layer(m.name, m.type, (), 0, 0, 0, m.ancestors) for m in hits]
+
+
+def _describe_mixtures(map: ModelMap) -> str:
+    if not map.mixtures:
+        return "none was found: a list of modules that are built alike, or stacked weights, and a router"
+    names = _join_names([m.plain or m.module or m.name for m in map.mixtures])
+    classes = _join_names(sorted({name for m in map.mixtures for name in m.classes}))
+    return f"the mixtures are {names}; their classes are {classes}"
 
 
 def _is_covered(branch: Branch, others: Iterable[Branch]) -> bool:

@@ -79,7 +79,7 @@ class Plan:
         body = self._body() | {
             "floors": [asdict(f) for f in self.floors if not f.what.startswith("latency.")]
         }
-        for part in (*body["map"]["layers"], *body["map"]["branches"]):
+        for part in (*body["map"]["layers"], *body["map"]["branches"], *body["map"]["mixtures"]):
             for name in ("ancestors", "plain", "adapter"):
                 part.pop(name, None)
         told = {key: value for key, value in body["map"].items() if key not in ("unreached", "in_training")}

@@ -8,7 +8,7 @@ from sparsify.pruning.planning.group_types import (
     group_type_of,
 )
 from sparsify.pruning.planning.plan import Assignment
-from sparsify_schemas.group import Group, in_one_tensor, removes_branches
+from sparsify_schemas.group import Group, in_one_tensor, removes_branches, removes_experts
 from sparsify_schemas.recipe import Recipe
 
 
@@ -47,10 +47,10 @@ def write_notes(recipe: Recipe, map: ModelMap, assignments: Sequence[Assignment]
 
 
 def describe_kept_layers(recipe: Recipe, map: ModelMap, assignment: Assignment) -> Iterable[str]:
-    """Layers of one rule that keep their width, residual branches that stay, and why."""
+    """Layers of one rule that keep their width, residual branches and mixtures that stay, and why."""
     by_name, rule = {layer.name: layer for layer in map.layers}, recipe.rules[assignment.rule]
     said: set[str] = set()
-    if removes_branches(rule.group):
+    if removes_branches(rule.group) or removes_experts(rule.group):
         yield from (
             f"'{name}' stays: {why}"
             for name in assignment.layers

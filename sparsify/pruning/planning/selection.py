@@ -93,8 +93,10 @@ def choose(
         if fit:
             break
     gone = {tensor for b in plan.map.branches if not chosen.get(b.name, [0]) for tensor in b.tensors}
+    members = plan.map.list_members(chosen)
     for name in chosen:
-        if plan.map.by_name[name].reached <= gone:
+        reached = plan.map.by_name[name].reached
+        if all(tensor in gone or tensor.startswith(members) for tensor in reached):
             chosen[name] = []
     return chosen
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from sparsify.graph.layer_types import layer_type_of
 from sparsify.graph.model_map import Layer, ModelMap
 from sparsify.pruning.planning.plan import Assignment
-from sparsify_schemas.group import in_one_tensor, removes_branches
+from sparsify_schemas.group import in_one_tensor, removes_branches, removes_experts
 from sparsify_schemas.recipe import Recipe
 
 _REACH = "write 'calls' that reach it, protect what it reads, or run without --strict"
@@ -31,6 +31,8 @@ def find_unproven_layers(
         rule = recipe.rules[assignment.rule]
         if rule.protect or removes_branches(rule.group) or in_one_tensor(rule.group):
             continue
+        if removes_experts(rule.group):
+            continue  # whole experts leave: nothing that one reads is narrowed
         narrowed = [group for name in assignment.coupled if (group := map.by_name[name]).protected is None]
         reading = {name for group in narrowed for name in group.layers}
         for name in map.unreached:

@@ -1,0 +1,255 @@
+"""Find the experts of a mixture and the router that chooses among them, by what a model's modules hold.
+
+Experts are the members of a ModuleList that are built alike, or they lie along the first dimension of stacked
+parameters [experts, inputs, outputs]. A router is a weight with as many rows as there are experts, or as many
+columns where a user's own module holds it. The smallest module that holds both is the mixture.
+
+These are proposals: `verify/mixture_trials` cuts them on trial, and keeps what computes what the dense model
+does with the scores of the removed experts at minus infinity.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, product
+
+from torch import Tensor, nn
+
+from sparsify.graph.class_names import class_names
+from sparsify.graph.layer_types import attributes
+from sparsify.graph.model_map import Coupled, Mixture, ModelMap, Slice, Span
+from sparsify.graph.names import canonical_names, walk_modules
+
+MOST = 48
+"""proposals for one mixture"""
+_GROUP_COUNTS = ("n_group", "num_group", "n_groups", "num_groups", "num_expert_group", "num_expert_groups")
+"""names under which a router holds in how many groups its experts fall"""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A module, the experts in it, and what may be their router."""
+
+    module: str
+    count: int
+    lists: tuple[str, ...]
+    stacks: tuple[str, ...]
+    """modules that hold stacked parameters"""
+    routers: tuple[tuple[str, int], ...]
+    """(weight, dimension of the experts)"""
+
+
+def propose_mixtures(model: nn.Module, model_map: ModelMap) -> list[list[Mixture]]:
+    """For each mixture of experts the ways in which it may be cut, the likeliest first."""
+    found = _Structure(model)
+    taken = {group.name for group in model_map.coupled}
+    proposals = []
+    for places in _find_places(found):
+        proposals.append([way for place in places for way in islice(_list_ways(found, place, taken), MOST)])
+    return proposals
+
+
+class _Structure:
+    """The modules and tensors of a model, by name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(walk_modules(model))
+        self.first = canonical_names(model)
+        self.tensors: dict[str, Tensor] = {}
+        for name, module in self.modules.items():
+            prefix = f"{name}." if name else ""
+            for own, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    self.tensors[prefix + own] = tensor
+
+    def inside(self, module: str) -> list[str]:
+        """The tensors of a module and of those in it."""
+        start = f"{module}." if module else ""
+        return [name for name in self.tensors if name.startswith(start)]
+
+    def held(self, module: str) -> list[str]:
+        """The tensors that a module holds itself."""
+        return [name for name in self.tensors if name.rpartition(".")[0] == module]
+
+    def is_bare(self, tensor: str) -> bool:
+        """Whether a user's module holds it, rather than a layer of torch."""
+        kind = type(self.modules[tensor.rpartition(".")[0]])
+        return not kind.__module__.startswith("torch.")
+
+    def count_members(self, name: str) -> int:
+        """How many experts a list may hold: members of one class and of the same shapes, which share no
+        tensor with anything else. 0 for another module."""
+        module = self.modules[name]
+        if not isinstance(module, nn.ModuleList) or len(module) < 2:
+            return 0
+        kinds = {type(member) for member in module}
+        shapes = set()
+        for at in range(len(module)):
+            own = self.inside(f"{name}.{at}")
+            if any(not self.first[tensor].startswith(f"{name}.{at}.") for tensor in own):
+                return 0
+            start = len(f"{name}.{at}.")
+            shapes.add(tuple((tensor[start:], tuple(self.tensors[tensor].shape)) for tensor in own))
+        return len(module) if len(kinds) == len(shapes) == 1 and shapes != {()} else 0
+
+
+def _find_places(found: _Structure) -> list[list[_Place]]:
+    """For each mixture the modules that may be it: the smallest one that holds both experts and what may be
+    their router. Where that lies among the stacked weights, as their biases do, larger modules come first."""
+    lists = {name: count for name in found.modules if (count := found.count_members(name))}
+    stacks: dict[str, set[int]] = {}
+    for name, tensor in found.tensors.items():
+        if isinstance(tensor, nn.Parameter) and tensor.dim() > 2 and tensor.shape[0] > 1:
+            if found.is_bare(name):
+                stacks.setdefault(name.rpartition(".")[0], set()).add(tensor.shape[0])
+    claimed: list[str] = []
+    sure: list[list[_Place]] = []
+    doubtful: list[_Place] = []
+    for module in reversed(list(found.modules)):  # what is inside a module comes after it
+        for place in _look_inside(found, module, lists, stacks, claimed):
+            if all(name.rpartition(".")[0] in place.stacks for name, _ in place.routers):
+                doubtful.append(place)
+                continue
+            inside = [other for other in doubtful if set(other.stacks) <= set(place.stacks)]
+            doubtful = [other for other in doubtful if other not in inside]
+            sure.append([place, *inside])
+            claimed += [*place.lists, *place.stacks]
+            break
+    order = list(found.modules)
+    alone = {place.stacks: place for place in reversed(doubtful)}
+    every = [*sure, *([place] for place in alone.values())]
+    return sorted(every, key=lambda places: order.index(places[0].module))
+
+
+def _look_inside(
+    found: _Structure,
+    module: str,
+    lists: Mapping[str, int],
+    stacks: Mapping[str, set[int]],
+    claimed: Sequence[str],
+) -> Iterator[_Place]:
+    """The experts in a module that no smaller one has, those of the largest number first."""
+    start = f"{module}." if module else ""
+    open_lists = {n: c for n, c in lists.items() if n.startswith(start) and not _meets(n, claimed)}
+    open_stacks = {n: c for n, c in stacks.items() if f"{n}.".startswith(start) and not _meets(n, claimed)}
+    counts = {*open_lists.values(), *(c for own in open_stacks.values() for c in own)}
+    for count in sorted(counts, reverse=True):
+        every = [name for name, own in open_lists.items() if own == count]
+        own_lists = tuple(n for n in every if not n.startswith(tuple(f"{other}." for other in every)))
+        members = tuple(f"{name}." for name in own_lists)
+        own_stacks = tuple(n for n, c in open_stacks.items() if count in c and not f"{n}.".startswith(members))
+        routers = tuple(_list_routers(found, module, count, members))
+        if routers and (own_lists or own_stacks):
+            yield _Place(module, count, own_lists, own_stacks, routers)
+
+
+def _meets(name: str, claimed: Sequence[str]) -> bool:
+    """Whether one of the claimed modules is this one, is in it, or holds it."""
+    return any(f"{a}.".startswith(f"{b}.") for other in claimed for a, b in ((name, other), (other, name)))
+
+
+def _list_routers(
+    found: _Structure, module: str, count: int, members: tuple[str, ...]
+) -> Iterator[tuple[str, int]]:
+    """Weights in a module, outside of the experts in lists, with a row or a column for each expert; those
+    of the least depth first."""
+    own = [name for name in found.inside(module) if not (members and name.startswith(members))]
+    for name in sorted(own, key=lambda name: name.count(".")):
+        tensor = found.tensors[name]
+        if not isinstance(tensor, nn.Parameter) or tensor.dim() != 2:
+            continue
+        holder = found.modules[name.rpartition(".")[0]]
+        if isinstance(holder, nn.Linear):
+            dims: tuple[int, ...] = (0,)
+        elif found.is_bare(name):
+            dims = (0, 1)
+        else:
+            continue
+        yield from ((name, dim) for dim in dims if tensor.shape[dim] == count)
+
+
+def _list_ways(found: _Structure, place: _Place, taken: set[str]) -> Iterator[Mixture]:
+    """One weight is the router, those outside of the stacks first, or all of them are (one may add noise in training); every list and stack
+    holds experts, or only one does; numbers that say 'expert' count them, or all equal ones do, or none."""
+    apart = sorted(place.routers, key=lambda own: own[0].rpartition(".")[0] in place.stacks)
+    routers = [(own,) for own in apart]
+    if len(routers) > 1:
+        routers.append(place.routers)
+    holders = [(place.lists, place.stacks)]
+    if len(place.lists) + len(place.stacks) > 1:
+        holders += [((name,), ()) for name in place.lists] + [((), (name,)) for name in place.stacks]
+    sizes = dict.fromkeys(
+        tuple(_list_counts(found, place, everything)) for everything in (False, True)
+    )
+    sizes.setdefault(())
+    for own, (lists, stacks), counts in product(routers, holders, sizes):
+        mixture = _make_mixture(found, place, own, lists, stacks, counts, taken)
+        yield mixture
+        if mixture.offsets:
+            yield replace(mixture, offsets=())
+
+
+def _list_counts(found: _Structure, place: _Place, everything: bool) -> Iterator[str]:
+    """Attributes that hold the number of experts, of the mixture's module and of those in it."""
+    members = tuple(f"{name}." for name in place.lists)
+    start = f"{place.module}." if place.module else ""
+    for name, module in found.modules.items():
+        if name != place.module and (not name.startswith(start) or f"{name}.".startswith(members)):
+            continue
+        implied = attributes(module)
+        for key, value in vars(module).items():
+            says = everything or "expert" in key.lower()
+            if type(value) is int and value == place.count and key not in implied and says:
+                yield f"{name}:{key}"
+
+
+def _make_mixture(
+    found: _Structure,
+    place: _Place,
+    routers: tuple[tuple[str, int], ...],
+    lists: tuple[str, ...],
+    stacks: tuple[str, ...],
+    counts: Sequence[str],
+    taken: set[str],
+) -> Mixture:
+    groups = _count_groups(found, place)
+    size = place.count // groups
+    spans = tuple(Span(group * size, 0, size) for group in range(groups))
+    slices: list[Slice] = []
+    for expert in range(place.count):
+        unit = expert % size
+        for name in lists:
+            for tensor in found.inside(f"{name}.{expert}"):
+                value = found.tensors[tensor]
+                length = value.shape[0] if value.dim() else 1
+                slices.append(Slice(tensor, 0, "whole", (Span(0, unit, 1, length),)))
+    slices += [Slice(found.first[name], dim, "whole", spans) for name, dim in routers]
+    offsets: list[str] = []
+    own = {name.rpartition(".")[0] for name, _ in routers} | {place.module}
+    for holder in (*stacks, *(name for name in own if name not in stacks)):
+        for name in found.held(holder):
+            value, is_stacked = found.tensors[name], holder in stacks
+            if not value.dim() or value.shape[0] != place.count or (name, 0) in routers or (name, 1) in routers:
+                continue
+            if value.dim() == 1 and (not is_stacked or value.is_floating_point()):
+                slices.append(Slice(found.first[name], 0, "whole", spans))
+                if value.is_floating_point() and not (is_stacked and holder not in own):
+                    offsets.append(name)
+            elif is_stacked and value.dim() > 1:
+                slices.append(Slice(found.first[name], 0, "whole", spans))
+    slices += [Slice(name, 0, "size", spans) for name in counts]
+    name = place.module or (*lists, *stacks)[0]
+    kind, *ancestors = class_names(found.modules[place.module])
+    group = Coupled(f"{name}#experts" if name in taken or not name else name, size, tuple(slices))
+    return Mixture(group, name, kind, spans, lists, routers, tuple(offsets), 0.0, tuple(ancestors))
+
+
+def _count_groups(found: _Structure, place: _Place) -> int:
+    """In how many groups the experts fall of which a router chooses some first (DeepSeek-V3)."""
+    start = f"{place.module}." if place.module else ""
+    for name, module in found.modules.items():
+        if name == place.module or name.startswith(start):
+            for key in _GROUP_COUNTS:
+                value = vars(module).get(key)
+                if type(value) is int and value > 1 and place.count % value == 0:
+                    return value
+    return 1

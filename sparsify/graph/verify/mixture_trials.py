@@ -1,0 +1,160 @@
+"""Find which mixtures can lose experts, by trial cuts before any training."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from sparsify.errors import ModelError
+from sparsify.forward.call_model import convert_inputs
+from sparsify.forward.calls import Inputs
+from sparsify.graph.mixtures import propose_mixtures
+from sparsify.graph.model_map import Coupled, Mixture, ModelMap
+from sparsify.graph.peft_adapters import find_adapter_names
+from sparsify.graph.surgery import operations
+from sparsify.graph.verify.meta_trials import choose_half
+from sparsify.graph.verify.run_models import copy_in_dtype, first_line, run_model
+from sparsify.graph.verify.search_faults import find_cuttable
+from sparsify.graph.verify.trial_cuts import _choose_double, _find_fault
+from sparsify.graph.verify.trial_weights import randomize_weights
+
+CountMacs = Callable[[nn.Module], int]
+"""multiply-accumulates of one forward call of a model"""
+MOST_NEEDED = 16
+"""experts that a router is expected to choose at most"""
+
+
+def add_mixtures(
+    model: nn.Module, model_map: ModelMap, inputs: Inputs, count_macs: CountMacs
+) -> ModelMap:
+    """Add the model's mixtures of experts to the map.
+
+    Of each, the first way of cutting it is taken in which the cut model computes, in float64 and on random
+    weights, what the dense one does with the scores of the removed experts at minus infinity: without half
+    of the experts, without the other half, without the first, and with as few as the model runs with. A
+    mixture without such a way is marked protected. At last all of them are cut together.
+
+    count_macs: a count of a model's operations. Raises ModelError for a model without weights.
+    """
+    if any(p.is_meta for p in model.parameters()):
+        raise ModelError(
+            "group 'expert' needs a model with weights: a trial cut decides whether an expert can be removed"
+        )
+    ways = propose_mixtures(model, model_map)
+    trials = _Trials(model, model_map, convert_inputs(inputs, torch.float32))
+    found: dict[str, Mixture] = {}
+    known: dict[str, int] = {}
+    for proposals in ways:
+        kind = re.sub(r"\d+", "#", proposals[0].name)
+        order = sorted(range(len(proposals)), key=lambda at: at != known.get(kind, 0))
+        at, mixture = _choose_way(trials, [proposals[at] for at in order])
+        known.setdefault(kind, order[at])
+        found[mixture.name] = mixture
+    found = _cut_together(trials, found)
+    plain = find_adapter_names(model).plain
+    made = []
+    for mixture in found.values():
+        macs = 0.0 if mixture.group.protected else trials.count_freed(mixture, count_macs)
+        made.append(replace(mixture, macs=macs, plain=plain.get(mixture.module, "")))
+    return replace(model_map, mixtures=tuple(made))
+
+
+class _Trials:
+    """Trial cuts of one model on random weights."""
+
+    def __init__(self, model: nn.Module, model_map: ModelMap, inputs: Inputs) -> None:
+        self.map, self.inputs = model_map, inputs
+        self.model = copy_in_dtype(model, torch.float32)
+        randomize_weights(model, self.model, inputs)
+        self.double = _choose_double(self.model, inputs)
+        self.why = ""
+
+    def find_fault(self, mixtures: Sequence[Mixture], keep: operations.Keep) -> str | None:
+        """What is wrong with a cut of these mixtures; None if nothing is."""
+        own = replace(self.map, mixtures=tuple(mixtures))
+        return _find_fault(self.model, own, keep, self.inputs, self.double)
+
+    def runs(self, mixture: Mixture, count: int) -> bool:
+        """Whether the model runs with so many units."""
+        own = replace(self.map, mixtures=(mixture,))
+        try:
+            thin = operations.cut_on_trial(self.model, own, {mixture.name: range(count)})
+            run_model(thin, self.inputs)
+        except Exception as error:
+            self.why = f"{type(error).__name__}: {first_line(error)}"
+            return False
+        return True
+
+    def count_freed(self, mixture: Mixture, count_macs: CountMacs) -> float:
+        """Multiply-accumulates that leave with one unit, measured on half of them: where each token goes to
+        a fixed number of experts, those of the router's row alone."""
+        kept = max(mixture.group.least, mixture.group.width // 2)
+        own = replace(self.map, mixtures=(mixture,))
+        thin = operations.cut_on_trial(self.model, own, {mixture.name: range(kept)})
+        return max(0.0, (count_macs(self.model) - count_macs(thin)) / (mixture.group.width - kept))
+
+
+def _choose_way(trials: _Trials, proposals: Sequence[Mixture]) -> tuple[int, Mixture]:
+    """The first way without a fault, with its place and the number of units that it needs; else the first,
+    protected."""
+    why: str | None = None
+    for at, mixture in enumerate(proposals):
+        found = _try_way(trials, mixture)
+        if isinstance(found, Mixture):
+            return at, found
+        why = why or found
+    first = proposals[0]
+    return 0, replace(first, group=replace(first.group, protected=why))
+
+
+def _try_way(trials: _Trials, mixture: Mixture) -> Mixture | str:
+    """The mixture with the number of units that it needs, or what is wrong with it."""
+    width = mixture.group.width
+    least = next((n for n in range(1, min(width, MOST_NEEDED + 1)) if trials.runs(mixture, n)), width)
+    if least >= width:
+        return f"with one expert less the model does not run: {trials.why}"
+    mixture = replace(mixture, group=replace(mixture.group, least=least))
+    half = choose_half(mixture.group)
+    rest = sorted(set(range(width)) - set(half))
+    kept = [_fill(half, least, width), _fill(rest, least, width), list(range(1, width)), list(range(least))]
+    for units in kept:
+        why = trials.find_fault((mixture,), {mixture.name: units})
+        if why is not None:
+            return _explain(why)
+    return mixture
+
+
+def _fill(units: Sequence[int], least: int, width: int) -> list[int]:
+    """These units, and as many others as are needed."""
+    others = [unit for unit in range(width) if unit not in units]
+    return sorted([*units, *others[: max(0, least - len(units))]])
+
+
+def _explain(why: str) -> str:
+    if "differs from the masked one by nan" in why:
+        return (
+            "where the router's score of an expert is minus infinity, the dense model gives no number, "
+            "so nothing says what is right without that expert"
+        )
+    return why
+
+
+def _cut_together(trials: _Trials, found: dict[str, Mixture]) -> dict[str, Mixture]:
+    """The mixtures; those that cannot be cut with the others are protected."""
+    reasons: dict[str, str] = {}
+    every = list(found.values())
+
+    def find_fault(groups: Sequence[Coupled]) -> str | None:
+        keep = {c.name: _fill(choose_half(c), c.least, c.width) for c in groups}
+        return trials.find_fault(every, keep)
+
+    find_cuttable([m.group for m in every if m.group.protected is None], find_fault, reasons)
+    return {name: _protect(mixture, reasons) for name, mixture in found.items()}
+
+
+def _protect(mixture: Mixture, reasons: dict[str, str]) -> Mixture:
+    if mixture.name not in reasons:
+        return mixture
+    return replace(mixture, group=replace(mixture.group, protected=reasons[mixture.name]))

@@ -321,7 +321,7 @@ def masked(
 
 @dataclass(frozen=True)
 class Experts:
-    """What gives the experts of a model's mixtures their scores. A test names it; nothing here looks for it."""
+    """What gives the experts of a model's mixtures their scores. A test names it; nothing looks for it."""
 
     routers: Mapping[str, int]
     """each router's weight, and its dimension that counts the experts"""

@@ -98,9 +98,9 @@ def _find_places(found: _Structure) -> list[list[_Place]]:
     lists = {name: count for name in found.modules if (count := found.count_members(name))}
     stacks: dict[str, set[int]] = {}
     for name, tensor in found.tensors.items():
-        if isinstance(tensor, nn.Parameter) and tensor.dim() > 2 and tensor.shape[0] > 1:
-            if found.is_bare(name):
-                stacks.setdefault(name.rpartition(".")[0], set()).add(tensor.shape[0])
+        is_stack = isinstance(tensor, nn.Parameter) and tensor.dim() > 2 and tensor.shape[0] > 1
+        if is_stack and found.is_bare(name):
+            stacks.setdefault(name.rpartition(".")[0], set()).add(tensor.shape[0])
     claimed: list[str] = []
     sure: list[list[_Place]] = []
     doubtful: list[_Place] = []
@@ -134,9 +134,11 @@ def _look_inside(
     counts = {*open_lists.values(), *(c for own in open_stacks.values() for c in own)}
     for count in sorted(counts, reverse=True):
         every = [name for name, own in open_lists.items() if own == count]
-        own_lists = tuple(n for n in every if not n.startswith(tuple(f"{other}." for other in every)))
+        inside = tuple(f"{name}." for name in every)
+        own_lists = tuple(name for name in every if not name.startswith(inside))
         members = tuple(f"{name}." for name in own_lists)
-        own_stacks = tuple(n for n, c in open_stacks.items() if count in c and not f"{n}.".startswith(members))
+        alike = [name for name, own in open_stacks.items() if count in own]
+        own_stacks = tuple(name for name in alike if not f"{name}.".startswith(members))
         routers = tuple(_list_routers(found, module, count, members))
         if routers and (own_lists or own_stacks):
             yield _Place(module, count, own_lists, own_stacks, routers)
@@ -168,18 +170,21 @@ def _list_routers(
 
 
 def _list_ways(found: _Structure, place: _Place, taken: set[str]) -> Iterator[Mixture]:
-    """One weight is the router, those outside of the stacks first, or all of them are (one may add noise in training); every list and stack
-    holds experts, or only one does; numbers that say 'expert' count them, or all equal ones do, or none."""
+    """The ways in which a module may be a mixture.
+
+    One weight is the router, those outside of the stacks first, or all of them are (one may add noise in
+    training). Every list and stack holds experts, or only one does. Numbers that say 'expert' count them, or
+    all equal ones do, or none.
+    """
     apart = sorted(place.routers, key=lambda own: own[0].rpartition(".")[0] in place.stacks)
-    routers = [(own,) for own in apart]
+    routers: list[tuple[tuple[str, int], ...]] = [(own,) for own in apart]
     if len(routers) > 1:
         routers.append(place.routers)
     holders = [(place.lists, place.stacks)]
     if len(place.lists) + len(place.stacks) > 1:
-        holders += [((name,), ()) for name in place.lists] + [((), (name,)) for name in place.stacks]
-    sizes = dict.fromkeys(
-        tuple(_list_counts(found, place, everything)) for everything in (False, True)
-    )
+        holders += [((name,), ()) for name in place.lists]
+        holders += [((), (name,)) for name in place.stacks]
+    sizes = dict.fromkeys(tuple(_list_counts(found, place, everything)) for everything in (False, True))
     sizes.setdefault(())
     for own, (lists, stacks), counts in product(routers, holders, sizes):
         mixture = _make_mixture(found, place, own, lists, stacks, counts, taken)
@@ -214,33 +219,39 @@ def _make_mixture(
     groups = _count_groups(found, place)
     size = place.count // groups
     spans = tuple(Span(group * size, 0, size) for group in range(groups))
-    slices: list[Slice] = []
-    for expert in range(place.count):
-        unit = expert % size
-        for name in lists:
-            for tensor in found.inside(f"{name}.{expert}"):
-                value = found.tensors[tensor]
-                length = value.shape[0] if value.dim() else 1
-                slices.append(Slice(tensor, 0, "whole", (Span(0, unit, 1, length),)))
-    slices += [Slice(found.first[name], dim, "whole", spans) for name, dim in routers]
-    offsets: list[str] = []
-    own = {name.rpartition(".")[0] for name, _ in routers} | {place.module}
-    for holder in (*stacks, *(name for name in own if name not in stacks)):
-        for name in found.held(holder):
-            value, is_stacked = found.tensors[name], holder in stacks
-            if not value.dim() or value.shape[0] != place.count or (name, 0) in routers or (name, 1) in routers:
-                continue
-            if value.dim() == 1 and (not is_stacked or value.is_floating_point()):
-                slices.append(Slice(found.first[name], 0, "whole", spans))
-                if value.is_floating_point() and not (is_stacked and holder not in own):
-                    offsets.append(name)
-            elif is_stacked and value.dim() > 1:
-                slices.append(Slice(found.first[name], 0, "whole", spans))
+    slices = [part for name in lists for part in _list_members(found, name, place.count, size)]
+    beside = {name.rpartition(".")[0] for name, _ in routers} | {place.module}
+    vectors = [name for holder in sorted(beside) for name in found.held(holder)]
+    vectors = [name for name in vectors if tuple(found.tensors[name].shape) == (place.count,)]
+    stacked = [name for holder in stacks for name in found.held(holder)]
+    stacked = [name for name in stacked if found.tensors[name].shape[:1] == (place.count,)]
+    shared = dict.fromkeys([*routers, *((name, 0) for name in (*vectors, *stacked))])
+    for name, dim in shared:
+        if dim == 1 or (name, 1) not in routers:
+            slices.append(Slice(found.first[name], dim, "whole", spans))
     slices += [Slice(name, 0, "size", spans) for name in counts]
-    name = place.module or (*lists, *stacks)[0]
+    name = place.module or (*lists, *stacks)[0] or stacked[0]
     kind, *ancestors = class_names(found.modules[place.module])
-    group = Coupled(f"{name}#experts" if name in taken or not name else name, size, tuple(slices))
-    return Mixture(group, name, kind, spans, lists, routers, tuple(offsets), 0.0, tuple(ancestors))
+    offsets = tuple(name for name in vectors if found.tensors[name].is_floating_point())
+    return Mixture(
+        Coupled(f"{name}#experts" if name in taken else name, size, tuple(slices)),
+        name,
+        kind,
+        spans,
+        lists,
+        stacks,
+        routers,
+        offsets,
+        ancestors=tuple(ancestors),
+    )
+
+
+def _list_members(found: _Structure, name: str, count: int, size: int) -> Iterator[Slice]:
+    """All tensors of the members of a list, each with the unit that it leaves with."""
+    for expert in range(count):
+        for tensor in found.inside(f"{name}.{expert}"):
+            length = (*found.tensors[tensor].shape[:1], 1)[0]
+            yield Slice(tensor, 0, "whole", (Span(0, expert % size, 1, length),))
 
 
 def _count_groups(found: _Structure, place: _Place) -> int:

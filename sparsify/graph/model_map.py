@@ -157,6 +157,8 @@ class Mixture:
     """which experts belong to which units"""
     lists: tuple[str, ...] = ()
     """each ModuleList whose members are the experts; none where they lie in stacked tensors alone"""
+    stacks: tuple[str, ...] = ()
+    """each module that holds stacked tensors of all experts"""
     routers: tuple[tuple[str, int], ...] = ()
     """(weight, dimension of the experts) of each product that gives experts their scores"""
     offsets: tuple[str, ...] = ()
@@ -185,7 +187,7 @@ class Mixture:
     def is_selected(self, patterns: Iterable[str]) -> bool:
         """Whether a rule with these patterns speaks of it, by its module or that of its experts."""
         names = (self.module, self.plain) if self.plain else (self.module,)
-        return any(selects(patterns, name, self.classes) for name in (*names, *self.lists))
+        return any(selects(patterns, name, self.classes) for name in (*names, *self.lists, *self.stacks))
 
     def list_removed(self, kept: Iterable[int]) -> list[int]:
         """Numbers of the experts that leave where these units stay, ascending."""

@@ -8,7 +8,17 @@ from torch import nn
 from sparsify.errors import RunError
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.surgery.indices import Keep, to_indices, to_ranges
-from sparsify_schemas.cuts import AddBias, Bypass, Cuts, Narrow, Operation, Replace, SetAttribute, Shorten, Silence
+from sparsify_schemas.cuts import (
+    AddBias,
+    Bypass,
+    Cuts,
+    Narrow,
+    Operation,
+    Replace,
+    SetAttribute,
+    Shorten,
+    Silence,
+)
 
 
 def list_shortened(model_map: ModelMap, keep: Keep) -> tuple[Shorten, ...]:
@@ -76,9 +86,7 @@ def rename(name: str, shortened: Iterable[Shorten]) -> str | None:
     return name
 
 
-def rename_operations(
-    operations: Iterable[Operation], shortened: Sequence[Shorten]
-) -> Iterator[Operation]:
+def rename_operations(operations: Iterable[Operation], shortened: Sequence[Shorten]) -> Iterator[Operation]:
     """What was done to the tensors and modules that stay, under their new names."""
     for op in operations:
         if not shortened:

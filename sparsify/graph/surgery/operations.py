@@ -12,7 +12,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from sparsify.graph.copy import copy_with
 from sparsify.graph.layer_types import attributes
-from sparsify.graph.model_map import Branch, ModelMap, Span
+from sparsify.graph.model_map import Branch, ModelMap
 from sparsify.graph.names import all_names, canonical_names, walk_modules
 from sparsify.graph.surgery.expert_lists import (
     list_shortened,
@@ -128,9 +128,7 @@ def removed_indices(model_map: ModelMap, keep: Keep) -> dict[tuple[str, int, str
         for part in group.slices:
             if part.tensor in whole or (members and part.tensor.startswith(members)):
                 continue
-            if (
-                part.role == "size" and any(b.holds(part.tensor.partition(":")[0]) for b in branches)
-            ):
+            if part.role == "size" and any(b.holds(part.tensor.partition(":")[0]) for b in branches):
                 continue
             if id(part.spans) not in lost:
                 lost[id(part.spans)] = indices_of_units(part.spans, leaves)

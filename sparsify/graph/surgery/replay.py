@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from sparsify.errors import RunError
+from sparsify.forward.copies import copy_model
 from sparsify.graph.layer_types import attributes
 from sparsify.graph.surgery import module_integers, transformers_config
-from sparsify.forward.copies import copy_model
 from sparsify.graph.surgery.biases import create_bias
 from sparsify.graph.surgery.compact_layers import are_ascending, compact_layers
 from sparsify.graph.surgery.expert_lists import shorten_lists

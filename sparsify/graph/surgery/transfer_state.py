@@ -60,9 +60,7 @@ def transfer_state(
     return tuple(_replace_parameters(optimizer, model, fresh, ways, shortened))
 
 
-def _list_renamed(
-    model: nn.Module, shortened: Sequence[Shorten]
-) -> Iterator[tuple[str, nn.Parameter]]:
+def _list_renamed(model: nn.Module, shortened: Sequence[Shorten]) -> Iterator[tuple[str, nn.Parameter]]:
     """The model's parameters that stay, under their names in the cut model."""
     for old, parameter in model.named_parameters():
         name = rename(old, shortened)
@@ -97,9 +95,7 @@ def transfer_named_values(
             carried = ways[name].apply_to(own.view(shapes[old]))
             found[name] = carried if own.shape == shapes[old] else carried.flatten()
         elif own.numel() == prod(shapes[old][1:]):  # filter shapes: one for each column
-            found[name] = (
-                ways[name].apply_to(own.view(1, *shapes[old][1:]).expand(shapes[old]))[0].flatten()
-            )
+            found[name] = ways[name].apply_to(own.view(1, *shapes[old][1:]).expand(shapes[old]))[0].flatten()
     return found
 
 

@@ -2,8 +2,10 @@
 
 Let M be the dense model in which the consumers' input slices of every removed unit are zero. Then
 cut(model) == M for any activation. For removed residual branches, M has zeros in the sums that they
-joined. Units that meet each other in a product, as those of queries and keys, have no input slices there:
-M also has zeros in the weights that compute them. If a statistic is taken over removed units (LayerNorm,
+joined. Where experts of a mixture left, M has minus infinity in place of the scores that their router gives
+them: a softmax or a sigmoid makes zeros of these, and a choice of the largest leaves them out. Units that
+meet each other in a product, as those of queries and keys, have no input slices there: M also has zeros in
+the weights that compute them. If a statistic is taken over removed units (LayerNorm,
 GroupNorm, a mean over channels), M leaves them out of it, and the verdict says `statistics change`: M is
 then no longer the dense model with some weights set to zero.
 """
@@ -134,7 +136,8 @@ def verify_cut(
             f"{list_groups(blamed)}"
         )
     several = next((one for one in compared if _count_examples(one) > 1), first)
-    check_training(dense, borrow_model(thin), run.restore(several), blamed)
+    routed = [f"{name}." for mixture in model_map.mixtures for name in mixture.lists]
+    check_training(dense, borrow_model(thin), run.restore(several), blamed, routed)
     changing = any(model_map.by_name[name].statistics for name in narrowed)
     all_dead = not narrowed_groups(model_map, left_whole) and not removed_branches(model_map, keep)
     shifted = any(bool((shift.masked != 0).any()) for shift in constants.shifts)

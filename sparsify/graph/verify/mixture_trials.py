@@ -26,9 +26,7 @@ MOST_NEEDED = 16
 """experts that a router is expected to choose at most"""
 
 
-def add_mixtures(
-    model: nn.Module, model_map: ModelMap, inputs: Inputs, count_macs: CountMacs
-) -> ModelMap:
+def add_mixtures(model: nn.Module, model_map: ModelMap, inputs: Inputs, count_macs: CountMacs) -> ModelMap:
     """Add the model's mixtures of experts to the map.
 
     Of each, the first way of cutting it is taken in which the cut model computes, in float64 and on random

@@ -1,9 +1,9 @@
-"""Run the dense model with the scores of some experts at minus infinity: the masked model of a cut that removes
-them.
+"""Run the dense model with the scores of some experts at minus infinity: the masked model of a cut that
+removes them.
 
-Let s = W x be what a router gives the experts. The scores of removed experts are -inf in every product with W,
-so that a softmax gives them 0, a sigmoid gives them 0, and a choice of the largest leaves them out. What is
-added to scores on the way to a choice alone (`e_score_correction_bias` of DeepSeek-V3) is -inf as well.
+Let s = W x be the scores that a router gives the experts. Those of removed experts are -inf in every product
+with W, so that a softmax gives them 0, a sigmoid gives them 0, and a choice of the largest leaves them out.
+What is added to scores on the way to a choice alone (`e_score_correction_bias` of DeepSeek-V3) is -inf too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,13 +19,13 @@ from sparsify.graph.surgery.indices import Keep
 from sparsify.graph.trace.module_stack import ModuleStack
 
 _SAME_VALUES = frozenset(
-    ("t", "transpose", "permute", "view", "_unsafe_view", "reshape", "_to_copy", "to", "clone", "detach")
-    + ("alias", "expand", "unsqueeze", "squeeze", "contiguous", "numpy_T", "lift_fresh", "as_strided")
+    "t transpose permute view _unsafe_view reshape _to_copy to clone detach alias expand unsqueeze squeeze "
+    "contiguous lift_fresh".split()
 )
 """operators whose result has the values of their first operand, in another form"""
 
 
-class _RouterMask(ModuleStack):
+class _RouterMask(ModuleStack):  # type: ignore[no-untyped-call]
     """Sets scores of removed experts to minus infinity in what is computed from a router's weight."""
 
     def __init__(self, lost: dict[int, Tensor], count: dict[int, int], weights: Sequence[Tensor]) -> None:

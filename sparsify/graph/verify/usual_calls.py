@@ -42,12 +42,18 @@ def check_usual_calls(
             raise make_run_error(error, groups) from error
 
 
-def check_training(dense: nn.Module, narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:
+def check_training(
+    dense: nn.Module,
+    narrow: nn.Module,
+    inputs: Inputs,
+    groups: Sequence[str],
+    chosen: Sequence[str] = (),
+) -> None:
     """Run both models on torch's fused paths and in train mode; both are used up.
 
     The cut model must run wherever the dense one does, with outputs of the same shapes, and gradients must
-    reach the same parameters. A dense model that cannot be trained in its own precision is tried in float64.
-    Raises VerificationError.
+    reach the same parameters, except in modules that only run for what is routed to them. A dense model that cannot be trained in its own precision is tried in float64.
+    chosen: the beginnings of the names of such modules. Raises VerificationError.
     """
     try:
         wanted = _run_train_step(copy_to_call(dense), inputs)
@@ -75,7 +81,8 @@ def check_training(dense: nn.Module, narrow: nn.Module, inputs: Inputs, groups: 
             f"{list_groups(groups)}"
         )
     there = {name for name, _ in narrow.named_parameters()}
-    lost = sorted((wanted.reached & there) - found.reached)
+    missing = (wanted.reached & there) - found.reached
+    lost = sorted(name for name in missing if not name.startswith(tuple(chosen)))
     if lost:
         raise VerificationError(
             f"in train mode no gradient reaches '{lost[0]}' of the cut model, as it does in the dense one"

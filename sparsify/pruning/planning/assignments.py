@@ -9,7 +9,11 @@ from sparsify.pruning.planning.group_types import (
     find_tensors,
     list_clashing,
 )
-from sparsify.pruning.planning.match_layers import find_overlapping_branches, match_layers
+from sparsify.pruning.planning.match_layers import (
+    find_overlapping_branches,
+    find_overlapping_mixtures,
+    match_layers,
+)
 from sparsify.pruning.planning.pattern_fit import check_patterns
 from sparsify.pruning.planning.plan import Assignment
 from sparsify.recipe import Positions
@@ -45,7 +49,7 @@ def assign_rules(
             for group in [
                 g
                 for c in find_groups(rule.group, map, layer)
-                for g in (c, *find_overlapping_branches(map, c))
+                for g in (c, *find_overlapping_branches(map, c), *find_overlapping_mixtures(map, c))
             ]:
                 before, through = owner.get(group.name, (index, layer.name))
                 if group.protected is None and before != index and first == index and not rule.override:

@@ -110,9 +110,24 @@ def _mark_protected(recipe: Recipe, positions: Positions, map: ModelMap, problem
             for group in map.coupled:
                 coupled.append(_protect_group(group, why) if group.name in own else group)
             map = replace(_mark_branches(map, layer.name, why), coupled=tuple(coupled))
+        map = _mark_mixtures(map, index, rule.layers)
         for branch in [b for b in map.branches if b.is_selected(rule.layers)]:
             map = _mark_branches(map, branch.module, f"rules.{index} protects '{branch.module}'")
     return map
+
+
+def _mark_mixtures(map: ModelMap, index: int, patterns: Sequence[str]) -> ModelMap:
+    """The map with the mixtures of experts marked to stay that a rule protects, by their names or by that of
+    a layer which would lose whole rows."""
+    mixtures = []
+    for mixture in map.mixtures:
+        own = [layer for layer in map.layers if layer.name in mixture.group.layers]
+        named = next((layer.name for layer in own if layer.is_selected(patterns)), mixture.module)
+        if mixture.is_selected(patterns) or named != mixture.module:
+            group = _protect_group(mixture.group, f"rules.{index} protects '{named}'")
+            mixture = replace(mixture, group=group)
+        mixtures.append(mixture)
+    return replace(map, mixtures=tuple(mixtures))
 
 
 def _mark_branches(map: ModelMap, module: str, why: str) -> ModelMap:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from sparsify.errors import Problem
-from sparsify.graph.model_map import Branch, Coupled, Layer, ModelMap
+from sparsify.graph.model_map import Branch, Coupled, Layer, Mixture, ModelMap
 from sparsify.pruning.planning.group_types import find_bare_groups, find_groups, group_type_of
 from sparsify.recipe import Positions
 from sparsify.recipe.odd_characters import name_odd_character
@@ -31,7 +31,8 @@ def match_layers(
     found: dict[str, Layer] = {}
     for _at, pattern in enumerate(rule.layers):
         hits = [layer for layer in map.layers if layer.is_selected((pattern,))]
-        if not hits and not (rule.protect and any(b.is_selected((pattern,)) for b in map.branches)):
+        parts: tuple[Branch | Mixture, ...] = (*map.branches, *map.mixtures)
+        if not hits and not (rule.protect and any(part.is_selected((pattern,)) for part in parts)):
             problems.append(
                 positions.problem(
                     f"rules.{index}.layers",
@@ -189,6 +190,31 @@ def find_overlapping_branches(map: ModelMap, group: Coupled) -> list[Coupled]:
     if own is None:
         return []
     return [branch.group for branch in map.branches if branch is not own and branch.overlaps(own)]
+
+
+def find_overlapping_mixtures(map: ModelMap, group: Coupled) -> list[Coupled]:
+    """The mixtures whose experts leave with units of a group, as those of a router whose rows are free to
+    leave do; of a mixture, such groups."""
+    shared = [(mixture.group, _list_shared_places(mixture)) for mixture in map.mixtures]
+    for own, places in shared:
+        if own is group:
+            return [other for other in map.coupled if not places.isdisjoint(_list_places(other))]
+    reached = _list_places(group)
+    return [own for own, places in shared if not places.isdisjoint(reached)]
+
+
+def _list_places(group: Coupled) -> set[tuple[str, int]]:
+    return {(part.tensor, part.dim) for part in group.slices if part.role != "size"}
+
+
+def _list_shared_places(mixture: Mixture) -> set[tuple[str, int]]:
+    """(tensor, dimension) along which all experts lie: what an expert has to itself is narrowed by other
+    groups as well."""
+    places = set()
+    for part in mixture.group.slices:
+        if part.role != "size" and part.spans == mixture.experts:
+            places.add((part.tensor, part.dim))
+    return places
 
 
 def find_target(spec: GroupLasso, recipe: Recipe) -> str:

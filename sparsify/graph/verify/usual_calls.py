@@ -52,7 +52,9 @@ def check_training(
     """Run both models on torch's fused paths and in train mode; both are used up.
 
     The cut model must run wherever the dense one does, with outputs of the same shapes, and gradients must
-    reach the same parameters, except in modules that only run for what is routed to them. A dense model that cannot be trained in its own precision is tried in float64.
+    reach the same parameters, except in modules that only run for what is routed to them. A dense model that
+    cannot be trained in its own precision is tried in float64.
+
     chosen: the beginnings of the names of such modules. Raises VerificationError.
     """
     try:

@@ -82,7 +82,13 @@ class Plan:
         for part in (*body["map"]["layers"], *body["map"]["branches"], *body["map"]["mixtures"]):
             for name in ("ancestors", "plain", "adapter"):
                 part.pop(name, None)
-        told = {key: value for key, value in body["map"].items() if key not in ("unreached", "in_training")}
+        groups = (*body["map"]["coupled"], *(branch["group"] for branch in body["map"]["branches"]))
+        for group in groups:
+            del group["least"]  # of mixtures alone, whose own groups keep it
+        untold = (
+            ("unreached", "in_training") if self.map.mixtures else ("unreached", "in_training", "mixtures")
+        )
+        told = {key: value for key, value in body["map"].items() if key not in untold}
         body["map"] = told | {"inputs": _describe_calls(self.map.inputs)}
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
 

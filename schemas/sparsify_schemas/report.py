@@ -148,6 +148,18 @@ class LayerRow(Spec):
     """the class of torch.nn that its class is derived from, where that is another one"""
 
 
+class MixtureRow(Spec):
+    """One mixture of experts before and after."""
+
+    name: str
+    type: str
+    experts: int
+    """experts before"""
+    experts_after: int
+    least: int
+    """with fewer the model does not run"""
+
+
 class Limit(Spec):
     """A budget or a rule's own sparsity: what was asked for and what came out."""
 
@@ -389,6 +401,8 @@ class Report(Spec):
     """where the recipe has a target in int8 that is here"""
     limits: tuple[Limit, ...] = ()
     layers: tuple[LayerRow, ...] = ()
+    mixtures: tuple[MixtureRow, ...] = Field(default=(), exclude_if=lambda found: not found)
+    """mixtures that rules with group expert reach"""
     sparsities: tuple[Sparsity, ...] = ()
     executions: tuple[Execution, ...] = ()
     stages: tuple[StageRow, ...] = ()

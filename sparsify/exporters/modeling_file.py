@@ -15,7 +15,18 @@ from torch import nn
 
 from sparsify.errors import ModelError
 from sparsify.graph.surgery.transformers_config import find_head_size
-from sparsify_schemas.cuts import AddBias, Bypass, Crop, Cuts, Gather, Narrow, Replace, SetAttribute, Silence
+from sparsify_schemas.cuts import (
+    AddBias,
+    Bypass,
+    Crop,
+    Cuts,
+    Gather,
+    Narrow,
+    Replace,
+    SetAttribute,
+    Shorten,
+    Silence,
+)
 
 NAME = "modeling_cut.py"
 _SOURCE = Template('''"""$dense, cut: written by sparsify. The changes stand in config.json under "cut"."""
@@ -114,6 +125,8 @@ def describe_changes(dense: nn.Module, cut: nn.Module, rounds: Sequence[Cuts]) -
                 raise ModelError(
                     f"{NAME} cannot hold '{op.module}', which sparsify computes by a module of its own"
                 )
+            case Shorten():
+                raise ModelError(f"{NAME} cannot hold '{op.module}', a list that has lost members")
             case Narrow() if op.tensor not in stored and _is_held(cut, op.tensor):
                 raise ModelError(f"{NAME} cannot hold '{op.tensor}', which no weights file stores")
             case Bypass() | Silence():

@@ -69,8 +69,7 @@ def sample_places(module: nn.Module, output: Tensor, count: int, generator: torc
 def output_rows(module: nn.Module, output: Tensor, places: Places) -> Tensor:
     """Outputs at the places: [rows, channels], examples first."""
     if _is_linear(module):
-        flat = output.reshape(output.shape[0], -1, output.shape[-1])
-        return flat[:, places.index].reshape(-1, output.shape[-1])
+        return _lay_out_places(output)[:, places.index].flatten(0, 1)
     flat = output.flatten(2) if places.shape else output[:, :, None]
     return flat[:, :, places.index].transpose(1, 2).reshape(-1, output.shape[1])
 
@@ -78,8 +77,7 @@ def output_rows(module: nn.Module, output: Tensor, places: Places) -> Tensor:
 def input_rows(module: nn.Module, value: Tensor, places: Places) -> Tensor:
     """What the outputs at the places are computed from: [rows, groups, columns], examples first."""
     if _is_linear(module):
-        flat = value.reshape(value.shape[0], -1, value.shape[-1])
-        return flat[:, places.index].reshape(-1, 1, value.shape[-1])
+        return _lay_out_places(value)[:, places.index].flatten(0, 1)[:, None]
     if isinstance(module, Conv):
         padding: Any = module._reversed_padding_repeated_twice
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -94,6 +92,11 @@ def input_rows(module: nn.Module, value: Tensor, places: Places) -> Tensor:
     batch, channels, count, taps = patches.shape
     rows = patches.permute(0, 2, 1, 3).reshape(batch * count, module.groups, channels // module.groups * taps)
     return rows
+
+
+def _lay_out_places(value: Tensor) -> Tensor:
+    """[batch, *places, features] -> [batch, places, features], also of no example at all."""
+    return value.reshape(value.shape[0], prod(value.shape[1:-1]), value.shape[-1])
 
 
 def weight_matrix(module: nn.Module) -> Tensor:

@@ -62,12 +62,13 @@ def diff_recipes(
 def diff_runs(
     a: Report, b: Report, recipe_a: Mapping[str, Any], recipe_b: Mapping[str, Any], *, unchanged: bool = False
 ) -> tuple[Change, ...]:
-    """The changes from run `a` to run `b`: first `recipe.`, then `metrics.`, then `widths.`."""
+    """The changes from run `a` to run `b`: first `recipe.`, then `metrics.`, then `widths.`, then `experts.`."""
     recipes = (_prefix_change("recipe.", c) for c in _diff_mappings("", recipe_a, recipe_b))
     found = (
         *recipes,
         *_diff_figures(_list_metrics(a), _list_metrics(b), _write_remarks(a, b)),
         *_diff_figures(_list_widths(a.layers), _list_widths(b.layers), {}),
+        *_diff_figures(_list_experts(a), _list_experts(b), {}),
     )
     return tuple(c for c in found if unchanged or not c.same)
 
@@ -345,6 +346,10 @@ def _do_overlap(a: Latency, b: Latency) -> bool:
 def _list_widths(layers: Sequence[LayerRow]) -> dict[str, Any]:
     # Layers without MACs, such as normalisations, have the width of the layer before them.
     return {f"widths.{layer.name}": layer.outputs_after for layer in layers if layer.macs}
+
+
+def _list_experts(report: Report) -> dict[str, Any]:
+    return {f"experts.{row.name}": row.experts_after for row in report.mixtures}
 
 
 def _diff_figures(

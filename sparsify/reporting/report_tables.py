@@ -58,6 +58,7 @@ def list_tables(report: Report, *, every_layer: bool = True) -> tuple[Table, ...
         agreement_table(report),
         cuts_table(report),
         search_table(report),
+        _mixtures_table(report),
         _layers_table(report, every_layer),
         _zeros_table(report),
         _computation_table(report),
@@ -216,6 +217,16 @@ def _layers_table(report: Report, every_layer: bool) -> Table:
     heads = make_columns("layer", "type", ">inputs", ">outputs", ">sparsity", ">MACs dense", ">MACs cut")
     notes = tuple(_layer_notes(report.layers, computing, shown))
     return Table(table_titles.LAYERS, heads, rows, notes)
+
+
+def _mixtures_table(report: Report) -> Table:
+    rows = tuple(
+        (row.name, row.type, _format_change(row.experts, row.experts_after), str(row.least))
+        for row in report.mixtures
+    )
+    notes = ("at least: with fewer experts the model does not run.",) if rows else ()
+    heads = make_columns("mixture", "class", ">experts", ">at least")
+    return Table(table_titles.MIXTURES, heads, rows, notes)
 
 
 def _layer_row(layer: LayerRow) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from sparsify.modelfile import weights_digest
 from sparsify.modelfile.weights import list_tensors
 from sparsify.objective.objective import Evaluation, evaluate, evaluate_batches
 from sparsify.runs.int8 import compare_int8, select_int8
-from sparsify.runs.layer_rows import list_layer_rows
+from sparsify.runs.layer_rows import list_layer_rows, list_mixture_rows
 from sparsify.runs.limits_met import check_limits
 from sparsify.runs.measurement_cache import MeasurementCache
 from sparsify.runs.reloaded_models import ReloadedModels
@@ -65,7 +65,8 @@ def evaluate_run(record: RunRecord, models: ReloadedModels, seconds: float) -> R
         latency=timings,
         integers=_measure_int8(recipe, models, targets, seconds),
         limits=tuple(check_limits(record.plan, record.cuts, sides, stored, timings)),
-        layers=tuple(list_layer_rows(record.plan, dense, cut, models.inputs)),
+        layers=tuple(list_layer_rows(record.plan, dense, cut, models.inputs, record.cuts)),
+        mixtures=tuple(list_mixture_rows(record.plan, record.cuts)),
         sparsities=tuple(list_sparsity_rows(record, dense, cut)),
         executions=tuple(executions.values()),
         stages=record.stages,

@@ -1,6 +1,7 @@
-"""The report's row of each layer: its widths, parameters, zeros and MACs before and after."""
+"""The report's row of each layer, with its widths, parameters, zeros and MACs before and after, and of each
+mixture of experts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -8,19 +9,30 @@ from sparsify.cost import measure
 from sparsify.forward.calls import Inputs
 from sparsify.graph import build_map
 from sparsify.graph.model_map import Layer
+from sparsify.graph.surgery.expert_lists import find_shortened, rename_in_turn
 from sparsify.pruning.planning.plan import Plan
+from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import (
     LayerRow,
+    MixtureRow,
 )
 
 
-def list_layer_rows(plan: Plan, dense: nn.Module, cut: nn.Module, inputs: Inputs) -> Iterator[LayerRow]:
+def list_layer_rows(
+    plan: Plan, dense: nn.Module, cut: nn.Module, inputs: Inputs, rounds: Sequence[Cuts]
+) -> Iterator[LayerRow]:
+    """A row for each layer of the dense model, beside what has become of it.
+
+    rounds: the logs of the cuts, which say what number an expert has now.
+    """
+    shortened = [op for cuts in rounds for op in find_shortened(cuts)]
     macs_before, macs_after = (measure.count_macs(model, inputs)[1] for model in (dense, cut))
     remaining = {layer.name: layer for layer in build_map.list_layers(cut, macs_after)}
     protected = _list_protected(plan)
     for before in build_map.list_layers(dense, macs_before):
         params = _count_own_params(dense.get_submodule(before.name))
-        after = remaining.get(before.name)
+        name = rename_in_turn(before.name, shortened)
+        after = None if name is None else remaining.get(name)
         if after is None:
             yield _row_of_removed_layer(before, params)
             continue
@@ -41,6 +53,23 @@ def list_layer_rows(plan: Plan, dense: nn.Module, cut: nn.Module, inputs: Inputs
             macs_after=after.macs,
             protected=protected.get(before.name),
         )
+
+
+def list_mixture_rows(plan: Plan, rounds: Sequence[Cuts]) -> Iterator[MixtureRow]:
+    """A row for each mixture of experts that a rule reaches."""
+    reached = {name for assignment in plan.assignments for name in assignment.coupled}
+    kept = {width.group: width.kept for cuts in rounds for width in cuts.widths}  # the last has the last word
+    for mixture in plan.map.mixtures:
+        if mixture.name in reached:
+            units = mixture.group.width
+            each = mixture.count // units
+            yield MixtureRow(
+                name=mixture.name,
+                type=mixture.type,
+                experts=mixture.count,
+                experts_after=each * kept.get(mixture.name, units),
+                least=each * mixture.group.least,
+            )
 
 
 def _name_kind(layer: Layer) -> str | None:

@@ -86,6 +86,14 @@ def rename(name: str, shortened: Iterable[Shorten]) -> str | None:
     return name
 
 
+def rename_in_turn(name: str, shortened: Iterable[Shorten]) -> str | None:
+    """The same after cuts that each went on with what the one before had left."""
+    found: str | None = name
+    for op in shortened:
+        found = None if found is None else rename(found, (op,))
+    return found
+
+
 def rename_operations(operations: Iterable[Operation], shortened: Sequence[Shorten]) -> Iterator[Operation]:
     """What was done to the tensors and modules that stay, under their new names."""
     for op in operations:

@@ -17,7 +17,7 @@ from sparsify.pruning.planning.match_layers import (
 from sparsify.pruning.planning.pattern_fit import check_patterns
 from sparsify.pruning.planning.plan import Assignment
 from sparsify.recipe import Positions
-from sparsify_schemas.group import in_one_tensor, kind_of
+from sparsify_schemas.group import in_one_tensor, kind_of, removes_experts
 from sparsify_schemas.recipe import Recipe
 
 
@@ -60,6 +60,7 @@ def assign_rules(
                     problems.append(_report_overlap(positions, index, text))
                     continue
                 owner[group.name] = (index, layer.name)
+    problems += _check_numbered_experts(recipe, positions, map, layers)
     problems += [*_check_clashes(recipe, positions, layers), *check_patterns(recipe, positions, map, layers)]
     for index, own in layers.items():
         rule = rules[index]
@@ -99,6 +100,32 @@ def _check_clashes(
                 f"group '{group}' cannot be combined with it on the same layer"
             )
             yield positions.problem(f"rules.{index}.layers", text, "narrow one of the two selectors")
+
+
+def _check_numbered_experts(
+    recipe: Recipe, positions: Positions, map: ModelMap, layers: Mapping[int, Sequence[Layer]]
+) -> Iterable[Problem]:
+    """Rules that set weights to zero in experts which are members of a list, of which others leave: what is
+    left gets new numbers, and the zeros are carried by name."""
+    lists: dict[str, int] = {}
+    for index, own in layers.items():
+        if removes_experts(recipe.rules[index].group):
+            names = {layer.name for layer in own}
+            mixtures = [mixture for mixture in map.mixtures if mixture.name in names]
+            lists |= {f"{name}.": index for mixture in mixtures for name in mixture.lists}
+    for index, own in layers.items():
+        if not in_one_tensor(recipe.rules[index].group):
+            continue
+        for layer in own:
+            first = next((rule for name, rule in lists.items() if layer.name.startswith(name)), None)
+            if first is not None:
+                text = (
+                    f"'{layer.name}' is part of an expert that may leave by rules.{first}, after which experts "
+                    f"have other numbers; group '{recipe.rules[index].group}' cannot be combined with that"
+                )
+                advice = "cut the experts by a recipe of their own, and what is left by another one"
+                yield positions.problem(f"rules.{index}.layers", text, advice)
+                break
 
 
 def _report_overlap(positions: Positions, index: int, text: str) -> Problem:

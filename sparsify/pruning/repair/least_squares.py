@@ -40,7 +40,13 @@ from sparsify.pruning.repair.recurrent import (
 )
 from sparsify.pruning.repair.regression import Fit
 from sparsify.pruning.repair.sites import OperatorCounter, Site, find_sites, list_operators
-from sparsify.pruning.repair.skipped_layers import explain_not_run, list_row_tensors, list_skipped
+from sparsify.pruning.repair.skipped_layers import (
+    OTHER_EXAMPLES,
+    explain_not_run,
+    list_row_tensors,
+    list_skipped,
+    make_member_test,
+)
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import LayerRepair
 
@@ -74,6 +80,7 @@ def refit_layers(
     partners = _find_shared_addends(dense_sites, sites) if settings.shortcuts else frozenset()
     settings = replace(settings, zeroed=find_zeroed_tensors(rounds))
     skipped = dict(list_skipped(model, sites, dense_sites, outputs, rows, dense))
+    skipped |= dict.fromkeys(filter(make_member_test(rounds), sites), OTHER_EXAMPLES)
     repairs = [repair_row(name, "skipped", reason=reason) for name, reason in skipped.items()]
     asked = sites if settings.layers is None else settings.layers
     todo = [name for name in sites if name not in skipped and name in asked]
@@ -148,6 +155,8 @@ def _refit_layer(
     targets = message.targets.float()
     if len(rows) != len(targets):
         return repair_row(site.name, "skipped", reason="it runs at other places than in the dense model")
+    if not len(rows):
+        return repair_row(site.name, "skipped", reason="no example reaches it")
     groups = groups_of(layer)
     wanted, sizes = [targets.reshape(len(targets), groups, -1)], None
     if message.addend is not None and addend is not None and _has_places(layer, addend, message):

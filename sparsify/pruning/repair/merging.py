@@ -24,6 +24,7 @@ from sparsify.graph.surgery.operations import to_indices
 from sparsify.pruning.criteria.reconstruction import find_readers
 from sparsify.pruning.layer_matrix import groups_of, is_product, set_weight, weight_matrix
 from sparsify.pruning.repair.kept_outputs import find_kept_outputs, find_zeroed_tensors, kept_columns
+from sparsify.pruning.repair.skipped_layers import OTHER_EXAMPLES, make_member_test
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import LayerRepair
 
@@ -61,6 +62,7 @@ def merge_units(
         cuts: the log of the cut.
     """
     zeroed = find_zeroed_tensors((cuts,))
+    is_member = make_member_test((cuts,))
     taken: dict[str, int] = {}
     lost: dict[str, int] = {}
     reasons: dict[str, str] = {}
@@ -82,6 +84,10 @@ def merge_units(
             if stay is None:
                 continue  # it reads the group in another way than by its columns
             lost[layer] = lost.get(layer, 0) + len(gone)
+            if is_member(layer):
+                taken.setdefault(layer, 0)
+                reasons[layer] = OTHER_EXAMPLES
+                continue
             if f"{layer}.weight" in zeroed:
                 taken.setdefault(layer, 0)
                 reasons[layer] = "the cut set single weights of it to zero, which stay"

@@ -1,9 +1,10 @@
 """Layers that a repair leaves alone, and why."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from sparsify.graph.surgery.expert_lists import find_shortened
 from sparsify.pruning.layer_matrix import (
     is_product,
     weight_matrix,
@@ -19,6 +20,7 @@ from sparsify.pruning.repair.recurrent import (
     weight_names,
 )
 from sparsify.pruning.repair.sites import Site
+from sparsify_schemas.cuts import Cuts
 
 
 def list_skipped(
@@ -41,6 +43,17 @@ def list_skipped(
             yield name, "the dense model does not call it as a layer of its own"
         elif not _is_as_logged(name, layer, dense.get_submodule(name), outputs, rows):
             yield name, "its outputs are not those that the log says stayed"
+
+
+OTHER_EXAMPLES = "its mixture lost experts: it is given other examples than in the dense model"
+
+
+def make_member_test(rounds: Sequence[Cuts]) -> Callable[[str], bool]:
+    """Whether a name is of a module inside a list of experts that lost some. What is left there has other
+    numbers than in the dense model."""
+    shortened = [op for cuts in rounds for op in find_shortened(cuts)]
+    lists = tuple(f"{op.module}." for op in shortened)
+    return lambda name: name.startswith(lists)
 
 
 def _are_alike(layer: nn.Module, dense: nn.Module) -> bool:

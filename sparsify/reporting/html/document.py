@@ -26,7 +26,7 @@ from sparsify_schemas.report import Report
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """The page may fetch nothing and run nothing, whatever it contains."""
-_AFTER_PLOTS = (titles.ZEROS, titles.COMPUTATION)
+_AFTER_PLOTS = (titles.MIXTURES, titles.ZEROS, titles.COMPUTATION)
 """Tables that follow the plots."""
 _EPOCHS = 60
 """Rows of the history; report.json has all of them."""

@@ -62,7 +62,7 @@ def diff_recipes(
 def diff_runs(
     a: Report, b: Report, recipe_a: Mapping[str, Any], recipe_b: Mapping[str, Any], *, unchanged: bool = False
 ) -> tuple[Change, ...]:
-    """The changes from run `a` to run `b`: first `recipe.`, then `metrics.`, then `widths.`, then `experts.`."""
+    """The changes from run `a` to run `b`: first `recipe.`, then `metrics.`, `widths.` and `experts.`."""
     recipes = (_prefix_change("recipe.", c) for c in _diff_mappings("", recipe_a, recipe_b))
     found = (
         *recipes,

@@ -120,8 +120,8 @@ def _check_numbered_experts(
             first = next((rule for name, rule in lists.items() if layer.name.startswith(name)), None)
             if first is not None:
                 text = (
-                    f"'{layer.name}' is part of an expert that may leave by rules.{first}, after which experts "
-                    f"have other numbers; group '{recipe.rules[index].group}' cannot be combined with that"
+                    f"'{layer.name}' is part of an expert that may leave by rules.{first}, and experts get "
+                    f"new numbers by that; group '{recipe.rules[index].group}' cannot be combined with it"
                 )
                 advice = "cut the experts by a recipe of their own, and what is left by another one"
                 yield positions.problem(f"rules.{index}.layers", text, advice)

@@ -55,6 +55,11 @@ class Costs:
             self._tensors_of[branch.name] = np.array(own, dtype=np.int64)
             self._products_of[branch.name] = np.array(inside, dtype=np.int64)
         self._mixtures = model_map.mixtures
+        lists = tuple(f"{name}." for mixture in model_map.mixtures for name in mixture.lists)
+        self._inside = {}
+        for group in model_map.coupled if lists else ():
+            if all(name.startswith(lists) for name in group.layers):
+                self._inside[group.name] = group.layers[0]
         self._products_of_experts = {}
         for mixture in model_map.mixtures:
             reached = mixture.group.layers
@@ -70,7 +75,12 @@ class Costs:
         For prices.
         """
         lengths = self._lengths.after_removing(gone)
-        numels, spent = self._numels.of(lengths), self._each * self._spaces.of(lengths)
+        numels, computed = self._numels.of(lengths), lengths
+        ignored = self._list_inside_experts(gone)
+        if ignored:
+            rest = {name: units for name, units in gone.items() if name not in ignored}
+            computed = self._lengths.after_removing(rest)
+        spent = self._each * self._spaces.of(computed)
         for name in self._tensors_of.keys() & gone.keys():
             if len(gone[name]):
                 numels[self._tensors_of[name]] = 0.0
@@ -85,6 +95,17 @@ class Costs:
         return (
             found if self._lives is None else found | {"peak_memory": size + self._lives.peak(gone, smooth)}
         )
+
+    def _list_inside_experts(self, gone: Mapping[str, Sequence[int]]) -> set[str]:
+        """Groups inside experts that leave: others compute what these did, and it is not known how narrow
+        they are."""
+        found: set[str] = set()
+        for mixture in self._mixtures:
+            if mixture.lists and len(gone.get(mixture.name, ())):
+                stay = set(range(mixture.group.width)).difference(gone[mixture.name])
+                members = tuple(mixture.list_members(stay))
+                found |= {name for name, layer in self._inside.items() if f"{layer}.".startswith(members)}
+        return found
 
     def _list_freed(self, gone: Mapping[str, Sequence[int]], spent: NDArray[np.float64]) -> Iterator[float]:
         """MACs that leave with whole experts: fewer, where narrower layers have made these cheaper."""

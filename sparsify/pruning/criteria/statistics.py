@@ -100,7 +100,10 @@ def _note_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     assert given is not None
     x = given.detach().float()
     if isinstance(module, nn.Linear):
-        rms = x.flatten(0, -2).square().mean(0).sqrt()
+        rows = x.flatten(0, -2)
+        rms = (
+            rows.square().sum(0).div(max(1, len(rows))).sqrt()
+        )  # no row reaches an expert that is not chosen
         weight.grad = rms.expand_as(weight).to(weight.dtype).clone()
         return
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)

@@ -124,7 +124,14 @@ def check_sparsities(positions: Positions, plan: Plan) -> Iterable[Problem]:
             bounds = (("at_least", at_least), ("multiple_of", multiple))
             floors = [f"keep.{name} {bound}" for name, bound in bounds if bound > 1]
             floors += ["keep.limits"] if rule.keep.limits else []
-            because = f"with {' and '.join(floors)}" if floors else "as one group stays in every layer,"
+            needed = {plan.map.by_name[candidate.name].least for candidate in own}
+            if floors:
+                because = f"with {' and '.join(floors)}"
+            elif max(needed, default=1) > 1:
+                numbers = " or ".join(map(str, sorted(needed)))
+                because = f"as a mixture does not run with fewer than {numbers} of its units,"
+            else:
+                because = "as one group stays in every layer,"
             message = f"{asked}: {because} at most {1000 * most // total / 10:g}% of the groups can go"
             yield positions.problem(path, message, "lower it, or loosen 'keep'" if floors else "lower it")
 

@@ -24,6 +24,7 @@ from sparsify_cli.flow import to_flow
 from sparsify_schemas.task import BUILT_IN
 
 _SECTIONS = (("metrics.", "Measured"), ("widths.", "Widths"), ("experts.", "Experts"), ("recipe.", "Recipe"))
+_TITLES = ("Recipe", "Measured", "Widths", "Experts")
 _SHOWN = {
     "params": format_count,
     "nonzero": format_count,
@@ -41,12 +42,7 @@ _SHARES = ("macs_left", "params_left")
 
 def list_tables(changes: Sequence[Change]) -> tuple[Table, ...]:
     """A table each for the recipe, the figures, the widths and the experts, without empty ones."""
-    by_title: dict[str, list[tuple[str, Change]]] = {
-        "Recipe": [],
-        "Measured": [],
-        "Widths": [],
-        "Experts": [],
-    }
+    by_title: dict[str, list[tuple[str, Change]]] = {title: [] for title in _TITLES}
     for c in changes:
         prefix, title = next(((p, t) for p, t in _SECTIONS if c.path.startswith(p)), ("", "Recipe"))
         by_title[title].append((c.path.removeprefix(prefix), c))
@@ -55,12 +51,7 @@ def list_tables(changes: Sequence[Change]) -> tuple[Table, ...]:
 
 def list_tables_of_many(names: Sequence[str], found: Sequence[Values]) -> tuple[Table, ...]:
     """The same of several recipes or runs: a column for each."""
-    by_title: dict[str, list[tuple[str, Values]]] = {
-        "Recipe": [],
-        "Measured": [],
-        "Widths": [],
-        "Experts": [],
-    }
+    by_title: dict[str, list[tuple[str, Values]]] = {title: [] for title in _TITLES}
     for row in found:
         prefix, title = next(((p, t) for p, t in _SECTIONS if row.path.startswith(p)), ("", "Recipe"))
         by_title[title].append((row.path.removeprefix(prefix), row))

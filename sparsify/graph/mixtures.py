@@ -76,20 +76,20 @@ class _Structure:
         return not kind.__module__.startswith("torch.")
 
     def count_members(self, name: str) -> int:
-        """How many experts a list may hold: members of one class and of the same shapes, which share no
-        tensor with anything else. 0 for another module."""
+        """How many experts a list may hold: members of one class with tensors of the same names, which share
+        none with anything else. 0 for another module."""
         module = self.modules[name]
         if not isinstance(module, nn.ModuleList) or len(module) < 2:
             return 0
         kinds = {type(member) for member in module}
-        shapes = set()
+        built = set()
         for at in range(len(module)):
             own = self.inside(f"{name}.{at}")
             if any(not self.first[tensor].startswith(f"{name}.{at}.") for tensor in own):
                 return 0
             start = len(f"{name}.{at}.")
-            shapes.add(tuple((tensor[start:], tuple(self.tensors[tensor].shape)) for tensor in own))
-        return len(module) if len(kinds) == len(shapes) == 1 and shapes != {()} else 0
+            built.add(tuple((tensor[start:], self.tensors[tensor].dim()) for tensor in own))
+        return len(module) if len(kinds) == len(built) == 1 and built != {()} else 0
 
 
 def _find_places(found: _Structure) -> list[list[_Place]]:

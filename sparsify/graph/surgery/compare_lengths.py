@@ -13,6 +13,8 @@ from sparsify.forward.calls import Inputs
 from sparsify.forward.opaque import is_scripted
 from sparsify.forward.scratch import borrow_model
 from sparsify.graph.names import all_names, walk_modules
+from sparsify.graph.surgery.expert_lists import find_old_names
+from sparsify_schemas.cuts import Shorten
 
 Lengths = set[tuple[int, int]]
 """(length in the dense model, length in the cut model) of dimensions"""
@@ -32,10 +34,16 @@ class ModuleLengths:
         return self.inputs | self.outputs | self.held
 
 
-def compare_lengths(dense: nn.Module, thin: nn.Module, inputs: Inputs) -> dict[str, ModuleLengths]:
-    """Old and new lengths of the dimensions of every module's tensors."""
+def compare_lengths(
+    dense: nn.Module, thin: nn.Module, inputs: Inputs, shortened: Sequence[Shorten] = ()
+) -> dict[str, ModuleLengths]:
+    """Old and new lengths of the dimensions of every module's tensors, by names of the dense model.
+
+    shortened: the lists whose members have other numbers in the cut model.
+    """
     found: dict[str, ModuleLengths] = {name: ModuleLengths() for name, _ in walk_modules(dense)}
-    after = all_names(thin)
+    old = find_old_names([*found, *all_names(dense)], shortened)
+    after = {old[name]: tensor for name, tensor in all_names(thin).items() if name in old}
     for name, tensor in all_names(dense).items():
         owner, _, attribute = name.rpartition(".")
         if owner in found and name in after:
@@ -46,7 +54,8 @@ def compare_lengths(dense: nn.Module, thin: nn.Module, inputs: Inputs) -> dict[s
             found[owner].held |= _pair_lengths(
                 tensor.shape, after[name].shape, range(1 if rows else 0, min(2, tensor.dim()))
             )
-    wide, narrow = _record_shapes(dense, inputs), _record_shapes(thin, inputs)
+    wide, made = _record_shapes(dense, inputs), _record_shapes(thin, inputs)
+    narrow = {old[name]: calls for name, calls in made.items() if name in old}
     for name, calls in wide.items():
         if len(narrow.get(name, ())) != len(calls):
             continue

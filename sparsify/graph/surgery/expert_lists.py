@@ -86,6 +86,16 @@ def rename(name: str, shortened: Iterable[Shorten]) -> str | None:
     return name
 
 
+def find_old_names(names: Iterable[str], shortened: Sequence[Shorten]) -> dict[str, str]:
+    """Name in the model with shorter lists -> name before, of these names of modules or tensors."""
+    found = {}
+    for name in names:
+        new = rename(name, shortened)
+        if new is not None:
+            found[new] = name
+    return found
+
+
 def rename_in_turn(name: str, shortened: Iterable[Shorten]) -> str | None:
     """The same after cuts that each went on with what the one before had left."""
     found: str | None = name

@@ -22,11 +22,12 @@ from sparsify.graph.layer_types import attributes
 from sparsify.graph.names import all_names, walk_modules
 from sparsify.graph.surgery import module_integers, transformers_config
 from sparsify.graph.surgery.compare_lengths import Lengths, ModuleLengths, compare_lengths
+from sparsify.graph.surgery.expert_lists import find_old_names, find_shortened, rename
 from sparsify.graph.surgery.harmless_numbers import StaleNumber, run_in_both_modes, split_by_effect
 from sparsify.graph.surgery.module_integers import HeldNumber, Number
 from sparsify.graph.surgery.width_names import Meaning, is_expert_count, is_head_count, read_meaning
 from sparsify.nn.bypass import Bypassed, Silenced
-from sparsify_schemas.cuts import Cuts, Narrow, SetAttribute
+from sparsify_schemas.cuts import Cuts, Narrow, SetAttribute, Shorten
 
 LEAST_WIDTH = 8
 """least value of a listed number with an uninformative name; smaller ones match some length by chance"""
@@ -52,7 +53,8 @@ def follow_widths(dense: nn.Module, thin: nn.Module, cuts: Cuts, inputs: Inputs)
     """
     if not any(isinstance(op, Narrow) for op in cuts.operations):
         return cuts
-    lengths = compare_lengths(dense, thin, inputs)
+    shortened = find_shortened(cuts)
+    lengths = compare_lengths(dense, thin, inputs, shortened)
     before = run_in_both_modes(borrow_model(thin), inputs)
     notes: list[StaleNumber] = []
     read: list[StaleNumber] = []
@@ -60,7 +62,9 @@ def follow_widths(dense: nn.Module, thin: nn.Module, cuts: Cuts, inputs: Inputs)
         False,
         True,
     ):  # configurations last: the numbers of modules say what became of their fields
-        found = list(_find_stale(dense, thin, _collect_changes(dense, thin, lengths), cuts, nested))
+        found = list(
+            _find_stale(dense, thin, _collect_changes(dense, thin, lengths, shortened), cuts, nested)
+        )
         certain = [stale for stale in found if stale.new is not None]
         good, differing = split_by_effect(thin, certain, inputs, before)
         sets = [
@@ -107,10 +111,21 @@ def is_explained(cuts: Cuts, name: str, old: Number, new: Number) -> bool:
     return follows(old, new)
 
 
+def _list_by_old_name(
+    dense: nn.Module, thin: nn.Module, shortened: Sequence[Shorten]
+) -> dict[str, nn.Module]:
+    """The modules of the cut model, by their names in the dense one."""
+    old = find_old_names([name for name, _ in walk_modules(dense)], shortened)
+    return {old[name]: module for name, module in walk_modules(thin) if name in old}
+
+
 def _collect_changes(
-    dense: nn.Module, thin: nn.Module, lengths: Mapping[str, ModuleLengths]
+    dense: nn.Module,
+    thin: nn.Module,
+    lengths: Mapping[str, ModuleLengths],
+    shortened: Sequence[Shorten],
 ) -> _WidthChanges:
-    there = dict(walk_modules(thin))
+    there = _list_by_old_name(dense, thin, shortened)
     numbers: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
     for name, module in walk_modules(dense):
         after = vars(there[name]) if name in there else {}
@@ -148,7 +163,8 @@ def _find_stale(
     dense: nn.Module, thin: nn.Module, known: _WidthChanges, cuts: Cuts, nested: bool
 ) -> Iterator[StaleNumber]:
     """The stale numbers of modules, or of the containers that modules hold."""
-    there = dict(walk_modules(thin))
+    shortened = find_shortened(cuts)
+    there = _list_by_old_name(dense, thin, shortened)
     done = {(op.module, op.attribute) for op in cuts.operations if isinstance(op, SetAttribute)}
     seen: set[int] = set()
     for name, module in walk_modules(dense):
@@ -159,7 +175,7 @@ def _find_stale(
         for held in module_integers.find_numbers(module, seen):
             if ("." in held.path) is not nested:
                 continue
-            if (name, held.path) in done or held.path in implied:
+            if (rename(name, shortened), held.path) in done or held.path in implied:
                 continue
             if module_integers.read_number(twin, held.path) != held.value:
                 continue
@@ -172,7 +188,7 @@ def _find_stale(
                     stale = replace(
                         stale, new=None
                     )  # it would change the dense model too, or replay refuse it
-            yield stale
+            yield replace(stale, module=rename(name, shortened) or name)
 
 
 def _judge_number(module: str, held: HeldNumber, known: _WidthChanges) -> StaleNumber | None:

@@ -3,6 +3,7 @@
 import math
 from typing import Any, get_args
 
+import mixtures
 import pytest
 import torch
 from pydantic import BaseModel, TypeAdapter
@@ -373,6 +374,7 @@ SHOWN: dict[str, tuple[Any, str, tuple[int, ...]]] = {
     "weight": (convolutional, "2", (2, 1, 8, 8)),
     "head": (Attention, "q", (2, 4, 5)),
     "hidden": (Recurrent, "rnn", (2, 4, 5)),
+    "expert": (lambda: mixtures.build(mixtures.Soft), "mix", mixtures.SHAPE),
     "depth": (Residual, "blocks.*", (2, 5)),
     "shape": (convolutional, "2", (2, 1, 8, 8)),
     "tap": (convolutional, "2", (2, 1, 8, 8)),

@@ -1,6 +1,6 @@
 """Whether budgets, sparsities and uniform widths can be met, and what to change where they cannot."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from sparsify.cost.cost_model import Costs, absolute_limits
 from sparsify.cost.latency_model import LatencyModel
@@ -124,16 +124,22 @@ def check_sparsities(positions: Positions, plan: Plan) -> Iterable[Problem]:
             bounds = (("at_least", at_least), ("multiple_of", multiple))
             floors = [f"keep.{name} {bound}" for name, bound in bounds if bound > 1]
             floors += ["keep.limits"] if rule.keep.limits else []
-            needed = {plan.map.by_name[candidate.name].least for candidate in own}
+            needed = _list_needed_experts(plan, {candidate.name for candidate in own})
             if floors:
                 because = f"with {' and '.join(floors)}"
-            elif max(needed, default=1) > 1:
-                numbers = " or ".join(map(str, sorted(needed)))
-                because = f"as a mixture does not run with fewer than {numbers} of its units,"
+            elif needed and needed[-1] > 1:
+                numbers = " or ".join(map(str, needed))
+                because = f"as a mixture does not run with fewer than {numbers} experts,"
             else:
                 because = "as one group stays in every layer,"
             message = f"{asked}: {because} at most {1000 * most // total / 10:g}% of the groups can go"
             yield positions.problem(path, message, "lower it, or loosen 'keep'" if floors else "lower it")
+
+
+def _list_needed_experts(plan: Plan, names: Set[str]) -> list[int]:
+    """With how many experts these mixtures run at least, ascending."""
+    own = [mixture for mixture in plan.map.mixtures if mixture.name in names]
+    return sorted({m.group.least * (m.count // m.group.width) for m in own})
 
 
 def check_scales(positions: Positions, plan: Plan) -> Iterable[Problem]:

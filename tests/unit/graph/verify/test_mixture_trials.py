@@ -1,0 +1,304 @@
+"""Whole experts leave: each way in which people write a mixture, beside a reference that knows the dense model
+with the scores of the removed experts at minus infinity."""
+
+from dataclasses import replace
+from typing import Any
+
+import mixtures
+import pytest
+import reference
+import torch
+from reference import Experts
+from torch import nn
+from torch.nn import functional as F
+
+import sparsify
+from sparsify.errors import ModelError, RecipeError
+from sparsify.graph.model_map import Mixture
+from sparsify.graph.surgery.replay import replay_cuts
+from sparsify.pruning.cut import Result
+from sparsify_schemas.cuts import Narrow, SetAttribute, Shorten
+
+EXACT = 1e-12
+INPUTS = (torch.randn(mixtures.SHAPE, generator=torch.Generator().manual_seed(3)),)
+
+
+def recipe(**rule: Any) -> dict[str, Any]:
+    asked = {"layers": "*", "group": "expert", "sparsity": "50%"} | rule
+    return {"version": 1, "title": "t", "rules": [{k: v for k, v in asked.items() if v is not None}]}
+
+
+def cut(model: nn.Module, **rule: Any) -> Result:
+    return sparsify.cut(sparsify.make_plan(recipe(**rule), model, INPUTS), model, inputs=INPUTS)
+
+
+def only(model: nn.Module) -> Mixture:
+    (mixture,) = sparsify.make_plan(recipe(sparsity=None), model, INPUTS).map.mixtures
+    return mixture
+
+
+@pytest.mark.parametrize("name", mixtures.CUTTABLE)
+@pytest.mark.parametrize("criterion", ["magnitude", "random"])
+def test_a_mixture_without_half_of_its_experts_is_the_dense_one_with_their_scores_at_minus_infinity(
+    name: str, criterion: str
+) -> None:
+    make, experts = mixtures.CUTTABLE[name]
+    model = mixtures.build(make)
+    result = cut(model, criterion={"kind": criterion})
+    fresh = reference.fresh(INPUTS, 7, seed=5)
+    found = reference.compare(result, model, fresh, experts=experts)
+    assert found.double and found.difference < EXACT and found.by == "weights"
+    assert found.to_dense > 1e-3 and found.varies > 1e-3  # otherwise nothing was compared
+    (verdict,) = result.verdicts
+    assert verdict.outcome == "equal" and verdict.control > 1e-3
+    assert sum(p.numel() for p in result.model.parameters()) < 0.75 * sum(
+        p.numel() for p in model.parameters()
+    )
+
+
+@pytest.mark.parametrize("name", mixtures.CUTTABLE)
+def test_the_reference_sees_an_expert_that_took_the_place_of_another(name: str) -> None:
+    make, experts = mixtures.CUTTABLE[name]
+    model = mixtures.build(make)
+    result = cut(model)
+    with torch.no_grad():
+        for parameter in result.model.mix.parameters():
+            if parameter.dim() == 3:  # stacked
+                parameter.copy_(parameter.flip(0))
+    lists = [module for module in result.model.mix.children() if isinstance(module, nn.ModuleList)]
+    for own in lists[:1]:
+        own._modules = {str(at): one for at, one in enumerate(reversed(list(own)))}
+    assert reference.difference(result, model, INPUTS, experts=experts) > 1e-4
+
+
+def test_a_list_gets_shorter_and_its_members_new_numbers() -> None:
+    model = mixtures.build(mixtures.TopTwo)
+    with torch.no_grad():
+        for number in (0, 2, 3):
+            for parameter in model.mix.experts[number].parameters():
+                parameter.mul_(0.1)
+    result = cut(model)
+    assert len(result.model.mix.experts) == 3 and result.model.mix.num_experts == 3
+    assert result.model.mix.gate.weight.shape == (3, 12) and result.model.mix.gate.out_features == 3
+    for new, old in enumerate((1, 4, 5)):
+        assert torch.equal(result.model.mix.experts[new][0].weight, model.mix.experts[old][0].weight)
+    assert torch.equal(result.model.mix.gate.weight, model.mix.gate.weight[[1, 4, 5]])
+    first, *others = result.cuts.operations
+    assert first == Shorten(module="mix.experts", size=6, keep=((1, 2), (4, 6)))
+    assert others == [
+        Narrow(tensor="mix.gate.weight", dim=0, size=6, keep=((1, 2), (4, 6))),
+        SetAttribute(module="mix.gate", attribute="out_features", value=3),
+        SetAttribute(module="mix", attribute="num_experts", value=3),
+    ]
+    again = replay_cuts(model, result.cuts)
+    again.load_state_dict(result.model.state_dict())
+    assert torch.equal(again(*INPUTS), result.model(*INPUTS))
+    assert len(model.mix.experts) == 6  # the dense model stays as it is
+
+
+def test_stacked_weights_and_the_columns_of_a_gate_are_narrowed() -> None:
+    result = cut(mixtures.build(mixtures.Stacked))
+    own = result.model.mix
+    shapes = [tuple(tensor.shape) for tensor in (own.gate, own.up, own.up_bias, own.down)]
+    assert shapes == [(12, 3), (3, 12, 16), (3, 16), (3, 16, 12)]
+
+
+def test_a_router_that_chooses_groups_first_loses_as_many_experts_of_each() -> None:
+    model = mixtures.build(mixtures.Corrected)
+    mixture = only(model)
+    assert (mixture.count, mixture.group.width, mixture.group.least) == (8, 4, 2)
+    own = cut(model).model.mix
+    assert own.n_routed_experts == len(own.experts) == 4 and own.n_group == 2
+    assert own.e_score_correction_bias.shape == (4,) and own.shared[0].out_features == 16
+
+
+def test_a_correction_that_would_choose_a_removed_expert_is_minus_infinity_as_well() -> None:
+    model = mixtures.build(lambda: mixtures.Corrected(groups=1))
+    model.mix.e_score_correction_bias.copy_(torch.arange(8.0) - 9)  # the last two are always chosen
+    with torch.no_grad():
+        for number in (6, 7):
+            for parameter in model.mix.experts[number].parameters():
+                parameter.zero_()
+    result = cut(model, sparsity="25%")
+    experts = Experts({"mix.weight": 0}, ("mix.e_score_correction_bias",))
+    assert len(result.model.mix.experts) == 6
+    assert reference.difference(result, model, INPUTS, experts=experts) < EXACT
+    assert reference.difference(result, model, INPUTS, experts=replace(experts, offsets=())) > 1e-3
+
+
+@pytest.mark.parametrize(("top_k", "least"), [(1, 1), (2, 2), (4, 4)])
+def test_as_many_experts_stay_as_the_router_takes(top_k: int, least: int) -> None:
+    model = mixtures.build(lambda: mixtures.TopTwo(top_k=top_k))
+    assert only(model).group.least == least
+    result = sparsify.cut(
+        sparsify.make_plan(
+            {
+                "version": 1,
+                "title": "t",
+                "budget": {"params": "95%"},
+                "rules": [{"layers": "mix", "group": "expert", "keep": {"at_least": 1}}],
+            },
+            model,
+            INPUTS,
+        ),
+        model,
+        inputs=INPUTS,
+    )
+    assert len(result.model.mix.experts) >= least
+
+
+def test_more_than_can_leave_is_refused_with_the_number_that_is_needed() -> None:
+    with pytest.raises(RecipeError) as caught:
+        cut(mixtures.build(mixtures.TopTwo), sparsity="90%")
+    assert str(caught.value) == (
+        "<recipe>: rules.0.sparsity: 90% cannot be reached: as a mixture does not run with fewer than 2 of its "
+        "units, at most 66.6% of the groups can go; lower it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (
+            mixtures.Free,
+            "where the router's score of an expert is minus infinity, the dense model gives no number, so "
+            "nothing says what is right without that expert",
+        ),
+        (
+            mixtures.Counted,
+            "with one expert less the model does not run: IndexError: index 5 is out of range",
+        ),
+    ],
+)
+def test_a_mixture_that_cannot_be_cut_stays_with_its_reason(make: Any, why: str) -> None:
+    mixture = only(mixtures.build(make))
+    assert mixture.group.protected == why
+    plan = sparsify.make_plan(recipe(sparsity=None), mixtures.build(make), INPUTS)
+    assert f"rules.0: 'mix' stays: {why}" in plan.notes
+
+
+def test_scores_that_the_network_returns_keep_every_expert() -> None:
+    torch.manual_seed(0)
+    (mixture,) = sparsify.make_plan(recipe(sparsity=None), mixtures.Telling().eval(), INPUTS).map.mixtures
+    assert mixture.group.protected == "the cut model's outputs changed their shapes"
+
+
+def test_blocks_that_follow_each_other_are_no_experts() -> None:
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+            self.head = nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = layer(x).relu()
+            made: torch.Tensor = self.head(x.mean(1))
+            return made
+
+    torch.manual_seed(0)
+    (mixture,) = sparsify.make_plan(recipe(sparsity=None), Blocks().eval(), INPUTS).map.mixtures
+    assert mixture.group.protected is not None
+
+
+def test_a_model_without_weights_is_refused() -> None:
+    with torch.device("meta"):
+        model = mixtures.Net(mixtures.Soft())
+    with pytest.raises(ModelError) as caught:
+        sparsify.make_plan(recipe(), model, (torch.randn(mixtures.SHAPE, device="meta"),))
+    assert str(caught.value) == (
+        "group 'expert' needs a model with weights: a trial cut decides whether an expert can be removed"
+    )
+
+
+def test_experts_and_the_neurons_inside_them_leave_together() -> None:
+    model = mixtures.build(mixtures.TopTwo)
+    rules = [
+        {"layers": "mix", "group": "expert", "sparsity": "50%"},
+        {"layers": "mix.experts.*.0", "group": "neuron", "sparsity": "25%"},
+        {"layers": "stem", "group": "neuron", "sparsity": "25%"},
+    ]
+    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": rules}, model, INPUTS)
+    result = sparsify.cut(plan, model, inputs=INPUTS)
+    experts = Experts({"mix.gate.weight": 0})
+    assert reference.difference(result, model, INPUTS, experts=experts) < EXACT
+    widths = {width.group: width.kept for width in result.cuts.widths}
+    assert sum(widths[f"mix.experts.{at}.0"] == 0 for at in range(6)) == 3
+    for one in result.model.mix.experts:
+        assert one[0].out_features == one[0].weight.shape[0] == one[2].weight.shape[1] == one[2].in_features
+
+
+def test_training_goes_on_with_the_state_of_the_experts_that_stay() -> None:
+    model = mixtures.build(mixtures.TopTwo).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    x, y = torch.randn(32, 5, 6), torch.randint(0, 3, (32,))
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    plan = sparsify.make_plan(recipe(), model, INPUTS)
+    moments = {
+        name: optimizer.state[p]["exp_avg"].clone()
+        for name, p in model.named_parameters()
+        if p in optimizer.state
+    }
+    result = sparsify.cut(plan, model, inputs=INPUTS, optimizer=optimizer)
+    (width,) = result.cuts.widths
+    kept = [at for start, end in width.keep for at in range(start, end)]
+    own = dict(result.model.named_parameters())
+    for new, old in enumerate(kept):
+        state = optimizer.state[own[f"mix.experts.{new}.0.weight"]]["exp_avg"]
+        assert torch.equal(state, moments[f"mix.experts.{old}.0.weight"])
+    assert torch.equal(optimizer.state[own["mix.gate.weight"]]["exp_avg"], moments["mix.gate.weight"][kept])
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == set(map(id, own.values()))
+    F.cross_entropy(result.model.train()(x), y).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "criterion", ["magnitude", "taylor", "fisher", "sensitivity", "wanda", "activation", "lamp"]
+)
+@pytest.mark.parametrize("make", [mixtures.TopTwo, mixtures.Soft])
+def test_a_dead_expert_leaves_first_by_every_criterion(make: Any, criterion: str) -> None:
+    model = mixtures.build(make)
+    with torch.no_grad():
+        for parameter in model.mix.experts[4].parameters():
+            parameter.mul_(1e-3)
+        router = next(p for name, p in model.mix.named_parameters() if "experts" not in name)
+        router[4].mul_(1e-3)
+    batches = [(torch.randn(64, 5, 6), torch.randint(0, 3, (64,))) for _ in range(2)]
+    plan = sparsify.make_plan(recipe(sparsity="16%", criterion={"kind": criterion}), model, INPUTS)
+    result = sparsify.cut(plan, model, inputs=INPUTS, batches=batches, loss=F.cross_entropy)
+    (width,) = result.cuts.widths
+    assert width.keep == ((0, 4), (5, 6))
+
+
+def test_an_expert_that_no_example_reaches_counts_as_nothing_arriving() -> None:
+    model = mixtures.build(lambda: mixtures.TopTwo(top_k=1))
+    with torch.no_grad():
+        model.mix.gate.weight[2:] = 0  # of the first two one is above
+        model.mix.gate.weight[1] = -model.mix.gate.weight[0]
+    batches = [(torch.randn(8, 5, 6), torch.randint(0, 3, (8,)))]
+    plan = sparsify.make_plan(recipe(criterion={"kind": "wanda"}), model, INPUTS)
+    result = sparsify.cut(plan, model, inputs=INPUTS, batches=batches, loss=F.cross_entropy)
+    (width,) = result.cuts.widths
+    assert {0, 1} <= {at for start, end in width.keep for at in range(start, end)}
+
+
+def test_multiples_hold() -> None:
+    model = mixtures.build(lambda: mixtures.Soft(12))
+    result = cut(model, sparsity="60%", keep={"multiple_of": 4})
+    assert len(result.model.mix.experts) == 4
+
+
+def test_what_reads_a_mixture_is_refitted_and_its_experts_are_left_alone() -> None:
+    model = mixtures.build(mixtures.TopTwo)
+    result = cut(model)
+    repaired = sparsify.repair(result, [torch.randn(400, 5, 6)])
+    outcomes = {row.layer: (row.outcome, row.reason) for row in repaired.layers}
+    why = "its mixture lost experts: it is given other examples than in the dense model"
+    for number in range(3):
+        assert outcomes[f"mix.experts.{number}.0"] == ("skipped", why)
+    assert outcomes["head"][0] == "refitted"
+    assert repaired.after is not None and repaired.before is not None
+    assert repaired.after.error < repaired.before.error

@@ -60,13 +60,13 @@ def test_values_by_name_go_with_the_experts_that_stay() -> None:
     [
         (
             shorten(module="mix.gate"),
-            "the cut log shortens 'mix.gate', which is no ModuleList in this model; was it built by the same "
-            "recipe?",
+            "the cut log shortens 'mix.gate', which is no ModuleList in this model; "
+            "was it built by the same recipe?",
         ),
         (
             shorten(module="mix.other"),
-            "the cut log shortens 'mix.other', which is no ModuleList in this model; was it built by the same "
-            "recipe?",
+            "the cut log shortens 'mix.other', which is no ModuleList in this model; "
+            "was it built by the same recipe?",
         ),
         (shorten(size=8), "the cut log expects 'mix.experts' to have 8 members, this model has 6"),
         (

@@ -1,5 +1,5 @@
-"""Whole experts leave: each way in which people write a mixture, beside a reference that knows the dense model
-with the scores of the removed experts at minus infinity."""
+"""Whole experts leave: each way in which people write a mixture, beside a reference that knows the dense
+model with the scores of the removed experts at minus infinity."""
 
 from dataclasses import replace
 from typing import Any
@@ -151,8 +151,8 @@ def test_more_than_can_leave_is_refused_with_the_number_that_is_needed() -> None
     with pytest.raises(RecipeError) as caught:
         cut(mixtures.build(mixtures.TopTwo), sparsity="90%")
     assert str(caught.value) == (
-        "<recipe>: rules.0.sparsity: 90% cannot be reached: as a mixture does not run with fewer than 2 of its "
-        "units, at most 66.6% of the groups can go; lower it"
+        "<recipe>: rules.0.sparsity: 90% cannot be reached: as a mixture does not run with fewer than 2 "
+        "experts, at most 66.6% of the groups can go; lower it"
     )
 
 

@@ -22,6 +22,7 @@ from sparsify.forward.free_memory import return_freed_memory
 from sparsify.forward.input_records import apply_record
 from sparsify.forward.opaque import explain_errors
 from sparsify.forward.scratch import make_scratch
+from sparsify.graph.expert_numbers import list_kept_widths
 from sparsify.graph.model_shapes import check_shapes
 from sparsify.graph.surgery import fold_constants, stale_widths, transfer_state
 from sparsify.graph.surgery import operations as cut_operations
@@ -90,7 +91,7 @@ def measure_left(plan: Plan, model: nn.Module, rounds: Sequence[Cuts]) -> dict[s
     """
     layers = {layer.name: layer for layer in plan.map.layers}
     width = {name: group.width for name, group in plan.map.by_name.items()}
-    kept = {w.group: w.kept for cuts in rounds for w in cuts.widths}  # the last cut has the last word
+    kept = list_kept_widths(rounds)
     left = Costs(plan.map).of(
         {name: range(stay, width[name]) for name, stay in kept.items() if name in width}
     )

@@ -8,8 +8,8 @@ from torch import nn
 from sparsify.cost import measure
 from sparsify.forward.calls import Inputs
 from sparsify.graph import build_map
+from sparsify.graph.expert_numbers import find_shortened, list_kept_widths, rename_in_turn
 from sparsify.graph.model_map import Layer
-from sparsify.graph.surgery.expert_lists import find_shortened, rename_in_turn
 from sparsify.pruning.planning.plan import Plan
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import (
@@ -58,7 +58,7 @@ def list_layer_rows(
 def list_mixture_rows(plan: Plan, rounds: Sequence[Cuts]) -> Iterator[MixtureRow]:
     """A row for each mixture of experts that a rule reaches."""
     reached = {name for assignment in plan.assignments for name in assignment.coupled}
-    kept = {width.group: width.kept for cuts in rounds for width in cuts.widths}  # the last has the last word
+    kept = list_kept_widths(rounds)
     for mixture in plan.map.mixtures:
         if mixture.name in reached:
             units = mixture.group.width

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from sparsify.formatting.numbers import divide
+from sparsify.graph.expert_numbers import list_kept_widths
 from sparsify.pruning.planning.cut_targets import find_last_zeroed, measure_left_inside
 from sparsify.pruning.planning.plan import Assignment, Plan, join_ranked
 from sparsify_schemas.budget import allowed_drop
@@ -132,7 +133,7 @@ def _count_zeroed(plan: Plan, assignments: Sequence[Assignment], cuts: Sequence[
 
 def _count_removed(plan: Plan, assignments: Sequence[Assignment], cuts: Sequence[Cuts]) -> tuple[int, int]:
     """(units of the dense model, units removed), of coupled groups."""
-    kept = {width.group: width.kept for done in cuts for width in done.widths}  # the last cut decides
+    kept = list_kept_widths(cuts)
     groups = [plan.map.by_name[name] for assignment in assignments for name in assignment.coupled]
     total = sum(group.width for group in groups)
     return total, total - sum(kept.get(group.name, group.width) for group in groups)

@@ -11,6 +11,7 @@ from sparsify.cost.latency import calibrate, tables
 from sparsify.cost.latency_model import LatencyModel
 from sparsify.cost.measure.availability import describe_state
 from sparsify.errors import ModelError
+from sparsify.graph.expert_numbers import list_kept_widths
 from sparsify.pruning.planning.plan import Plan
 from sparsify.runs.reloaded_models import ReloadedModels
 from sparsify.runs.run_record import RunRecord
@@ -101,7 +102,7 @@ def _predict_latency(plan: Plan, cuts: tuple[Cuts, ...], clock: LatencyModel) ->
     """The fields of a Latency that a clock predicts for the dense and the cut model."""
     shapes = Costs(plan.map).shapes
     widths = {name: group.width for name, group in plan.map.by_name.items()}
-    kept = {width.group: width.kept for done in cuts for width in done.widths}  # the last cut decides
+    kept = list_kept_widths(cuts)
     removed = {name: range(kept[name], widths[name]) for name in kept if name in widths}
     dense, cut = shapes({}), shapes(removed)
     before, after = clock.by_layer(dense), clock.by_layer(cut)

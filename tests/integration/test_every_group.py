@@ -44,6 +44,30 @@ class Block(nn.Module):
     def forward(self, x):
         return torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
 
+class Mixture(nn.Module):
+    def __init__(self, width, count):
+        super().__init__()
+        self.gate = nn.Linear(width, count)
+        sizes = (width, 24), (24, width)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(*sizes[0]), nn.ReLU(), nn.Linear(*sizes[1])) for _ in range(count)
+        )
+    def forward(self, x):
+        shares, chosen = self.gate(x).softmax(-1).topk(2, -1)
+        made = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            token, place = torch.where(chosen == number)
+            made = made.index_add(0, token, expert(x[token]) * shares[token, place, None])
+        return made
+
+class Routed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mix, self.head = nn.Linear(64, 32), Mixture(32, 6), nn.Linear(32, 10)
+    def forward(self, x):
+        x = self.stem(x.flatten(1))
+        return self.head(torch.relu(x + self.mix(x)))
+
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()
@@ -117,6 +141,7 @@ SHOWN: dict[str, tuple[str, object, dict[str, object]]] = {
     "neuron": ("perceptron", "Linear", {"sparsity": "50%"}),
     "head": ("attention", "layers.*.self_attn", {"sparsity": "50%"}),
     "hidden": ("Lstm", "rnn", {"sparsity": "50%"}),
+    "expert": ("Routed", "mix", {"sparsity": "50%"}),
     "depth": ("Residual", "blocks.*", {"sparsity": "50%"}),
     "weight": ("perceptron", "Linear", {"sparsity": "90%"}),
     "shape": ("convolutional", "conv4", {"sparsity": "90%"}),

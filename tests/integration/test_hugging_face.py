@@ -53,6 +53,24 @@ T5 = {
     "use_cache": False,
     "decoder_start_token_id": 0,
 }
+MOE = {
+    **CAUSAL,
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 24,
+    "num_experts_per_tok": 2,
+}
+DEEPSEEK = {
+    **MOE,
+    "n_routed_experts": 8,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 8,
+    "q_lora_rank": None,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
 VIT = {**SMALL, "image_size": 32, "patch_size": 8}
 IDS = {"input_ids": {"shape": [2, 9], "dtype": "int64"}}
 BOTH = {**IDS, "decoder_input_ids": {"shape": [2, 7], "dtype": "int64"}}
@@ -114,6 +132,34 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], list[dict[str, Any]]
         IDS,
         HEADS,
         {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 12},
+    ),
+    "mixtral": (
+        "MixtralForCausalLM",
+        {**MOE, "num_local_experts": 8},
+        IDS,
+        [half("*mlp", "expert")],
+        {"num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "qwen2-moe": (
+        "Qwen2MoeForCausalLM",
+        {**MOE, "num_experts": 8, "shared_expert_intermediate_size": 48},
+        IDS,
+        [half("*mlp", "expert")],
+        {"num_experts": 4, "shared_expert_intermediate_size": 48},
+    ),
+    "gpt-oss": (
+        "GptOssForCausalLM",
+        {**MOE, "num_local_experts": 8, "head_dim": 12},
+        IDS,
+        [half("*mlp", "expert")],
+        {"num_local_experts": 4},
+    ),
+    "deepseek-v3": (
+        "DeepseekV3ForCausalLM",
+        DEEPSEEK,
+        IDS,
+        [half("*mlp", "expert")],
+        {"n_routed_experts": 4, "n_shared_experts": 1, "n_group": 2},
     ),
     "t5": ("T5ForConditionalGeneration", T5, BOTH, [half("*wi")], {"d_ff": 48}),
     "vit": (

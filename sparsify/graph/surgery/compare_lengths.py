@@ -12,8 +12,8 @@ from sparsify.forward.call_model import call_model, float_tensors
 from sparsify.forward.calls import Inputs
 from sparsify.forward.opaque import is_scripted
 from sparsify.forward.scratch import borrow_model
+from sparsify.graph.expert_numbers import find_old_names
 from sparsify.graph.names import all_names, walk_modules
-from sparsify.graph.surgery.expert_lists import find_old_names
 from sparsify_schemas.cuts import Shorten
 
 Lengths = set[tuple[int, int]]

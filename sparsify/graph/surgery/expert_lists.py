@@ -6,12 +6,12 @@ import numpy as np
 from torch import nn
 
 from sparsify.errors import RunError
+from sparsify.graph.expert_numbers import list_kept_members, rename
 from sparsify.graph.model_map import ModelMap
-from sparsify.graph.surgery.indices import Keep, to_indices, to_ranges
+from sparsify.graph.surgery.indices import Keep, to_ranges
 from sparsify_schemas.cuts import (
     AddBias,
     Bypass,
-    Cuts,
     Narrow,
     Operation,
     Replace,
@@ -40,7 +40,7 @@ def shorten_lists(model: nn.Module, shortened: Iterable[Shorten]) -> None:
     """
     for op in shortened:
         members = _find_members(model, op)
-        kept = [members[at] for at in to_indices(op.keep).tolist()]
+        kept = [members[at] for at in list_kept_members(op)]
         own = model.get_submodule(op.module)
         own._modules.clear()
         for number, member in enumerate(kept):
@@ -61,47 +61,12 @@ def _find_members(model: nn.Module, op: Shorten) -> list[nn.Module]:
         raise RunError(
             f"the cut log expects '{op.module}' to have {op.size} members, this model has {len(own)}"
         )
-    places = to_indices(op.keep).tolist()
+    places = list_kept_members(op)
     if places != sorted(set(places)) or not places or places[-1] >= op.size:
         raise RunError(
             f"the cut log keeps members of '{op.module}' that are out of order or beyond its {op.size}"
         )
     return list(own)
-
-
-def find_shortened(cuts: Cuts) -> tuple[Shorten, ...]:
-    """What a log says of lists."""
-    return tuple(op for op in cuts.operations if isinstance(op, Shorten))
-
-
-def rename(name: str, shortened: Iterable[Shorten]) -> str | None:
-    """The name of a module or tensor in the model with shorter lists; None if it left."""
-    for op in shortened:
-        if name.startswith(f"{op.module}."):
-            number, dot, rest = name[len(op.module) + 1 :].partition(".")
-            stay = to_indices(op.keep).tolist()
-            if not number.isdecimal() or int(number) not in stay:
-                return None
-            return f"{op.module}.{stay.index(int(number))}{dot}{rest}"
-    return name
-
-
-def find_old_names(names: Iterable[str], shortened: Sequence[Shorten]) -> dict[str, str]:
-    """Name in the model with shorter lists -> name before, of these names of modules or tensors."""
-    found = {}
-    for name in names:
-        new = rename(name, shortened)
-        if new is not None:
-            found[new] = name
-    return found
-
-
-def rename_in_turn(name: str, shortened: Iterable[Shorten]) -> str | None:
-    """The same after cuts that each went on with what the one before had left."""
-    found: str | None = name
-    for op in shortened:
-        found = None if found is None else rename(found, (op,))
-    return found
 
 
 def rename_operations(operations: Iterable[Operation], shortened: Sequence[Shorten]) -> Iterator[Operation]:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import VerificationError
+from sparsify.graph.expert_numbers import rename
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.names import all_names
 from sparsify.graph.precision import DOUBLE, widen_tensor
 from sparsify.graph.surgery.biases import create_bias
 from sparsify.graph.surgery.constant_shifts import Shift, ShiftTarget
-from sparsify.graph.surgery.expert_lists import list_shortened, rename
+from sparsify.graph.surgery.expert_lists import list_shortened
 from sparsify.graph.surgery.operations import Keep, removed_indices
 from sparsify.graph.trace.labels import Ints
 from sparsify_schemas.cuts import AddBias, Fold

@@ -14,11 +14,7 @@ from sparsify.graph.copy import copy_with
 from sparsify.graph.layer_types import attributes
 from sparsify.graph.model_map import Branch, ModelMap
 from sparsify.graph.names import all_names, canonical_names, walk_modules
-from sparsify.graph.surgery.expert_lists import (
-    list_shortened,
-    rename_operations,
-    shorten_lists,
-)
+from sparsify.graph.surgery.expert_lists import list_shortened, rename_operations, shorten_lists
 from sparsify.graph.surgery.indices import Keep as Keep
 from sparsify.graph.surgery.indices import indices_of_units as indices_of_units
 from sparsify.graph.surgery.indices import to_indices as to_indices

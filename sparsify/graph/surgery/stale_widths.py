@@ -18,11 +18,11 @@ from torch import nn
 
 from sparsify.forward.calls import Inputs
 from sparsify.forward.scratch import borrow_model
+from sparsify.graph.expert_numbers import find_old_names, find_shortened, rename
 from sparsify.graph.layer_types import attributes
 from sparsify.graph.names import all_names, walk_modules
 from sparsify.graph.surgery import module_integers, transformers_config
 from sparsify.graph.surgery.compare_lengths import Lengths, ModuleLengths, compare_lengths
-from sparsify.graph.surgery.expert_lists import find_old_names, find_shortened, rename
 from sparsify.graph.surgery.harmless_numbers import StaleNumber, run_in_both_modes, split_by_effect
 from sparsify.graph.surgery.module_integers import HeldNumber, Number
 from sparsify.graph.surgery.width_names import Meaning, is_expert_count, is_head_count, read_meaning

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ModelError
-from sparsify.graph.surgery.expert_lists import find_shortened, rename
+from sparsify.graph.expert_numbers import find_shortened, rename
 from sparsify.graph.surgery.operations import KeptIndices, select_kept, to_indices
 from sparsify.nn import cropped, gathered
 from sparsify_schemas.cuts import Crop, Cuts, Gather, Narrow, Shorten
@@ -82,11 +82,11 @@ def transfer_named_values(
     shortened = find_shortened(cuts)
     for old, value in values.items():
         own = value.cpu()
-        name = rename(old, shortened) if old in shapes else old
+        name = rename(old, shortened)  # a group is called after a layer
         if name is None:
             continue
         if old not in shapes:
-            width = widths.get(name)
+            width = widths.get(old)
             if width is None or own.shape == (width.width,):
                 found[name] = own if width is None else own[to_indices(width.keep)]
         elif own.dim() == 0 or name not in ways:

@@ -14,6 +14,7 @@ from typing import assert_never
 from pydantic import TypeAdapter
 
 from sparsify.cost.cost_model import Costs, absolute_limits
+from sparsify.graph.expert_numbers import list_kept_widths
 from sparsify.graph.model_map import Branch, Layer, Mixture
 from sparsify.pruning.planning.plan import Assignment, Plan, count_kept_by_limits, join_ranked
 from sparsify.recipe.schedules import value
@@ -217,9 +218,7 @@ def _shrink_shapes(plan: Plan, cuts: Sequence[Cuts]) -> dict[str, list[int]]:
     """Shapes of the dense model's tensors without the units that left unasked."""
     shapes = {t.name: list(t.shape) for t in plan.map.tensors}
     asked = {name for assignment in plan.assignments for name in assignment.coupled}
-    for name, kept in {
-        w.group: w.kept for done in cuts for w in done.widths
-    }.items():  # the last cut has the last word
+    for name, kept in list_kept_widths(cuts).items():
         group = plan.map.by_name.get(name)
         for part in group.slices if group is not None and name not in asked else ():
             if part.role != "size" and group is not None:
@@ -231,7 +230,7 @@ def _shrink_shapes(plan: Plan, cuts: Sequence[Cuts]) -> dict[str, list[int]]:
 
 def _measure_left(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]) -> float:
     """Share of these rules' coupled groups that earlier cuts have left."""
-    widths = {w.group: w.kept for done in cuts for w in done.widths}  # the last cut has the last word
+    widths = list_kept_widths(cuts)
     names = [name for assignment in together for name in assignment.coupled]
     before = sum(plan.map.by_name[name].width for name in names)
     now = sum(widths.get(name, plan.map.by_name[name].width) for name in names)
@@ -242,7 +241,7 @@ def _rescale_limits(plan: Plan, assignment: Assignment, cuts: Sequence[Cuts]) ->
     """A rule's limits as shares of the widths that earlier cuts have left."""
     keep, now = (
         plan.recipe.rules[assignment.rule].keep,
-        {w.group: w.kept for done in cuts for w in done.widths},
+        list_kept_widths(cuts),
     )
     found = {}
     for group in map(plan.map.by_name.__getitem__, assignment.coupled):

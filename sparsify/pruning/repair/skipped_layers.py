@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from sparsify.graph.surgery.expert_lists import find_shortened
+from sparsify.graph.expert_numbers import find_shortened
 from sparsify.pruning.layer_matrix import (
     is_product,
     weight_matrix,

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from sparsify.errors import RunError
-from sparsify.graph.surgery.expert_lists import rename, rename_in_turn
+from sparsify.graph.expert_numbers import list_kept_widths, rename, rename_in_turn
 from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.surgery.transfer_state import transfer_named_values
-from sparsify_schemas.cuts import Cuts, Narrow, Shorten
+from sparsify_schemas.cuts import Cuts, Narrow, Shorten, Width
 
 
 def shorten(**changes: Any) -> Shorten:
@@ -38,6 +38,38 @@ def test_a_second_cut_goes_on_with_the_numbers_of_the_first() -> None:
     second = shorten(size=3, keep=((0, 1), (2, 3)))
     assert rename_in_turn("mix.experts.5.0.weight", (shorten(), second)) == "mix.experts.1.0.weight"
     assert rename_in_turn("mix.experts.4.0.weight", (shorten(), second)) is None
+
+
+def test_values_of_groups_go_with_the_layers_that_they_are_called_after() -> None:
+    widths = (
+        Width(group="mix.experts.0.0", width=4, keep=()),
+        Width(group="mix.experts.4.0", width=4, keep=((1, 3),)),
+    )
+    cuts = Cuts(plan="0", widths=widths, operations=(shorten(),))
+    values = {f"mix.experts.{at}.0": at + torch.arange(4.0) for at in range(6)}
+    found = transfer_named_values(values, cuts, {})
+    assert {name: value.tolist() for name, value in found.items()} == {
+        "mix.experts.0.0": [1.0, 2.0, 3.0, 4.0],
+        "mix.experts.1.0": [5.0, 6.0],
+        "mix.experts.2.0": [5.0, 6.0, 7.0, 8.0],
+    }
+
+
+def test_widths_of_several_cuts_are_told_by_the_names_of_the_dense_model() -> None:
+    first = Cuts(
+        plan="0", widths=(Width(group="mix", width=6, keep=((1, 2), (4, 6))),), operations=(shorten(),)
+    )
+    second = Cuts(
+        plan="0",
+        widths=(
+            Width(group="mix", width=3, keep=((0, 1), (2, 3))),
+            Width(group="mix.experts.2.0", width=4, keep=((0, 3),)),
+        ),
+        operations=(shorten(size=3, keep=((0, 1), (2, 3))),),
+    )
+    third = Cuts(plan="0", widths=(Width(group="mix.experts.1.0", width=3, keep=((0, 2),)),))
+    assert list_kept_widths((first, second)) == {"mix": 2, "mix.experts.5.0": 3}
+    assert list_kept_widths((first, second, third)) == {"mix": 2, "mix.experts.5.0": 2}
 
 
 def test_values_by_name_go_with_the_experts_that_stay() -> None:

@@ -1,6 +1,6 @@
 """The proof of a cut: the delivered model beside the masked dense model, on fresh inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,7 +87,18 @@ def prove(plan: Plan, done: CutParts, inputs: Inputs) -> tuple[Verdict, ...]:
         )
         return (verdict,)
     except VerificationError as error:
-        raise VerificationError(f"{error}; {_find_culprit(plan, done, inputs)}; nothing was saved") from error
+        hints = [str(error), _find_culprit(plan, done, inputs), *_explain_ties(plan, done)]
+        raise VerificationError(f"{'; '.join(hints)}; nothing was saved") from error
+
+
+def _explain_ties(plan: Plan, done: CutParts) -> Iterator[str]:
+    """What may be behind it where experts left: a choice of the largest of equal scores is open."""
+    own = [mixture for mixture in plan.map.mixtures if mixture.name in done.keep]
+    if any(mixture.list_removed(done.keep[mixture.name]) for mixture in own):
+        yield (
+            "where a router gives experts equal scores, as for a padding token whose embedding is zero, the "
+            "choice among them is open, and a cut model may choose another than the dense one"
+        )
 
 
 def _find_culprit(plan: Plan, done: CutParts, inputs: Inputs) -> str:

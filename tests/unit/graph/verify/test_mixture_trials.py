@@ -2,6 +2,7 @@
 model with the scores of the removed experts at minus infinity."""
 
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import mixtures
@@ -13,10 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import sparsify
-from sparsify.errors import ModelError, RecipeError
+from sparsify.errors import ModelError, RecipeError, VerificationError
 from sparsify.graph.model_map import Mixture
 from sparsify.graph.surgery.replay import replay_cuts
-from sparsify.pruning.cut import Result
+from sparsify.pruning.cut import Result, cut_units
 from sparsify_schemas.cuts import Narrow, SetAttribute, Shorten
 
 EXACT = 1e-12
@@ -209,6 +210,36 @@ def test_a_model_without_weights_is_refused() -> None:
     assert str(caught.value) == (
         "group 'expert' needs a model with weights: a trial cut decides whether an expert can be removed"
     )
+
+
+def test_equal_scores_of_experts_are_named_where_a_cut_is_refused_for_them() -> None:
+    """An embedding of a padding token is zero, and so are all its scores: any expert may be chosen."""
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.mix = nn.Embedding(20, 12, padding_idx=0), mixtures.TopTwo(top_k=1)
+            self.head = nn.Linear(12, 3)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = self.head(self.mix(self.embedding(ids)))
+            return made
+
+    torch.manual_seed(0)
+    model, ids = Tokens().eval(), (torch.arange(20).view(4, 5),)
+    plan = sparsify.make_plan(recipe(), model, ids)
+    refused = 0
+    for keep in combinations(range(6), 3):
+        try:
+            cut_units(plan, model, {"mix": keep}, ids)
+        except VerificationError as error:
+            refused += 1
+            assert (
+                "where a router gives experts equal scores, as for a padding token whose embedding is zero, "
+                "the choice among them is open, and a cut model may choose another than the dense one; "
+                "nothing was saved"
+            ) in str(error)
+    assert 0 < refused < 20
 
 
 def test_experts_and_the_neurons_inside_them_leave_together() -> None:

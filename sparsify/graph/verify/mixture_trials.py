@@ -1,8 +1,9 @@
 """Find which mixtures can lose experts, by trial cuts before any training."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -29,10 +30,11 @@ MOST_NEEDED = 16
 def add_mixtures(model: nn.Module, model_map: ModelMap, inputs: Inputs, count_macs: CountMacs) -> ModelMap:
     """Add the model's mixtures of experts to the map.
 
-    Of each, the first way of cutting it is taken in which the cut model computes, in float64 and on random
-    weights, what the dense one does with the scores of the removed experts at minus infinity: without half
-    of the experts, without the other half, without the first, and with as few as the model runs with. A
-    mixture without such a way is marked protected. At last all of them are cut together.
+    Of each kind of mixture (`layers.0.mlp`, `layers.1.mlp`, ...) the first way of cutting it is taken in
+    which the cut model computes, in float64 and on random weights, what the dense one does with the scores of
+    the removed experts at minus infinity: without half of the experts, without the other half, without the
+    first, and with as few as the model runs with. Then all mixtures are cut together. Those that fail there
+    are tried by themselves; one without a way is marked protected.
 
     count_macs: a count of a model's operations. Raises ModelError for a model without weights.
     """
@@ -40,23 +42,48 @@ def add_mixtures(model: nn.Module, model_map: ModelMap, inputs: Inputs, count_ma
         raise ModelError(
             "group 'expert' needs a model with weights: a trial cut decides whether an expert can be removed"
         )
-    ways = propose_mixtures(model, model_map)
     trials = _Trials(model, model_map, convert_inputs(inputs, torch.float32))
-    found: dict[str, Mixture] = {}
-    known: dict[str, int] = {}
-    for proposals in ways:
-        kind = re.sub(r"\d+", "#", proposals[0].name)
-        order = sorted(range(len(proposals)), key=lambda at: at != known.get(kind, 0))
-        at, mixture = _choose_way(trials, [proposals[at] for at in order])
-        known.setdefault(kind, order[at])
-        found[mixture.name] = mixture
-    found = _cut_together(trials, found)
+    ways = {proposals[0].name: proposals for proposals in propose_mixtures(model, model_map)}
+    found, followed = _choose_ways(trials, ways)
+    reasons = _cut_together(trials, found)
+    alone = [name for name in reasons if name in followed]
+    if alone:
+        found |= {name: _choose_way(trials, ways[name])[1] for name in alone}
+        reasons = _cut_together(trials, found)
     plain = find_adapter_names(model).plain
+    freed: dict[tuple[str, int], float] = {}
     made = []
-    for mixture in found.values():
-        macs = 0.0 if mixture.group.protected else trials.count_freed(mixture, count_macs)
-        made.append(replace(mixture, macs=macs, plain=plain.get(mixture.module, "")))
+    for name, mixture in found.items():
+        mixture = _protect(mixture, reasons.get(name))
+        kind = _name_kind(name), mixture.count
+        if mixture.group.protected is None and kind not in freed:
+            freed[kind] = trials.count_freed(mixture, count_macs)
+        made.append(replace(mixture, macs=freed.get(kind, 0.0), plain=plain.get(mixture.module, "")))
     return replace(model_map, mixtures=tuple(made))
+
+
+def _choose_ways(
+    trials: "_Trials", ways: Mapping[str, Sequence[Mixture]]
+) -> tuple[dict[str, Mixture], set[str]]:
+    """A way of each mixture, and the names of those that go the way of the first of their kind untried."""
+    first: dict[str, tuple[int, int]] = {}
+    found: dict[str, Mixture] = {}
+    followed: set[str] = set()
+    for name, proposals in ways.items():
+        at, least = first.get(_name_kind(name), (len(proposals), 1))
+        if at < len(proposals):
+            own = proposals[at]
+            found[name] = replace(own, group=replace(own.group, least=least))
+            followed.add(name)
+            continue
+        at, found[name] = _choose_way(trials, proposals)
+        if found[name].group.protected is None:
+            first[_name_kind(name)] = at, found[name].group.least
+    return found, followed
+
+
+def _name_kind(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
 class _Trials:
@@ -114,11 +141,9 @@ def _try_way(trials: _Trials, mixture: Mixture) -> Mixture | str:
     if least >= width:
         return f"with one expert less the model does not run: {trials.why}"
     mixture = replace(mixture, group=replace(mixture.group, least=least))
-    half = choose_half(mixture.group)
-    rest = sorted(set(range(width)) - set(half))
-    kept = [_fill(half, least, width), _fill(rest, least, width), list(range(1, width)), list(range(least))]
-    for units in kept:
-        why = trials.find_fault((mixture,), {mixture.name: units})
+    half, rest = choose_half(mixture.group), _choose_rest(mixture.group)
+    for units in (half, rest, list(range(1, width)), list(range(least))):
+        why = trials.find_fault((mixture,), {mixture.name: _fill(units, least, width)})
         if why is not None:
             return _explain(why)
     return mixture
@@ -139,20 +164,37 @@ def _explain(why: str) -> str:
     return why
 
 
-def _cut_together(trials: _Trials, found: dict[str, Mixture]) -> dict[str, Mixture]:
-    """The mixtures; those that cannot be cut with the others are protected."""
+def _cut_together(trials: _Trials, found: Mapping[str, Mixture]) -> dict[str, str]:
+    """Mixture -> why it cannot be cut with the others."""
     reasons: dict[str, str] = {}
-    every = list(found.values())
-
-    def find_fault(groups: Sequence[Coupled]) -> str | None:
-        keep = {c.name: _fill(choose_half(c), c.least, c.width) for c in groups}
-        return trials.find_fault(every, keep)
-
-    find_cuttable([m.group for m in every if m.group.protected is None], find_fault, reasons)
-    return {name: _protect(mixture, reasons) for name, mixture in found.items()}
+    every = {mixture.name: mixture for mixture in found.values()}
+    good = [mixture.group for mixture in every.values() if mixture.group.protected is None]
+    for choose in (choose_half, _choose_rest, _choose_least):
+        good = find_cuttable(good, partial(_find_fault_together, trials, every, choose), reasons)
+    names = {mixture.name: name for name, mixture in found.items()}
+    return {names[name]: _explain(why) for name, why in reasons.items()}
 
 
-def _protect(mixture: Mixture, reasons: dict[str, str]) -> Mixture:
-    if mixture.name not in reasons:
+def _find_fault_together(
+    trials: _Trials,
+    every: Mapping[str, Mixture],
+    choose: Callable[[Coupled], list[int]],
+    groups: Sequence[Coupled],
+) -> str | None:
+    keep = {group.name: _fill(choose(group), group.least, group.width) for group in groups}
+    return trials.find_fault([every[group.name] for group in groups], keep)
+
+
+def _choose_rest(group: Coupled) -> list[int]:
+    """The units that the first trial took away."""
+    return sorted(set(range(group.width)) - set(choose_half(group)))
+
+
+def _choose_least(group: Coupled) -> list[int]:
+    return list(range(group.least))
+
+
+def _protect(mixture: Mixture, why: str | None) -> Mixture:
+    if why is None:
         return mixture
-    return replace(mixture, group=replace(mixture.group, protected=reasons[mixture.name]))
+    return replace(mixture, group=replace(mixture.group, protected=why))

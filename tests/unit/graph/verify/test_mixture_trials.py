@@ -17,6 +17,7 @@ import sparsify
 from sparsify.errors import ModelError, RecipeError, VerificationError
 from sparsify.graph.model_map import Mixture
 from sparsify.graph.surgery.replay import replay_cuts
+from sparsify.graph.verify import mixture_trials
 from sparsify.pruning.cut import Result, cut_units
 from sparsify_schemas.cuts import Narrow, SetAttribute, Shorten
 
@@ -178,6 +179,54 @@ def test_a_mixture_that_cannot_be_cut_stays_with_its_reason(make: Any, why: str)
     assert f"rules.0: 'mix' stays: {why}" in plan.notes
 
 
+class Blocks(nn.Module):
+    """Mixtures of one kind by their names, which need not be alike."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.blocks, self.head = nn.Linear(6, 12), nn.ModuleList(blocks), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.stem(x)
+        for block in self.blocks:
+            y = y + block(y)
+        made: torch.Tensor = self.head(y.mean(1))
+        return made
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 1, 0), (2, 0, 1)])
+def test_mixtures_of_one_kind_are_tried_once_and_those_that_are_not_alike_by_themselves(
+    order: tuple[int, ...],
+) -> None:
+    torch.manual_seed(0)
+    blocks = [mixtures.TopTwo(), mixtures.TopTwo(top_k=4), mixtures.Counted()]
+    expected = [(2, True), (4, True), (1, False)]
+    model = Blocks(*(blocks[at] for at in order)).eval()
+    plan = sparsify.make_plan(recipe(sparsity=None), model, INPUTS)
+    found = {mixture.name: mixture.group for mixture in plan.map.mixtures}
+    for place, at in enumerate(order):
+        least, is_free = expected[at]
+        group = found[f"blocks.{place}"]
+        assert (group.protected is None) is is_free
+        assert not is_free or group.least >= least  # the first of a kind may need more
+
+
+def test_mixtures_that_are_alike_cost_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    run = mixture_trials._Trials.find_fault
+
+    def count(self: Any, own: Any, keep: Any) -> str | None:
+        tried.append(len(own))
+        return run(self, own, keep)
+
+    monkeypatch.setattr(mixture_trials._Trials, "find_fault", count)
+    torch.manual_seed(0)
+    model = Blocks(*(mixtures.TopTwo() for _ in range(5))).eval()
+    plan = sparsify.make_plan(recipe(sparsity=None), model, INPUTS)
+    assert [mixture.group.least for mixture in plan.map.mixtures] == [2] * 5
+    assert tried == [1, 1, 1, 1, 5, 5, 5]  # four cuts of the first, three of all together
+
+
 def test_scores_that_the_network_returns_keep_every_expert() -> None:
     torch.manual_seed(0)
     (mixture,) = sparsify.make_plan(recipe(sparsity=None), mixtures.Telling().eval(), INPUTS).map.mixtures
@@ -185,7 +234,7 @@ def test_scores_that_the_network_returns_keep_every_expert() -> None:
 
 
 def test_blocks_that_follow_each_other_are_no_experts() -> None:
-    class Blocks(nn.Module):
+    class Layers(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
@@ -198,7 +247,7 @@ def test_blocks_that_follow_each_other_are_no_experts() -> None:
             return made
 
     torch.manual_seed(0)
-    (mixture,) = sparsify.make_plan(recipe(sparsity=None), Blocks().eval(), INPUTS).map.mixtures
+    (mixture,) = sparsify.make_plan(recipe(sparsity=None), Layers().eval(), INPUTS).map.mixtures
     assert mixture.group.protected is not None
 
 

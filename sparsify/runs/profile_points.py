@@ -86,10 +86,12 @@ def _ablate_units(profile: Profile, setting: Setting, listener: Listener) -> Ite
 
 
 def _removal_counts(curve: Curve, plan: Plan) -> list[tuple[float, int]]:
-    """(fraction, units to remove). A layer keeps one unit; a residual branch is removed as a whole."""
+    """(fraction, units to remove). A layer keeps one unit, a mixture the experts that its router takes; a
+    residual branch is removed as a whole."""
     if curve.group in {branch.name for branch in plan.map.branches}:
         return [(1.0, 1)]
-    found = [(share, min(curve.width - 1, round(share * curve.width))) for share in SHARES]
+    most = curve.width - plan.map.by_name[curve.group].least
+    found = [(share, min(most, round(share * curve.width))) for share in SHARES]
     return [(share, count) for share, count in found if count]
 
 

@@ -136,6 +136,21 @@ def test_rounds_stop_and_go_on_with_the_numbers_that_experts_have(capsys: pytest
             assert expert[0].out_features == expert[0].weight.shape[0] == expert[2].weight.shape[1]
 
 
+def test_how_much_a_mixture_can_lose_is_measured_down_to_what_its_router_takes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import moe_net
+
+    torch.manual_seed(0)
+    torch.save(moe_net.Net().state_dict(), "dense.pt")
+    write("how-much", [{"kind": "cut", "repair": False}])
+    assert exit_code(["sensitivity", "how-much.yaml", "dense.pt"]) == 0, capsys.readouterr().err
+    found = json.loads(Path("sensitivity.json").read_text())
+    curves = {curve["group"]: curve["points"] for curve in found["curves"]}
+    assert curves.keys() == {"blocks.0", "blocks.1"}
+    assert max(point["removed"] for point in curves["blocks.0"]) == 6
+
+
 def test_one_cut_is_judged_by_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
     """Weights from a file are cut at once, so that the run's dense model is known."""
     import moe_net

@@ -28,7 +28,8 @@ def list_layer_rows(
     shortened = [op for cuts in rounds for op in find_shortened(cuts)]
     macs_before, macs_after = (measure.count_macs(model, inputs)[1] for model in (dense, cut))
     remaining = {layer.name: layer for layer in build_map.list_layers(cut, macs_after)}
-    protected = _list_protected(plan)
+    narrowed = _list_narrowed_by_experts(plan, rounds)
+    protected = {name: why for name, why in _list_protected(plan).items() if name not in narrowed}
     for before in build_map.list_layers(dense, macs_before):
         params = _count_own_params(dense.get_submodule(before.name))
         name = rename_in_turn(before.name, shortened)
@@ -97,6 +98,13 @@ def _row_of_removed_layer(layer: Layer, params: int) -> LayerRow:
 
 def _count_own_params(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters(recurse=False))
+
+
+def _list_narrowed_by_experts(plan: Plan, rounds: Sequence[Cuts]) -> set[str]:
+    """Layers that lost what belongs to whole experts, as a router whose rows are protected one by one."""
+    kept = list_kept_widths(rounds)
+    own = [m for m in plan.map.mixtures if kept.get(m.name, m.group.width) < m.group.width]
+    return {layer for mixture in own for layer in mixture.group.layers}
 
 
 def _list_protected(plan: Plan) -> Mapping[str, str]:

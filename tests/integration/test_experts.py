@@ -97,6 +97,7 @@ def test_a_mixture_is_trained_cut_repaired_and_tuned(capsys: pytest.CaptureFixtu
     ]
     assert sum(after) == 8
     rows = {row["name"]: row for row in report["layers"]}
+    assert rows["blocks.0.gate"]["protected"] is None and rows["head"]["protected"] is not None
     assert sum(rows[f"blocks.0.experts.{at}.0"].get("removed", False) for at in range(8)) == 8 - after[0]
     assert report["cut"]["params"] < 0.6 * report["dense"]["params"]
     repaired = next(stage["repair"] for stage in report["stages"] if stage["kind"] == "repair")

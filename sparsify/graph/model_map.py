@@ -41,6 +41,10 @@ class Slice:
     spans: tuple[Span, ...]
 
 
+UNREACHED = "no rule reaches it"
+"""reason of a group that was not cut on trial, as no rule may cut it"""
+
+
 @dataclass(frozen=True)
 class Coupled:
     """Units that can only be removed together across every slice listed. Named after its first layer."""
@@ -55,6 +59,11 @@ class Coupled:
     paired: bool = False
     """a product of two computed tensors (queries and keys) sums over the units, so no weight reads them
     there"""
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether some rule may cut it, unless it is protected."""
+        return self.protected != UNREACHED
 
     @property
     def layers(self) -> tuple[str, ...]:

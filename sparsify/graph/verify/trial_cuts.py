@@ -15,7 +15,7 @@ from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
 from sparsify.forward.free_memory import return_freed_memory
 from sparsify.graph.length_attributes import choose_attributes, drop_attributes
-from sparsify.graph.model_map import Branch, Coupled, ModelMap
+from sparsify.graph.model_map import UNREACHED, Branch, Coupled, ModelMap
 from sparsify.graph.peft_adapters import find_adapter_names
 from sparsify.graph.proportional_groups import bundle_groups
 from sparsify.graph.residual_branches import find_branches
@@ -57,7 +57,11 @@ def _choose_double(trial: nn.Module, inputs: Inputs) -> Widen | None:
 
 
 def protect_failing_groups(
-    model: nn.Module, model_map: ModelMap, inputs: Inputs, scratch: nn.Module | None = None
+    model: nn.Module,
+    model_map: ModelMap,
+    inputs: Inputs,
+    scratch: nn.Module | None = None,
+    reached: Collection[str] | None = None,
 ) -> ModelMap:
     """Cut every group on trial and mark groups whose trial cut fails as protected.
 
@@ -72,13 +76,29 @@ def protect_failing_groups(
     All groups are cut together; only if that fails, the failing ones are found by halving.
 
     scratch: a float32 copy of the model whose weights may be overwritten; they are restored.
+    reached: names of the groups that rules reach. Where all of these pass together, the others are not tried
+    and marked as not reached. Where one fails, all are tried, as it may have to be cut with one of the others.
     """
     trials = _Trials(model, inputs, scratch)
     try:
+        if reached is not None:
+            found = _protect_unreached(trials, model_map, reached)
+            if found is not None:
+                return found
         return _protect_groups(trials, model_map)
     finally:
         trials.restore()
         vars(trials).clear()  # it refers to itself: its models would stay in memory until a collection
+
+
+def _protect_unreached(trials: "_Trials", model_map: ModelMap, reached: Collection[str]) -> ModelMap | None:
+    """The map without the groups that no rule reaches, if all that rules reach pass every trial together."""
+    groups = [c for c in model_map.coupled if c.protected is None]
+    tried = [c for c in groups if c.name in reached]
+    if any(find_fault(tried, model_map) for find_fault in trials.faults if tried):
+        return None
+    others = [replace(c, protected=UNREACHED) for c in groups if c.name not in reached]
+    return _replace_groups(model_map, others)
 
 
 def _protect_groups(trials: "_Trials", model_map: ModelMap) -> ModelMap:

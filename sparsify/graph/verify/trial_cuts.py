@@ -77,7 +77,7 @@ def protect_failing_groups(
 
     scratch: a float32 copy of the model whose weights may be overwritten; they are restored.
     reached: names of the groups that rules reach. Where all of these pass together, the others are not tried
-    and marked as not reached. Where one fails, all are tried, as it may have to be cut with one of the others.
+    and marked as not reached. Where one fails, all are tried: it may have to be cut with one of the others.
     """
     trials = _Trials(model, inputs, scratch)
     try:

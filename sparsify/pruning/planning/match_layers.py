@@ -62,11 +62,11 @@ def match_layers(
 def find_reached_groups(recipe: Recipe, map: ModelMap) -> frozenset[str]:
     """Names of the coupled groups in which some rule may choose units.
 
-    They are all groups where a rule sets groups inside tensors to zero: units that die of it leave, whatever
-    group they are of.
+    They are all groups where a rule sets groups inside tensors to zero, as units of any group that die of it
+    leave; and where residual branches leave, as whole groups leave with them.
     """
     choosing = [rule for rule in recipe.rules if not rule.protect and rule.group is not None]
-    if any(in_one_tensor(rule.group) for rule in choosing):
+    if any(in_one_tensor(rule.group) or removes_branches(rule.group) for rule in choosing):
         return frozenset(group.name for group in map.coupled)
     found: set[str] = set()
     for rule in choosing:

@@ -114,9 +114,16 @@ def copy_value(value: Any, memo: Memo) -> Any:
         made.extend(copy_value(item, memo) for item in value)
     elif isinstance(value, nn.Module) and _is_plain_module(kind):
         made = memo[id(value)] = kind.__new__(kind)
+        own = made.__dict__
         for key, item in value.__dict__.items():
-            if key != COMPILED:
-                made.__dict__[key] = item if type(item) in SHARED_KINDS else copy_value(item, memo)
+            held = type(item)
+            if held in SHARED_KINDS:
+                own[key] = item
+            elif held in PLAIN_CONTAINERS and not item:  # most are: a module has a dozen for its hooks
+                own[key] = held()
+            else:
+                own[key] = copy_value(item, memo)
+        own.pop(COMPILED, None)
     else:
         made = deepcopy(value, memo)
     return made
@@ -169,6 +176,8 @@ def rebind_functions(copy: nn.Module, memo: Memo) -> None:
     Such are `self.run = lambda x: self.layer(x)`, and hooks that use a module or tensor from around them.
     """
     for name, value in vars(copy).items():
+        if type(value) in SHARED_KINDS and type(value) is not FunctionType:
+            continue
         if isinstance(value, FunctionType):
             vars(copy)[name] = _rebind_function(
                 value, memo

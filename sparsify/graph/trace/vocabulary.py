@@ -47,13 +47,17 @@ def add_names_and_vocabularies(model: nn.Module, inputs: Inputs) -> tuple[Call, 
     the numbers first, there is none.
     """
     named = add_argument_names(model, inputs)
-    if not any(_is_integer(tensor) for each in named for tensor in tensors_by_path(each).values()):
-        return named
-    found = tuple(_find_vocabularies(model, each) for each in named)
+    found = tuple(_find_vocabularies(model, each) if _lacks_vocabulary(each) else {} for each in named)
     return tuple(
         replace(each, vocabularies={**each.vocabularies, **rows})
         for each, rows in zip(named, found, strict=True)
     )
+
+
+def _lacks_vocabulary(each: Call) -> bool:
+    """Whether one of its integer tensors has no vocabulary yet."""
+    tensors = tensors_by_path(each)
+    return any(_is_integer(tensor) and path not in each.vocabularies for path, tensor in tensors.items())
 
 
 def _is_integer(tensor: Tensor) -> bool:

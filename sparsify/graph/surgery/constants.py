@@ -23,8 +23,8 @@ from sparsify.forward.call_model import named_inputs
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.forward.opaque import is_sparse
-from sparsify.graph.model_map import ModelMap
 from sparsify.graph.dead_units import is_alive_everywhere
+from sparsify.graph.model_map import ModelMap
 from sparsify.graph.names import all_names, walk_modules
 from sparsify.graph.surgery.constant_readers import EXACT, ConstantTracer, Reader
 from sparsify.graph.surgery.constant_shifts import Constants, Shift, ShiftTarget

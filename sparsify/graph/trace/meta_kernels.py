@@ -27,13 +27,16 @@ def run_on_meta(name: str, func: Any, args: Any, kwargs: Any, known: KnownResult
     known: results of operators on tensors of the same shapes, which blocks of a network share; it is added
     to.
     """
+    made = _run_by_rule(name, args, kwargs)
+    if made is not None:
+        return made
     if not _allocates_results(func) or not any(map(_holds_meta, args)):
-        return _run_by_rule(name, func, args, kwargs)
+        return _run_with_numbers(func, args, kwargs)
     key = func, _describe(args), _describe(tuple(kwargs.items()))
     found = known.get(key)
     if found is not None:
         return make_result(*found)
-    made = _run_by_rule(name, func, args, kwargs)
+    made = _run_with_numbers(func, args, kwargs)
     description = describe_result(func, made)
     if description is not None:
         known[key] = description, isinstance(made, Tensor)
@@ -56,7 +59,8 @@ def _describe(value: Any) -> Any:
     return type(value), value
 
 
-def _run_by_rule(name: str, func: Any, args: Any, kwargs: Any) -> Any:
+def _run_by_rule(name: str, args: Any, kwargs: Any) -> Any:
+    """What an operator returns whose rule is written here; None of any other."""
     x = args[0] if args else None
     if isinstance(x, Tensor) and x.is_meta and x.is_floating_point() and not kwargs and x.is_contiguous():
         rule = _RULES.get(name)
@@ -65,7 +69,7 @@ def _run_by_rule(name: str, func: Any, args: Any, kwargs: Any) -> Any:
             return found
         if name[-1] == "_" and name[:-1] in (_ALONE | _PAIRS) and _result_if_alike(*args) is not None:
             return x
-    return _run_with_numbers(func, args, kwargs)
+    return None
 
 
 def _run_with_numbers(func: Any, args: Any, kwargs: Any) -> Any:

@@ -47,7 +47,7 @@ def add_names_and_vocabularies(model: nn.Module, inputs: Inputs) -> tuple[Call, 
     the numbers first, there is none.
     """
     named = add_argument_names(model, inputs)
-    found = tuple(_find_vocabularies(model, each) if _lacks_vocabulary(each) else {} for each in named)
+    found = tuple(_find_vocabularies(model, each) for each in named)
     return tuple(
         replace(each, vocabularies={**each.vocabularies, **rows})
         for each, rows in zip(named, found, strict=True)
@@ -65,7 +65,9 @@ def _is_integer(tensor: Tensor) -> bool:
 
 
 def _find_vocabularies(model: nn.Module, each: Call) -> dict[str, int]:
-    """Path -> number of rows, as far as the model runs."""
+    """Path -> number of rows, as far as the model runs; empty if all of them are known."""
+    if not _lacks_vocabulary(each):
+        return {}
     watch = _IndexTracker()
 
     def enter(path: str, tensor: Tensor) -> Tensor:

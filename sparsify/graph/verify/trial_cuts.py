@@ -11,7 +11,7 @@ from torch import nn
 
 from sparsify.errors import ModelError, VerificationError
 from sparsify.forward.call_model import convert_inputs
-from sparsify.forward.calls import Inputs
+from sparsify.forward.calls import Call, Inputs, resize_batch
 from sparsify.forward.copies import copy_model
 from sparsify.forward.free_memory import return_freed_memory
 from sparsify.graph.length_attributes import choose_attributes, drop_attributes
@@ -205,6 +205,7 @@ class _Trials:
             self.restore = lambda: restore_copy(model, self.model)
             self.model.eval()
         randomize_weights(model, self.model, self.inputs)
+        self.few = _take_one_example(self.inputs)
         self.double = cache(lambda: _choose_double(self.model, self.inputs))
         values = (self._cut_half_in_single, self._cut_rest_in_double, self._cut_one_unit)
         self.faults += map(_remember_last, values)
@@ -229,15 +230,27 @@ class _Trials:
 
     def _find_fault_in_double(self, model_map: ModelMap, keep: Keep, tolerance: float) -> str | None:
         """Compare in double precision. The usual calls were made in single precision with other widths: that
-        these run as well is seen from shapes alone where the model runs so."""
+        these run as well is seen from shapes alone where the model runs so.
+
+        One example tells that a cut is right. What it refuses, all examples decide, in the precision that the
+        model runs in.
+        """
         if self.shapes is None:
-            usual = check_usual_calls
+            usual = self._check_usual_calls
         else:
             why = self.shapes.find_fault(model_map, keep)
             if why is not None:
                 return why
             usual = None
+        fault = _find_fault(self.model, model_map, keep, self.few, WAYS_TO_WIDEN[0], tolerance, usual)
+        if fault is None:
+            return None
         return _find_fault(self.model, model_map, keep, self.inputs, self.double(), tolerance, usual)
+
+    def _check_usual_calls(
+        self, dense: Callable[[], nn.Module], narrow: nn.Module, _compared: Inputs, groups: Sequence[str]
+    ) -> None:
+        check_usual_calls(dense, narrow, self.inputs, groups)
 
     def find_fault_alone(
         self, group: Coupled, model_map: ModelMap, faults: Sequence[FindFault]
@@ -258,6 +271,12 @@ class _Trials:
         for find_fault in faults:
             good = find_cuttable(good, _bind_map(find_fault, model_map), reasons)
         return good
+
+
+def _take_one_example(inputs: Inputs) -> Inputs:
+    """The inputs with one example each, where it is known that the model takes any number."""
+    known = all(isinstance(each, Call) for each in inputs)
+    return resize_batch(inputs, 1) if known else inputs
 
 
 def _remember_last(find_fault: FindFault) -> FindFault:

@@ -127,7 +127,9 @@ def test_groups_that_no_rule_reaches_are_left_alone(monkeypatch: pytest.MonkeyPa
     assert plan.map.by_name["blocks.3.a"].protected is None
     assert plan.map.by_name["blocks.4.a"].protected == "no rule reaches it"
     told = sparsify.describe(plan)
-    assert "No rule reaches the width of blocks.0.a, blocks.1.a, blocks.2.a, blocks.4.a" in " ".join(told.split())
+    assert "No rule reaches the width of blocks.0.a, blocks.1.a, blocks.2.a, blocks.4.a" in " ".join(
+        told.split()
+    )
     shown = [line for line in told.splitlines() if "no rule reaches it" in line]
     assert not shown, "it is no protection"
     result = sparsify.cut(plan, Blocks())

@@ -54,12 +54,17 @@ class MetaTrials:
     def cut_pairs_apart(self, groups: Sequence[Coupled], model_map: ModelMap) -> str | None:
         """Cut groups of two units in two halves: a trial of all of them could not keep different numbers
         of units."""
-        pairs = [c for c in groups if c.width == 2]
-        for part in (pairs[::2], pairs[1::2]):
+        for part in split_pairs(groups):
             why = self.cut_half(part, model_map) if part else None
             if why is not None:
                 return why
         return None
+
+
+def split_pairs(groups: Sequence[Coupled]) -> tuple[list[Coupled], list[Coupled]]:
+    """The groups of two units, in two halves."""
+    pairs = [c for c in groups if c.width == 2]
+    return pairs[::2], pairs[1::2]
 
 
 def choose_half(group: Coupled) -> list[int]:

@@ -24,7 +24,7 @@ from sparsify.graph.surgery.operations import Keep
 from sparsify.graph.verify.equivalence import TOLERANCE, TRIAL_TOLERANCE, WAYS_TO_WIDEN, Widen
 from sparsify.graph.verify.failed_allocations import raise_out_of_memory
 from sparsify.graph.verify.masked_model import check_same_shapes, narrowed_groups, run_masked_model
-from sparsify.graph.verify.meta_trials import MetaTrials, choose_half
+from sparsify.graph.verify.meta_trials import MetaTrials, choose_half, split_pairs
 from sparsify.graph.verify.run_models import (
     copy_in_dtype,
     first_line,
@@ -207,7 +207,12 @@ class _Trials:
         randomize_weights(model, self.model, self.inputs)
         self.few = _take_one_example(self.inputs)
         self.double = cache(lambda: _choose_double(self.model, self.inputs))
-        values = (self._cut_half_in_single, self._cut_rest_in_double, self._cut_one_unit)
+        values = (
+            self._cut_half_in_single,
+            self._cut_rest_in_double,
+            self._cut_one_unit,
+            self._cut_pairs_apart,
+        )
         self.faults += map(_remember_last, values)
 
     def _cut_half_in_single(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
@@ -227,6 +232,15 @@ class _Trials:
         """
         keep = {group.name: list(range(group.width - 1)) for group in chosen}
         return self._find_fault_in_double(model_map, keep, ONE_UNIT_TOLERANCE)
+
+    def _cut_pairs_apart(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
+        """Cut groups of two units in two halves, all else whole: cut together they silence each other's
+        paths."""
+        for part in split_pairs(chosen):
+            why = self._cut_one_unit(part, model_map) if 0 < len(part) < len(chosen) else None
+            if why is not None:
+                return why
+        return None
 
     def _find_fault_in_double(self, model_map: ModelMap, keep: Keep, tolerance: float) -> str | None:
         """Compare in double precision. The usual calls were made in single precision with other widths: that

@@ -57,8 +57,8 @@ def make_plan(
 
     The structure is followed through real calls of the model. Groups that rules reach are then cut on
     trial, and groups whose trial cut fails are protected. Where the budget limits a latency, layers that the
-    target's table lacks are timed. The model is left as it is. A model on the meta device can be planned too; its plan
-    has no preview of widths.
+    target's table lacks are timed. The model is left as it is. A model on the meta device can be planned too;
+    its plan has no preview of widths.
 
     Args:
         recipe: A path, a mapping, or a recipe that is loaded already.

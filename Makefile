@@ -29,6 +29,7 @@ schemas: .venv/ready
 reference: .venv/ready
 	$(BIN)/python docs/scripts/reference_pages.py
 	$(BIN)/python docs/scripts/report_picture.py
+	$(BIN)/python docs/scripts/study_page.py
 
 docs: .venv/ready
 	$(BIN)/mkdocs build --strict

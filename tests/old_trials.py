@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sparsify.forward.copies import copy_model
+from sparsify.forward.trial_calls import mark_fixed_calls
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.verify import search_faults, trial_cuts
 from sparsify.graph.verify.equivalence import copy_in_double
@@ -48,7 +49,8 @@ def both_ways(model: nn.Module, traced: ModelMap, inputs: object) -> tuple[dict[
     """What the quick way, with a scratch copy as in `make_plan`, and the plain way decide."""
     scratch = copy_model(model) if all(p.dtype == torch.float32 for p in model.parameters()) else None
     before = {} if scratch is None else {name: t.clone() for name, t in scratch.state_dict().items()}
-    quick = describe(trial_cuts.protect_failing_groups(model, traced, inputs, scratch))
+    marked = mark_fixed_calls(model, inputs)
+    quick = describe(trial_cuts.protect_failing_groups(model, traced, marked, scratch))
     if scratch is not None:
         after = scratch.state_dict()
         assert all(torch.equal(value, after[name]) for name, value in before.items()), "not restored"

@@ -182,7 +182,7 @@ class Recipe(Spec):
                 "baselines",
                 (
                     "baselines remove whole units, and no rule has a group of those (filter, "
-                    "channel, neuron, head, hidden, depth); leave 'baselines' out"
+                    "channel, neuron, head, hidden, expert, depth); leave 'baselines' out"
                 ),
             )
         narrows = next((kind for kind in self.baseline_kinds if kind in NARROWING), None)

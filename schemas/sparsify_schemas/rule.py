@@ -75,7 +75,7 @@ class Rule(Spec):
     layers: Layers
     """glob on module names, re:<regular expression>, or a layer class or a parent of one; one or a list"""
     group: Group | None = None
-    """filter, channel, neuron, head, hidden, depth, shape, tap or weight; a block such as 4x1; a pattern such
+    """filter, channel, neuron, head, hidden, expert, depth, shape, tap or weight; a block such as 4x1; a pattern such
     as 2:4"""
     penalty: Penalty | None = None
     """what drives the groups to zero while training"""
@@ -120,7 +120,7 @@ class Rule(Spec):
                 )
         elif self.group is None:
             raise ValueError(
-                "a rule needs a 'group' (filter, channel, neuron, head, hidden, depth, "
+                "a rule needs a 'group' (filter, channel, neuron, head, hidden, expert, depth, "
                 "shape, tap, weight, 4x1 or 2:4), or 'protect: true'"
             )
         facts = None if self.group is None else facts_of(self.group)

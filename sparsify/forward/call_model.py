@@ -76,8 +76,13 @@ def move_inputs_to_cpu(inputs: Inputs) -> Inputs:
 
 
 def move_inputs_to_meta(inputs: Inputs) -> Inputs:
-    """The inputs as shapes without values."""
-    return map_tensors(inputs, lambda value: value.to("meta"))
+    """The inputs with floating-point tensors as shapes alone; whole numbers and masks keep their values."""
+
+    def drop_values(tensor: Tensor) -> Tensor:
+        has_fractions = tensor.is_floating_point() or tensor.is_complex()
+        return tensor.to("meta") if has_fractions else tensor.cpu()
+
+    return map_tensors(inputs, drop_values)
 
 
 _WRAPPERS = {

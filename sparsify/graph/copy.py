@@ -22,11 +22,16 @@ def copy_with(model: nn.Module, tensors: dict[int, Any]) -> nn.Module:
 
 
 def copy_to_meta(model: nn.Module) -> nn.Module:
-    """A copy without values in which tied weights stay tied, unlike after `model.to("meta")`."""
+    """A copy without values in which tied weights stay tied, unlike after `model.to("meta")`.
+
+    Buffers of whole numbers and masks keep their values.
+    """
     return copy_with(model, {id(tensor): _make_meta(tensor) for tensor in _list_tensors(model)})
 
 
 def _make_meta(tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, nn.Parameter) and not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor.detach().clone()
     meta = tensor.detach().to("meta")
     return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
 

@@ -20,6 +20,34 @@ def flag_nonzero(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     return (own != 0).to(torch.float32)
 
 
+FIRST = 16
+"""indices of another dimension at which a first look sees whether an index is alive"""
+
+
+def is_alive_everywhere(tensor: Tensor) -> bool:
+    """Whether every index of every dimension has a weight that is not zero among its first ones.
+
+    False says nothing: such weights may follow later, or not. Most trained weights have no zeros, and few of
+    them tell so.
+    """
+    if tensor.dim() < 2 or not tensor.numel() or tensor.is_meta:
+        return False
+    for dim in range(tensor.dim()):
+        other = 1 if dim == 0 else 0
+        part = tensor.narrow(other, 0, min(FIRST, tensor.shape[other]))
+        if not bool((part != 0).movedim(dim, 0).flatten(1).any(1).all()):
+            return False
+    return True
+
+
+def _flag_alive(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """As `flag_nonzero`; of a tensor without a dead index 1 everywhere."""
+    own = local_part(tensors[name])
+    if is_alive_everywhere(own):
+        return torch.ones((), device=own.device).expand(own.shape)
+    return flag_nonzero(tensors, name)
+
+
 def find_dead_units(
     map: ModelMap,
     names: Iterable[str],
@@ -43,7 +71,7 @@ def find_dead_units(
         layout = coupled_layout(
             _with_shared_outputs(map) if role == "out" else map, chosen, own, frozenset({role})
         )
-        alive = layout.reduce(partial(flag_nonzero, own))
+        alive = layout.reduce(partial(_flag_alive, own))
         gone = (alive == 0) & (layout.sizes(own) > 0)
         for name, flags in layout.split(gone).items():
             found[name] = flags | found.get(name, torch.zeros_like(flags))

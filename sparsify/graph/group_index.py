@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sparsify.distributed import add_over_processes, local_part
 from sparsify.graph.broadcast_shapes import keep_lengths
+from sparsify.graph.row_pieces import PIECE, sum_products
 
 
 @dataclass(frozen=True)
@@ -74,20 +75,39 @@ class Layout:
 
         values: this process's part of a sharded tensor. All its processes must call, as they sum up together.
         """
+
+        def sum_values(part: Part) -> list[Tensor] | None:
+            value = values(part.name)
+            return None if value is None else marginals(wide(value), part.axes)
+
+        return self._add_up(sum_values)
+
+    def reduce_products(self, factors: Callable[[str], tuple[Tensor, Tensor] | None]) -> Tensor:
+        """Sum of one * other over each group, factors(tensor) = (one, other), as `reduce` of their products.
+
+        The products of large tensors are never in memory as a whole.
+        """
+
+        def sum_part(part: Part) -> list[Tensor] | None:
+            found = factors(part.name)
+            return None if found is None else _sum_product(*found, part.axes)
+
+        return self._add_up(sum_part)
+
+    def _add_up(self, sums: Callable[["Part"], list[Tensor] | None]) -> Tensor:
+        """The sums of all parts, by slot. sums: one for each axis of a part."""
         totals: dict[Any, Tensor] = {}
         for part in self.parts:
-            value = values(part.name)
-            if value is None:
+            found = sums(part)
+            if found is None:
                 continue
-            value = wide(value)
             if part.processes not in totals:
-                dtype = next((t.dtype for t in totals.values()), value.dtype)
-                totals[part.processes] = torch.zeros(self.count + 1, dtype=dtype, device=value.device)
+                dtype = next((t.dtype for t in totals.values()), found[0].dtype)
+                totals[part.processes] = torch.zeros(self.count + 1, dtype=dtype, device=found[0].device)
             total = totals[part.processes]
-            for axis, summed in zip(
-                part.axes, marginals(value, part.axes) if value.numel() else (), strict=bool(value.numel())
-            ):
-                axis.add(total, summed.to(total.dtype))
+            for axis, summed in zip(part.axes, found, strict=True):
+                if summed.numel():
+                    axis.add(total, summed.to(total.dtype))
         for processes, total in totals.items():
             add_over_processes(total, processes)
         return torch.stack(list(totals.values())).sum(0) if totals else torch.zeros(self.count + 1)
@@ -121,12 +141,33 @@ def is_scale(name: str, parameter: Tensor) -> bool:
     return parameter.dim() == 1 and name.endswith(".weight")
 
 
+def _sum_product(one: Tensor, other: Tensor, axes: Sequence[Axis]) -> list[Tensor]:
+    """Sums of one * other over everything but an axis' own dimensions, for each axis."""
+    alike = one.dtype == other.dtype == wide(one).dtype and one.is_contiguous() and other.is_contiguous()
+    by_rows = [axis.dims == (0,) for axis in axes]
+    simple = all(axis.tile is None and (axis.dims == (0,) or 0 not in axis.dims) for axis in axes)
+    if not (alike and simple and one.dim() > 1 and one.numel() > PIECE):
+        return marginals(wide(one) * wide(other), axes)
+    rows, columns = sum_products(one, other, any(by_rows), not all(by_rows))
+    return [rows if axis.dims == (0,) else _sum_columns(columns, one.shape, axis) for axis in axes]
+
+
+def _sum_columns(column: Tensor, shape: Sequence[int], axis: Axis) -> Tensor:
+    """What an axis without dimension 0 has of the sums over dimension 0."""
+    if axis.dims == (1,):
+        return column.view(shape[1], -1).sum(1)
+    others = [d - 1 for d in range(1, len(shape)) if d not in axis.dims]
+    return column.view(tuple(shape[1:])).sum(others).flatten() if others else column
+
+
 def marginals(value: Tensor, axes: Iterable[Axis]) -> list[Tensor]:
     """Sums over everything but an axis' own dimensions, flattened, for each axis.
 
     A contiguous weight is summed as the matrix [dimension 0, all others]:
     sums over whole rows and columns are several times faster than sums over 3 x 3 kernels.
     """
+    if not value.numel():  # the part of a process that got none of a tensor
+        return [value.new_zeros(0) for _ in axes]
     flat = value.view(value.shape[0], -1) if value.dim() > 1 and value.is_contiguous() else None
     return [_marginal(value, flat, axis) for axis in axes]
 
@@ -144,11 +185,7 @@ def _marginal(value: Tensor, flat: Tensor | None, axis: Axis) -> Tensor:
     if flat is not None and axis.dims == (0,):
         return flat.sum(1)
     if flat is not None and 0 not in axis.dims:
-        column = flat.sum(0)
-        if axis.dims == (1,):
-            return column.view(value.shape[1], -1).sum(1)
-        others = [d - 1 for d in range(1, value.dim()) if d not in axis.dims]
-        return column.view(value.shape[1:]).sum(others).flatten() if others else column
+        return _sum_columns(flat.sum(0), value.shape, axis)
     others = [d for d in range(value.dim()) if d not in axis.dims]
     return (value.sum(others) if others else value).flatten()
 

@@ -42,6 +42,10 @@ class Slice:
     spans: tuple[Span, ...]
 
 
+UNREACHED = "no rule reaches it"
+"""reason of a group that was not cut on trial, as no rule may cut it"""
+
+
 @dataclass(frozen=True)
 class Coupled:
     """Units that can only be removed together across every slice listed. Named after its first layer."""
@@ -58,6 +62,11 @@ class Coupled:
     there"""
     least: int = 1
     """units without which the model does not run, as a router that takes the two best experts needs two"""
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether some rule may cut it, unless it is protected."""
+        return self.protected != UNREACHED
 
     @property
     def layers(self) -> tuple[str, ...]:

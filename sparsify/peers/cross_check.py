@@ -53,7 +53,8 @@ def cross_check(model: nn.Module, map: ModelMap, inputs: Inputs, limits: Limits 
     found = []
     for group in map.coupled:
         differences = tuple(_compare_group(copy, group, items[group.name], answer["groups"]))
-        found.append(GroupComparison(group.name, group.width, differences, group.protected))
+        protected = group.protected if group.is_reached else None
+        found.append(GroupComparison(group.name, group.width, differences, protected))
     return CrossCheck(tuple(found))
 
 

@@ -179,11 +179,11 @@ def cut(
         if inputs is None
         else apply_record(plan.map.inputs, check_inputs(inputs, model))
     )
-    inputs = vocabulary.add_names_and_vocabularies(model, given)
+    dense = make_scratch(model)
+    inputs = vocabulary.add_names_and_vocabularies(dense, given)
     batches = None if batches is None else take_batches(batches, plan.recipe)
     if objective is None:
         objective = make_objective(plan.recipe.task) if loss is None else objective_of_loss(loss)
-    dense = make_scratch(model)
     clocks = build_latency_models(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
     scores, dead, score_notes = score_units(plan, dense, batches, objective)
     keep = agree(

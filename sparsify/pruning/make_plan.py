@@ -35,7 +35,7 @@ from sparsify.pruning.plan_inputs import check_inputs, note_batches
 from sparsify.pruning.planning.compile import compile_plan
 from sparsify.pruning.planning.cut_targets import list_own_budgets
 from sparsify.pruning.planning.gsm_forecast import forecast_gsm
-from sparsify.pruning.planning.match_layers import list_weighing_targets
+from sparsify.pruning.planning.match_layers import find_reached_groups, list_weighing_targets
 from sparsify.pruning.planning.no_ops import IDLE, list_no_ops
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import choose, price_groups
@@ -56,10 +56,10 @@ def make_plan(
 ) -> Plan:
     """Resolve a recipe for a model: what each rule reaches, what is protected, what the budget allows.
 
-    The structure is followed through real calls of the model. Every group is then cut once on trial, and
-    groups whose trial cut fails are protected. Where the budget limits a latency, layers that the target's
-    table lacks are timed. The model is left as it is. A model on the meta device can be planned too; its plan
-    has no preview of widths.
+    The structure is followed through real calls of the model. Groups that rules reach are then cut on
+    trial, and groups whose trial cut fails are protected. Where the budget limits a latency, layers that the
+    target's table lacks are timed. The model is left as it is. A model on the meta device can be planned too;
+    its plan has no preview of widths.
 
     Args:
         recipe: A path, a mapping, or a recipe that is loaded already.
@@ -107,10 +107,12 @@ def plan_recipe(
     strict: bool = False,
     listener: Listener = silence,
     leaving: Leaving = "most units",
+    every_group: bool = False,
 ) -> Plan:
     """As `make_plan`, of a recipe that is not checked again: one that no longer has a rule would be refused.
 
     positions: where it is written, for messages. leaving: what leaves of channels that fall into groups.
+    every_group: cut groups on trial that no rule reaches, too.
     """
     call_model.check_model(model)
     _check_initialized(model)
@@ -123,7 +125,9 @@ def plan_recipe(
     with torch.random.fork_rng(devices=[]), explain_errors("trying out which layers can be cut"):
         map, reaching = _follow(model, inputs, macs, leaving)
         in_single = all(p.dtype == torch.float32 for p in model.parameters())
-        tried = trial_cuts.protect_failing_groups(original, map, reaching, model if in_single else None)
+        scratch = model if in_single else None
+        reached = None if every_group else find_reached_groups(recipe, map)
+        tried = trial_cuts.protect_failing_groups(original, map, reaching, scratch, reached)
         map = replace(tried, inputs=map.inputs)
         if any(removes_branches(rule.group) for rule in recipe.rules):
             map = trial_cuts.add_branches(model, map, inputs, macs)

@@ -113,7 +113,7 @@ def _list_reached(plan: Plan) -> set[str]:
 
 
 def _protected_count(plan: Plan) -> int:
-    return sum(c.protected is not None for c in plan.map.coupled)
+    return sum(c.protected is not None and c.is_reached for c in plan.map.coupled)
 
 
 def _rule_table(plan: Plan, assignment: Assignment) -> Table:
@@ -327,11 +327,12 @@ def _format_amount(what: str, value: float, asked: object) -> str:
 def _protected_table(plan: Plan) -> Table:
     reasons: dict[str, list[str]] = {}
     for group in plan.map.coupled:
-        if group.protected is not None:
+        if group.protected is not None and group.is_reached:
             reasons.setdefault(group.protected, []).append(f"{group.name} ({group.width})")
     rows = tuple((list_few(tuple(names), 4), why) for why, names in reasons.items())
     reached = _list_reached(plan)
-    free = tuple(g.name for g in plan.map.coupled if g.protected is None and g.name not in reached)
+    open_groups = [g for g in plan.map.coupled if g.protected is None or not g.is_reached]
+    free = tuple(g.name for g in open_groups if g.name not in reached)
     notes = (f"No rule reaches the width of {list_few(free, 8)}.",) if free else ()
     return Table("Protected", make_columns("not pruned", "why"), rows, notes)
 

@@ -160,7 +160,9 @@ def _find_cut(
     told: list[tuple[Plan, KeptUnits]] = []
     for leaving in get_args(Leaving) if _has_channel_groups(source.dense) else ("most units",):
         listener(Note("following the dense model's structure, trying out cuts"))
-        plan = plan_recipe(_drop_goals(recipe), source.dense, inputs, listener=listener, leaving=leaving)
+        plan = plan_recipe(
+            _drop_goals(recipe), source.dense, inputs, listener=listener, leaving=leaving, every_group=True
+        )
         try:
             told.append((plan, _find_units(source, plan)))
         except ModelError as error:

@@ -111,7 +111,7 @@ def _list_protected(plan: Plan) -> Mapping[str, str]:
     """Layer -> why its output width was kept."""
     reasons = {}
     for group in plan.map.coupled:
-        if group.protected:
+        if group.protected and group.is_reached:
             for part in group.slices:
                 if part.role == "out":
                     reasons[part.tensor.rpartition(".")[0]] = group.protected

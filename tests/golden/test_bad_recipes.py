@@ -307,7 +307,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
         (("group: filter", "group: 4"),),
         (
             "recipe.yaml:11:12: rules.0.group: expected one of filter, channel, neuron, head, hidden, "
-            "depth, shape, tap, weight, 4x1 (a block), 2:4 (n:m), found the number 4"
+            "expert, depth, shape, tap, weight, 4x1 (a block), 2:4 (n:m), found the number 4"
         ),
     ),
     "pattern that keeps everything": (
@@ -522,7 +522,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
         (("    group: filter\n", ""),),
         (
             "recipe.yaml:10:5: rules.0: a rule needs a 'group' (filter, channel, neuron, head, hidden, "
-            "depth, shape, tap, weight, 4x1 or 2:4), or 'protect: true'"
+            "expert, depth, shape, tap, weight, 4x1 or 2:4), or 'protect: true'"
         ),
     ),
     "weight without sparsity": (

@@ -415,7 +415,7 @@ def test_which_stages_are_theirs() -> None:
             {"rules": [{"layers": "conv*", "group": "weight", "sparsity": "50%"}]},
             (
                 "baselines: baselines remove whole units, and no rule has a group of those (filter, "
-                "channel, neuron, head, hidden, depth); leave 'baselines' out"
+                "channel, neuron, head, hidden, expert, depth); leave 'baselines' out"
             ),
         ),
         (

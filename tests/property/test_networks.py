@@ -11,6 +11,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import old_trials
+import pytest
 import reference
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -1241,6 +1243,16 @@ TIED = [
 )
 def test_whatever_may_be_cut_is_cut_rightly(program: list[Step], seed: int) -> None:
     check(program, seed)
+
+
+@pytest.mark.parametrize("first", range(0, 4000 if os.environ.get("NIGHTLY") else 32, 8))
+def test_quick_trials_protect_what_plain_ones_do(first: int) -> None:
+    """The short cuts of trial cuts miss nothing, and protect nothing needlessly."""
+    x = torch.randn(INPUT, generator=torch.Generator().manual_seed(1))
+    for seed in range(first, first + 8):
+        model = network(seeded(seed)).eval()
+        quick, plain = old_trials.both_ways(model, build_map.build_map(model, (x,), {}), (x,))
+        assert quick == plain, seed
 
 
 def test_much_may_be_cut() -> None:

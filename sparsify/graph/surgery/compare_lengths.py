@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsify.forward.call_model import call_model, float_tensors
+from sparsify.forward.call_model import call_model, float_tensors, move_inputs_to_meta
 from sparsify.forward.calls import Inputs
-from sparsify.forward.opaque import is_scripted
+from sparsify.forward.opaque import is_scripted, without_compiling
 from sparsify.forward.scratch import borrow_model
+from sparsify.graph.copy import copy_to_meta
 from sparsify.graph.expert_numbers import find_old_names
 from sparsify.graph.names import all_names, walk_modules
+from sparsify.graph.trace.meta_kernels import FastMeta
 from sparsify_schemas.cuts import Shorten
 
 Lengths = set[tuple[int, int]]
@@ -54,7 +56,9 @@ def compare_lengths(
             found[owner].held |= _pair_lengths(
                 tensor.shape, after[name].shape, range(1 if rows else 0, min(2, tensor.dim()))
             )
-    wide, made = _record_shapes(dense, inputs), _record_shapes(thin, inputs)
+    wide, made = (_record_without_values(model, inputs) for model in (dense, thin))
+    if not (wide and made):
+        wide, made = _record_shapes(borrow_model(dense), inputs), _record_shapes(borrow_model(thin), inputs)
     narrow = {old[name]: calls for name, calls in made.items() if name in old}
     for name, calls in wide.items():
         if len(narrow.get(name, ())) != len(calls):
@@ -90,17 +94,22 @@ CallShapes = tuple[list[torch.Size], list[torch.Size]]
 """shapes of the tensors that a module took, and of those that it returned"""
 
 
-def _record_shapes(model: nn.Module, inputs: Inputs) -> dict[str, list[CallShapes]]:
+def _record_without_values(model: nn.Module, inputs: Inputs) -> dict[str, list[CallShapes]]:
+    """The same, of a copy on the meta device: empty where the model needs values."""
+    with FastMeta({}):
+        return _record_shapes(copy_to_meta(model), move_inputs_to_meta(inputs))
+
+
+def _record_shapes(copy: nn.Module, inputs: Inputs) -> dict[str, list[CallShapes]]:
     """Shapes that every module took and returned in one forward call in eval mode; empty if the model
-    fails."""
+    fails. The copy is used up."""
     found: dict[str, list[CallShapes]] = {}
-    copy = borrow_model(model).eval()
-    for name, module in walk_modules(copy):
+    for name, module in walk_modules(copy.eval()):
         if is_scripted(module):
             continue  # it takes no hooks, and none of its widths change
         module.register_forward_hook(partial(_record_call, found.setdefault(name, [])), with_kwargs=True)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_compiling():
             call_model(copy, inputs)
     except Exception:
         return {}

@@ -23,6 +23,7 @@ from sparsify.forward.call_model import named_inputs
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.forward.opaque import is_sparse
+from sparsify.graph.dead_units import is_alive_everywhere
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.names import all_names, walk_modules
 from sparsify.graph.surgery.constant_readers import EXACT, ConstantTracer, Reader
@@ -81,6 +82,8 @@ def has_zeros(model: nn.Module) -> bool:
         if tensor.dim() < 2:
             if bool((tensor == 0).any()):
                 return True
+            continue
+        if is_alive_everywhere(tensor):
             continue
         live = tensor != 0
         for dim in range(tensor.dim()):

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparsify.forward.calls import Inputs
 from sparsify.forward.scratch import borrow_model
@@ -55,18 +55,19 @@ def follow_widths(dense: nn.Module, thin: nn.Module, cuts: Cuts, inputs: Inputs)
         return cuts
     shortened = find_shortened(cuts)
     lengths = compare_lengths(dense, thin, inputs, shortened)
-    before = run_in_both_modes(borrow_model(thin), inputs)
+    before: Sequence[list[Tensor] | str] | None = None
     notes: list[StaleNumber] = []
     read: list[StaleNumber] = []
     for nested in (
         False,
         True,
     ):  # configurations last: the numbers of modules say what became of their fields
-        found = list(
-            _find_stale(dense, thin, _collect_changes(dense, thin, lengths, shortened), cuts, nested)
-        )
+        known = _collect_changes(dense, thin, lengths, shortened)
+        found = list(_find_stale(dense, thin, known, cuts, nested))
         certain = [stale for stale in found if stale.new is not None]
-        good, differing = split_by_effect(thin, certain, inputs, before)
+        if certain and before is None:
+            before = run_in_both_modes(borrow_model(thin), inputs)
+        good, differing = split_by_effect(thin, certain, inputs, before or ())
         sets = [
             SetAttribute(module=stale.module, attribute=stale.path, value=stale.new)
             for stale in good

@@ -123,8 +123,10 @@ def find_config(model: Any) -> Any:
             f"a new {type(model).__name__} and the cut model differ in '{name}', which only one of them has"
         )
     starts = dict.fromkeys(((), find_head_size(model)))
-    candidates = [_find_best(model, base, wanted, given) for given in starts]
-    best = min(candidates, key=lambda trial: _count_mismatches(trial.shapes, wanted))
+    best = next(filter(None, (_guess_config(model, base, wanted, given) for given in starts)), None)
+    if best is None:
+        candidates = [_find_best(model, base, wanted, given) for given in starts]
+        best = min(candidates, key=lambda trial: _count_mismatches(trial.shapes, wanted))
     if _count_mismatches(best.shapes, wanted):
         raise ModelError(_find_obstacle(model, best, base.shapes, wanted))
     try:
@@ -134,6 +136,37 @@ def find_config(model: Any) -> Any:
             f"{_name_class(model)} refuses the numbers of the cut model: {_last_line(error)}"
         ) from None
     return best.config
+
+
+def _guess_config(model: Any, base: _Trial, wanted: Shapes, given: tuple[Change, ...]) -> _Trial | None:
+    """A trial without any mismatch, in which every field that held an old length has the new one, if there is
+    one.
+
+    Changes without which there is no mismatch either are left out.
+    """
+    lengths: dict[int, set[int]] = {}
+    for name in wanted:
+        for old, new in zip(base.shapes[name], wanted[name], strict=False):
+            if old != new:
+                lengths.setdefault(old, set()).add(new)
+    certain = {old: next(iter(new)) for old, new in lengths.items() if len(new) == 1}
+    changes = [(field, certain[value]) for field, value in _list_fields(model.config) if value in certain]
+    best = _try_changes(model, (*given, *changes))
+    if best is None or _badness(model, best, wanted) != _NONE_WRONG:
+        return None
+    for change in changes:
+        fewer = tuple(one for one in best.changes if one != change)
+        trial = _try_changes(model, fewer)
+        if trial is not None and _badness(model, trial, wanted) == _NONE_WRONG:
+            best = trial
+    return best
+
+
+def _badness(model: Any, trial: _Trial, wanted: Shapes) -> tuple[int, int]:
+    """How many shapes differ from those that are wanted, and how many numbers of modules from the model's."""
+    numbers = _list_numbers(model)
+    other_numbers = sum(numbers.get(name, value) != value for name, value in trial.numbers.items())
+    return _count_mismatches(trial.shapes, wanted), other_numbers
 
 
 def _find_best(model: Any, base: _Trial, wanted: Shapes, given: tuple[Change, ...]) -> _Trial:

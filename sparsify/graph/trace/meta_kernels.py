@@ -1,4 +1,8 @@
-"""Run operators on meta tensors quickly, where torch's own meta kernels are slow."""
+"""Run operators on meta tensors quickly, where torch's own meta kernels are slow.
+
+Whole numbers and masks keep their values beside floating-point tensors without: a forward call branches on
+masks and looks up positions, and what it computes for these does not depend on any weight.
+"""
 
 from collections.abc import Callable
 from functools import cache
@@ -6,16 +10,57 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from sparsify.forward.opaque import are_wrappers, is_higher_order
 from sparsify.forward.operator_mode import OperatorMode
 
 ResultSpec = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 """shape, strides, element type"""
+KnownResults = dict[Any, tuple[tuple[ResultSpec, ...], bool]]
+"""operator and arguments -> what it returns, and whether that is one tensor, not a tuple"""
 
 
-def run_on_meta(name: str, func: Any, args: Any, kwargs: Any) -> Any:
-    """Return func(*args, **kwargs)."""
+def run_on_meta(name: str, func: Any, args: Any, kwargs: Any, known: KnownResults) -> Any:
+    """Return func(*args, **kwargs).
+
+    known: results of operators on tensors of the same shapes, which blocks of a network share; it is added
+    to.
+    """
+    made = _run_by_rule(name, args, kwargs)
+    if made is not None:
+        return made
+    if not _allocates_results(func) or not any(map(_holds_meta, args)):
+        return _run_with_numbers(func, args, kwargs)
+    key = func, _describe(args), _describe(tuple(kwargs.items()))
+    found = known.get(key)
+    if found is not None:
+        return make_result(*found)
+    made = _run_with_numbers(func, args, kwargs)
+    description = describe_result(func, made)
+    if description is not None:
+        known[key] = description, isinstance(made, Tensor)
+    return made
+
+
+def _holds_meta(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(map(_holds_meta, value))
+    return isinstance(value, Tensor) and value.is_meta
+
+
+def _describe(value: Any) -> Any:
+    """All of a value that the shape of a result may depend on."""
+    if isinstance(value, Tensor):
+        strides = value.stride() if value.layout is torch.strided else value.layout
+        return value.shape, strides, value.dtype, value.is_meta
+    if isinstance(value, tuple | list):
+        return tuple(map(_describe, value))
+    return type(value), value
+
+
+def _run_by_rule(name: str, args: Any, kwargs: Any) -> Any:
+    """What an operator returns whose rule is written here; None of any other."""
     x = args[0] if args else None
     if isinstance(x, Tensor) and x.is_meta and x.is_floating_point() and not kwargs and x.is_contiguous():
         rule = _RULES.get(name)
@@ -24,7 +69,34 @@ def run_on_meta(name: str, func: Any, args: Any, kwargs: Any) -> Any:
             return found
         if name[-1] == "_" and name[:-1] in (_ALONE | _PAIRS) and _result_if_alike(*args) is not None:
             return x
+    return None
+
+
+def _run_with_numbers(func: Any, args: Any, kwargs: Any) -> Any:
+    """Run an operator of which some tensors have values: with them if all have, and the result is whole
+    numbers or a mask; else without."""
+    placed = kwargs.get("device")
+    on_meta = placed is not None and torch.device(placed).type == "meta"
+    tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+    if not any(tensor.is_meta for tensor in tensors):
+        if not on_meta:
+            return func(*args, **kwargs)
+        bare_args, bare_kwargs = tree_map(_drop_values, (args, kwargs))
+        made = func(*bare_args, **bare_kwargs)
+        if not isinstance(made, Tensor) or not _is_number(made):
+            return made
+        return func(*args, **{**kwargs, "device": torch.device("cpu")})
+    if any(not tensor.is_meta and tensor.dim() for tensor in tensors):
+        args, kwargs = tree_map(_drop_values, (args, kwargs))
     return func(*args, **kwargs)
+
+
+def _is_number(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _drop_values(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, Tensor) else value
 
 
 class FastMeta(OperatorMode):  # type: ignore[no-untyped-call]
@@ -32,12 +104,16 @@ class FastMeta(OperatorMode):  # type: ignore[no-untyped-call]
 
     supports_higher_order_operators = True
 
+    def __init__(self, known: KnownResults) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.known = known
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if are_wrappers(types):
             return NotImplemented
         if is_higher_order(func):
             return func(*args, **(kwargs or {}))
-        return run_on_meta(short_name(func), func, args, kwargs or {})
+        return run_on_meta(short_name(func), func, args, kwargs or {}, self.known)
 
 
 @cache

@@ -26,6 +26,7 @@ from sparsify.graph.trace.index_rules import WRITES_IN_PLACE
 from sparsify.graph.trace.label_algebra import LabelAlgebra
 from sparsify.graph.trace.labels import CREATED, Labels
 from sparsify.graph.trace.meta_kernels import (
+    KnownResults,
     ResultSpec,
     describe_result,
     make_result,
@@ -97,6 +98,7 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         )
         self.names: dict[AxisLabels, str] = {}
         self.known: dict[Any, KnownResult] = {}
+        self.shapes_known: KnownResults = {}
         self.plain: dict[tuple[int, ...], AxisLabels] = {}
         self.hidden: dict[str, Tensor] = {}
         self.comparing: set[str] = set()
@@ -320,7 +322,7 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
 
     def run_plain(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator."""
-        return run_on_meta(name, func, args, kwargs)
+        return run_on_meta(name, func, args, kwargs, self.shapes_known)
 
     def _note_write(self, name: str, args: Any) -> None:
         """Follow an operator that wrote into its first argument; if that fails, fix all labels involved."""

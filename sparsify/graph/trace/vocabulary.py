@@ -47,8 +47,6 @@ def add_names_and_vocabularies(model: nn.Module, inputs: Inputs) -> tuple[Call, 
     the numbers first, there is none.
     """
     named = add_argument_names(model, inputs)
-    if not any(_is_integer(tensor) for each in named for tensor in tensors_by_path(each).values()):
-        return named
     found = tuple(_find_vocabularies(model, each) for each in named)
     return tuple(
         replace(each, vocabularies={**each.vocabularies, **rows})
@@ -56,12 +54,20 @@ def add_names_and_vocabularies(model: nn.Module, inputs: Inputs) -> tuple[Call, 
     )
 
 
+def _lacks_vocabulary(each: Call) -> bool:
+    """Whether one of its integer tensors has no vocabulary yet."""
+    tensors = tensors_by_path(each)
+    return any(_is_integer(tensor) and path not in each.vocabularies for path, tensor in tensors.items())
+
+
 def _is_integer(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)
 
 
 def _find_vocabularies(model: nn.Module, each: Call) -> dict[str, int]:
-    """Path -> number of rows, as far as the model runs."""
+    """Path -> number of rows, as far as the model runs; empty if all of them are known."""
+    if not _lacks_vocabulary(each):
+        return {}
     watch = _IndexTracker()
 
     def enter(path: str, tensor: Tensor) -> Tensor:

@@ -164,8 +164,8 @@ def run_without_removed(
     mode.own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     mode.removed = torch.zeros(labels.count, dtype=torch.bool)
     for axis in labels.axes:
-        for index in gone.get((axis.tensor, axis.dim), ()):
-            mode.removed[axis.first + index] = True
+        lost = torch.tensor(sorted(gone.get((axis.tensor, axis.dim), ())), dtype=torch.long)
+        mode.removed[axis.first + lost] = True
     with (
         decompose_operators(model),
         torch.random.fork_rng(devices=[]),

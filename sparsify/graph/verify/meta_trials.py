@@ -12,7 +12,7 @@ from sparsify.graph.copy import copy_to_meta
 from sparsify.graph.model_map import Coupled, ModelMap
 from sparsify.graph.surgery import operations
 from sparsify.graph.surgery.operations import Keep
-from sparsify.graph.trace.meta_kernels import FastMeta
+from sparsify.graph.trace.meta_kernels import FastMeta, KnownResults
 from sparsify.graph.verify.run_models import (
     first_line,
 )
@@ -23,6 +23,7 @@ class MetaTrials:
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.inputs = move_inputs_to_meta(inputs)
+        self.known: KnownResults = {}
         self.model = copy_to_meta(model)
         found = {mode: self._run(self.model, mode) for mode in (False, True)}
         self.shapes = {mode: made for mode, made in found.items() if made is not None}
@@ -30,7 +31,7 @@ class MetaTrials:
 
     def _run(self, model: nn.Module, training: bool) -> list[torch.Size] | None:
         try:
-            with torch.no_grad(), without_compiling(), FastMeta():  # type: ignore[no-untyped-call]
+            with torch.no_grad(), without_compiling(), FastMeta(self.known):
                 return [t.shape for t in float_tensors(call_model(model.train(training), self.inputs))]
         except Exception as error:
             self.error = error
@@ -53,12 +54,17 @@ class MetaTrials:
     def cut_pairs_apart(self, groups: Sequence[Coupled], model_map: ModelMap) -> str | None:
         """Cut groups of two units in two halves: a trial of all of them could not keep different numbers
         of units."""
-        pairs = [c for c in groups if c.width == 2]
-        for part in (pairs[::2], pairs[1::2]):
+        for part in split_pairs(groups):
             why = self.cut_half(part, model_map) if part else None
             if why is not None:
                 return why
         return None
+
+
+def split_pairs(groups: Sequence[Coupled]) -> tuple[list[Coupled], list[Coupled]]:
+    """The groups of two units, in two halves."""
+    pairs = [c for c in groups if c.width == 2]
+    return pairs[::2], pairs[1::2]
 
 
 def choose_half(group: Coupled) -> list[int]:

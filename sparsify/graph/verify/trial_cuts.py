@@ -11,11 +11,11 @@ from torch import nn
 
 from sparsify.errors import ModelError, VerificationError
 from sparsify.forward.call_model import convert_inputs
-from sparsify.forward.calls import Inputs
+from sparsify.forward.calls import Call, Inputs, resize_batch
 from sparsify.forward.copies import copy_model
 from sparsify.forward.free_memory import return_freed_memory
 from sparsify.graph.length_attributes import choose_attributes, drop_attributes
-from sparsify.graph.model_map import Branch, Coupled, ModelMap
+from sparsify.graph.model_map import UNREACHED, Branch, Coupled, ModelMap
 from sparsify.graph.peft_adapters import find_adapter_names
 from sparsify.graph.proportional_groups import bundle_groups
 from sparsify.graph.residual_branches import find_branches
@@ -24,7 +24,7 @@ from sparsify.graph.surgery.operations import Keep
 from sparsify.graph.verify.equivalence import TOLERANCE, TRIAL_TOLERANCE, WAYS_TO_WIDEN, Widen
 from sparsify.graph.verify.failed_allocations import raise_out_of_memory
 from sparsify.graph.verify.masked_model import check_same_shapes, narrowed_groups, run_masked_model
-from sparsify.graph.verify.meta_trials import MetaTrials, choose_half
+from sparsify.graph.verify.meta_trials import MetaTrials, choose_half, split_pairs
 from sparsify.graph.verify.run_models import (
     copy_in_dtype,
     first_line,
@@ -57,7 +57,11 @@ def _choose_double(trial: nn.Module, inputs: Inputs) -> Widen | None:
 
 
 def protect_failing_groups(
-    model: nn.Module, model_map: ModelMap, inputs: Inputs, scratch: nn.Module | None = None
+    model: nn.Module,
+    model_map: ModelMap,
+    inputs: Inputs,
+    scratch: nn.Module | None = None,
+    reached: Collection[str] | None = None,
 ) -> ModelMap:
     """Cut every group on trial and mark groups whose trial cut fails as protected.
 
@@ -72,13 +76,29 @@ def protect_failing_groups(
     All groups are cut together; only if that fails, the failing ones are found by halving.
 
     scratch: a float32 copy of the model whose weights may be overwritten; they are restored.
+    reached: names of the groups that rules reach. Where all of these pass together, the others are not tried
+    and marked as not reached. Where one fails, all are tried: it may have to be cut with one of the others.
     """
     trials = _Trials(model, inputs, scratch)
     try:
+        if reached is not None:
+            found = _protect_unreached(trials, model_map, reached)
+            if found is not None:
+                return found
         return _protect_groups(trials, model_map)
     finally:
         trials.restore()
         vars(trials).clear()  # it refers to itself: its models would stay in memory until a collection
+
+
+def _protect_unreached(trials: "_Trials", model_map: ModelMap, reached: Collection[str]) -> ModelMap | None:
+    """The map without the groups that no rule reaches, if all that rules reach pass every trial together."""
+    groups = [c for c in model_map.coupled if c.protected is None]
+    tried = [c for c in groups if c.name in reached]
+    if any(find_fault(tried, model_map) for find_fault in trials.faults if tried):
+        return None
+    others = [replace(c, protected=UNREACHED) for c in groups if c.name not in reached]
+    return _replace_groups(model_map, others)
 
 
 def _protect_groups(trials: "_Trials", model_map: ModelMap) -> ModelMap:
@@ -185,8 +205,14 @@ class _Trials:
             self.restore = lambda: restore_copy(model, self.model)
             self.model.eval()
         randomize_weights(model, self.model, self.inputs)
+        self.few = _take_one_example(self.inputs)
         self.double = cache(lambda: _choose_double(self.model, self.inputs))
-        values = (self._cut_half_in_single, self._cut_rest_in_double, self._cut_one_unit)
+        values = (
+            self._cut_half_in_single,
+            self._cut_rest_in_double,
+            self._cut_one_unit,
+            self._cut_pairs_apart,
+        )
         self.faults += map(_remember_last, values)
 
     def _cut_half_in_single(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
@@ -207,17 +233,38 @@ class _Trials:
         keep = {group.name: list(range(group.width - 1)) for group in chosen}
         return self._find_fault_in_double(model_map, keep, ONE_UNIT_TOLERANCE)
 
+    def _cut_pairs_apart(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
+        """Cut groups of two units in two halves, all else whole: cut together they silence each other's
+        paths."""
+        for part in split_pairs(chosen):
+            why = self._cut_one_unit(part, model_map) if 0 < len(part) < len(chosen) else None
+            if why is not None:
+                return why
+        return None
+
     def _find_fault_in_double(self, model_map: ModelMap, keep: Keep, tolerance: float) -> str | None:
         """Compare in double precision. The usual calls were made in single precision with other widths: that
-        these run as well is seen from shapes alone where the model runs so."""
+        these run as well is seen from shapes alone where the model runs so.
+
+        One example tells that a cut is right. What it refuses, all examples decide, in the precision that the
+        model runs in.
+        """
         if self.shapes is None:
-            usual = check_usual_calls
+            usual = self._check_usual_calls
         else:
             why = self.shapes.find_fault(model_map, keep)
             if why is not None:
                 return why
             usual = None
+        fault = _find_fault(self.model, model_map, keep, self.few, WAYS_TO_WIDEN[0], tolerance, usual)
+        if fault is None:
+            return None
         return _find_fault(self.model, model_map, keep, self.inputs, self.double(), tolerance, usual)
+
+    def _check_usual_calls(
+        self, dense: Callable[[], nn.Module], narrow: nn.Module, _compared: Inputs, groups: Sequence[str]
+    ) -> None:
+        check_usual_calls(dense, narrow, self.inputs, groups)
 
     def find_fault_alone(
         self, group: Coupled, model_map: ModelMap, faults: Sequence[FindFault]
@@ -238,6 +285,12 @@ class _Trials:
         for find_fault in faults:
             good = find_cuttable(good, _bind_map(find_fault, model_map), reasons)
         return good
+
+
+def _take_one_example(inputs: Inputs) -> Inputs:
+    """The inputs with one example each, where it is known that the model takes any number."""
+    known = all(isinstance(each, Call) for each in inputs)
+    return resize_batch(inputs, 1) if known else inputs
 
 
 def _remember_last(find_fault: FindFault) -> FindFault:

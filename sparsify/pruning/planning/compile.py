@@ -142,4 +142,4 @@ def _mark_branches(map: ModelMap, module: str, why: str) -> ModelMap:
 
 def _protect_group(group: Coupled, why: str) -> Coupled:
     """The group marked to stay; the first reason remains."""
-    return replace(group, protected=group.protected or why)
+    return group if group.protected and group.is_reached else replace(group, protected=why)

@@ -43,8 +43,9 @@ def check_budget(
     for floor in floors:
         if floor.least <= floor.limit:
             continue
-        protected = [c.name for c in plan.map.coupled if c.protected is not None]
-        free = [c.name for c in plan.map.coupled if c.protected is None and c.name not in covered]
+        protected = [c.name for c in plan.map.coupled if c.protected is not None and c.is_reached]
+        open_groups = [c for c in plan.map.coupled if c.protected is None or not c.is_reached]
+        free = [c.name for c in open_groups if c.name not in covered]
         part, target = f"{100 * floor.least / floor.dense:.1f}%", floor.what.removeprefix("latency.")
         if target in budget.latency and floor.what != target:
             message = (

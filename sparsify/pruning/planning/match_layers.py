@@ -10,7 +10,7 @@ from sparsify.graph.model_map import Branch, Coupled, Layer, Mixture, ModelMap
 from sparsify.pruning.planning.group_types import find_bare_groups, find_groups, group_type_of
 from sparsify.recipe import Positions
 from sparsify.recipe.odd_characters import name_odd_character
-from sparsify_schemas.group import removes_branches, removes_experts
+from sparsify_schemas.group import in_one_tensor, removes_branches, removes_experts
 from sparsify_schemas.penalty import GroupLasso
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.rule import Rule
@@ -60,6 +60,24 @@ def match_layers(
             problems.append(positions.problem(f"rules.{index}.layers", message.format(layers=shown), advice))
         found |= {layer.name: layer for layer in fitting}
     return list(found.values())
+
+
+def find_reached_groups(recipe: Recipe, map: ModelMap) -> frozenset[str]:
+    """Names of the coupled groups in which some rule may choose units.
+
+    They are all groups where a rule sets groups inside tensors to zero, as units of any group that die of it
+    leave; and where residual branches leave, as whole groups leave with them.
+    """
+    choosing = [rule for rule in recipe.rules if not rule.protect and rule.group is not None]
+    choosing = [rule for rule in choosing if not removes_experts(rule.group)]  # they are found by themselves
+    if any(in_one_tensor(rule.group) or removes_branches(rule.group) for rule in choosing):
+        return frozenset(group.name for group in map.coupled)
+    found: set[str] = set()
+    for rule in choosing:
+        for layer in map.layers:
+            if layer.is_selected(rule.layers):
+                found.update(group.name for group in find_groups(rule.group, map, layer))
+    return frozenset(found)
 
 
 def _match_branches(

@@ -271,20 +271,21 @@ def _raise_demand(
     def key(score: float, price: float) -> float:
         return -price if power == BY_PRICE else score / max(price, 1e-30) ** power
 
-    ranked = sorted(
-        (key(c.scores[unit], prices[c.name]), i, at)
-        for i, c in enumerate(own)
-        for at, unit in enumerate(c.order)
-        if at >= c.dead
-    )
-    going = sum(c.count_gone(wanted[c.name]) for c in own)
+    ranked: list[tuple[float, int, int]] = []
+    for i, candidate in enumerate(own):
+        price = prices[candidate.name]
+        last = range(candidate.dead, len(candidate.order))
+        ranked += [(key(candidate.scores[candidate.order[at]], price), i, at) for at in last]
+    ranked.sort()
+    gone = [candidate.count_gone(wanted[candidate.name]) for candidate in own]
+    going = sum(gone)
     for _, i, at in ranked:
         if going >= target:
             return
         candidate = own[i]
-        before = candidate.count_gone(wanted[candidate.name])
         wanted[candidate.name] = max(wanted[candidate.name], at + 1)
-        going += candidate.count_gone(wanted[candidate.name]) - before
+        before, gone[i] = gone[i], candidate.count_gone(wanted[candidate.name])
+        going += gone[i] - before
 
 
 def _price_units(

@@ -4,6 +4,7 @@ import torch
 
 from sparsify.distributed import local_part
 from sparsify.graph.group_index import Layout, scale
+from sparsify.graph.row_pieces import set_to_zero
 from sparsify.recipe.schedules import compute_rise
 from sparsify.training.penalties.group_lasso import group_norms
 from sparsify.training.penalties.step_action import Action, Tensors
@@ -30,7 +31,7 @@ def make_action(spec: Agp, layout: Layout, parameters: Tensors, sparsity: float,
             gone.copy_(flag_lowest(own, share, among))
             held.fill_(share)
         for weight, flags in zip(own, torch.split(gone, [w.numel() for w in own]), strict=True):
-            weight.masked_fill_(flags.view_as(weight), 0.0)
+            set_to_zero(weight, flags.view_as(weight))
 
     def groups_to_zero(weights: Tensors, share: float) -> None:
         if share != float(held):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sparsify.distributed import add_over_processes, local_part
 from sparsify.graph.group_index import Layout
+from sparsify.graph.row_pieces import split_rows
 from sparsify.training.penalties.step_action import Action, Tensors
 from sparsify.training.penalties.topk import list_portions
 from sparsify_schemas.penalty import Dns
@@ -34,6 +35,7 @@ def make_action(spec: Dns, layout: Layout, parameters: Tensors) -> Action:
         ]
     )
     step = torch.zeros((), dtype=torch.int64)
+    zero = dense.new_zeros(())
 
     def splice(weights: Tensors, _strength: float) -> None:
         drawn = _decide_update(spec, int(step))
@@ -41,13 +43,17 @@ def make_action(spec: Dns, layout: Layout, parameters: Tensors) -> Action:
         for name, own, alive, threshold in zip(
             names, torch.split(dense, sizes), torch.split(mask, sizes), thresholds, strict=True
         ):
-            own.masked_fill_(alive, 0.0).add_(weights[name].reshape(-1))
-            if drawn:
-                magnitudes = own.abs()
-                alive.logical_and_(magnitudes > LOW * threshold).logical_or_(magnitudes > HIGH * threshold)
-            weights[name].copy_(own.view(weights[name].shape)).masked_fill_(
-                ~alive.view(weights[name].shape), 0.0
-            )
+            weight = weights[name]
+            pieces = split_rows(own.view(weight.shape), alive.view(weight.shape), weight)
+            for whole, flags, masked in pieces:
+                stays = flags.view(torch.uint8).to(whole.dtype)
+                whole.addcmul_(whole, stays, value=-1).add_(masked)
+                if drawn:
+                    magnitudes = whole.abs()
+                    flags.logical_and_(magnitudes > LOW * threshold)
+                    flags.logical_or_(magnitudes > HIGH * threshold)
+                    stays = flags.view(torch.uint8).to(whole.dtype)
+                torch.addcmul(zero, whole, stays, out=masked)  # never -0, as a product of its own may be
 
     return Action(
         after=splice,

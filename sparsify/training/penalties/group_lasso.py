@@ -21,7 +21,7 @@ def make_strength_state(count: int, device: torch.device) -> dict[str, Tensor]:
 
 def group_norms(layout: Layout, weights: Tensors) -> Tensor:
     """||w_g||_2 for every slot: [count + 1]."""
-    return layout.reduce(lambda name: wide(weights[name]).square()).sqrt_()
+    return layout.reduce_products(lambda name: (weights[name], weights[name])).sqrt_()
 
 
 def group_lasso_proximal(
@@ -94,7 +94,7 @@ def half_space(layout: Layout, roots: Tensor, names: tuple[str, ...], epsilon: f
     def project(weights: Tensors, strength: float) -> None:
         if strength == 0.0:
             return
-        along = layout.reduce(lambda name: before[name].mul_(weights[name]))
+        along = layout.reduce_products(lambda name: (before[name], weights[name]))
         stays = along > epsilon * norms.square()
         stays[-1] = True
         if bool(stays.all()):

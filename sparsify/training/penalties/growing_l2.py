@@ -3,7 +3,8 @@
 import torch
 
 from sparsify.distributed import local_part
-from sparsify.graph.group_index import Layout, scale
+from sparsify.graph.group_index import Layout, broadcast
+from sparsify.graph.row_pieces import split_rows
 from sparsify.training.penalties.step_action import Action, Tensors
 from sparsify_schemas.penalty import GrowingL2
 
@@ -20,17 +21,17 @@ def make_action(spec: GrowingL2, layout: Layout, parameters: Tensors, single: bo
     def on_weights(weights: Tensors, gradients: Tensors, strength: float) -> None:
         for name, own in zip(names, torch.split(chosen, [weights[n].numel() for n in names]), strict=True):
             if name in gradients:
-                gradients[name].addcmul_(
-                    weights[name], own.view_as(weights[name]).to(weights[name].dtype), value=strength
-                )
+                flags = own.view_as(weights[name]).view(torch.uint8)
+                for gradient, weight, flag in split_rows(gradients[name], weights[name], flags):
+                    gradient.addcmul_(weight, flag.to(weight.dtype), value=strength)
 
     def on_groups(weights: Tensors, gradients: Tensors, strength: float) -> None:
         for part in layout.parts:
             if part.name in gradients:
+                weight = weights[part.name]
                 for axis in part.axes:
-                    pull = weights[part.name].detach().clone()
-                    scale(pull, axis, chosen.to(pull.dtype))
-                    gradients[part.name].add_(pull, alpha=strength)
+                    flags = broadcast(chosen.to(weight.dtype), axis, weight.shape)
+                    gradients[part.name].addcmul_(weight, flags, value=strength)
 
     def strength_at(step: int, _span: tuple[int, int], _steps_per_epoch: int) -> float:
         return min(spec.limit, spec.delta * (1 + step // spec.every))

@@ -81,21 +81,15 @@ def _on_groups(layouts: Sequence[Layout], parameters: Tensors, share: float) -> 
     device = parameters[layouts[0].parts[0].name].device
     keep, state = _count_active(total, share), _make_state(total, device)
     scores = torch.empty(total, device=device)
-    # Kept from step to step: to get so much memory anew takes longer than to fill it.
-    spare = torch.empty(
-        max(local_part(parameters[part.name]).numel() for layout in layouts for part in layout.parts),
-        device=device,
-    )
 
     def mask(weights: Tensors, gradients: Tensors, _scale: float) -> None:
         for layout, own in zip(
             layouts, torch.split(scores, [layout.count for layout in layouts]), strict=True
         ):
-            own.copy_(
-                layout.reduce(
-                    lambda n: _multiply(weights[n], gradients[n], spare) if n in gradients else None
-                )[:-1].abs_()
+            products = layout.reduce_products(
+                lambda name: (weights[name], gradients[name]) if name in gradients else None
             )
+            own.copy_(products[:-1].abs_())
         active = scores >= kth_largest(scores, keep)
         _count_reactivated(state, active, total)
         _mask_groups(layouts, gradients, active)

@@ -26,7 +26,9 @@ from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.trace.operator_rules import RULES
 from sparsify.graph.verify import trial_cuts
 from sparsify.pruning.cut import Result
+from sparsify.pruning.make_plan import plan_recipe
 from sparsify.pruning.planning.plan import Plan
+from sparsify.recipe import load
 from sparsify_schemas.cuts import Narrow
 
 pytestmark = pytest.mark.filterwarnings(
@@ -268,7 +270,7 @@ def difference(name: str, result: Result, inputs: tuple[Tensor, ...]) -> tuple[f
 @pytest.mark.parametrize("name", opaque.NETWORKS)
 def test_what_cannot_be_followed_stays_and_the_rest_is_cut_rightly(name: str) -> None:
     model, inputs = built(name)
-    plan = sparsify.make_plan(recipe(model), model, inputs)
+    plan = plan_recipe(load(recipe(model)).recipe, model, inputs, every_group=True)
     found = {c.name: c.protected for c in plan.map.coupled if c.protected not in OUTSIDE}
     shown = {
         group: TRIAL if why is not None and why.startswith(TRIAL) else why for group, why in found.items()

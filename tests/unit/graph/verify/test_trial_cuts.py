@@ -110,3 +110,37 @@ def test_a_failed_allocation_is_no_protection(error: Exception, monkeypatch: pyt
     monkeypatch.setattr(trial_cuts.MetaTrials, "find_fault", lambda *_: None)
     with pytest.raises(ModelError, match=r"^there is not enough memory.*pass fewer or smaller examples"):
         sparsify.make_plan(RECIPE, Blocks().eval(), X)
+
+
+def test_groups_that_no_rule_reaches_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[set[str]] = []
+    find_fault = trial_cuts._find_fault
+
+    def record(trial: Any, model_map: Any, keep: dict[str, Any], *rest: Any, **more: Any) -> str | None:
+        tried.append(set(keep))
+        return find_fault(trial, model_map, keep, *rest, **more)
+
+    monkeypatch.setattr(trial_cuts, "_find_fault", record)
+    recipe = {**RECIPE, "rules": [{"layers": "blocks.3.a", "group": "neuron", "sparsity": "50%"}]}
+    plan = sparsify.make_plan(recipe, Blocks(), X)
+    assert tried and set().union(*tried) == {"blocks.3.a"}
+    assert plan.map.by_name["blocks.3.a"].protected is None
+    assert plan.map.by_name["blocks.4.a"].protected == "no rule reaches it"
+    told = sparsify.describe(plan)
+    assert "No rule reaches the width of blocks.0.a, blocks.1.a, blocks.2.a, blocks.4.a" in " ".join(
+        told.split()
+    )
+    shown = [line for line in told.splitlines() if "no rule reaches it" in line]
+    assert not shown, "it is no protection"
+    result = sparsify.cut(plan, Blocks())
+    assert result.model.get_submodule("blocks.3.a").out_features == HIDDEN // 2
+
+
+def test_where_a_reached_group_fails_all_are_tried() -> None:
+    model = Blocks()
+    model.blocks[3].spoil = ScaleByWidth()
+    recipe = {**RECIPE, "rules": [{"layers": ["blocks.3.a", "blocks.5.a"], "group": "neuron"}], "seed": 0}
+    plan = sparsify.make_plan({**recipe, "budget": {"macs": "99%"}}, model, X)
+    assert (plan.map.by_name["blocks.3.a"].protected or "").startswith("a trial cut failed")
+    assert plan.map.by_name["blocks.5.a"].protected is None
+    assert plan.map.by_name["blocks.4.a"].protected is None  # it was tried as well

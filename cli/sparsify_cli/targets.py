@@ -109,8 +109,8 @@ def _list_targets(as_json: bool) -> None:
         "vector instructions, until `sparsify targets measure NAME`."
     )
     notes.append(
-        "Faster on every target: removed units (filter, channel, neuron, head, hidden, expert, depth), smaller "
-        "kernels (tap), and gathered columns (shape) where timing shows a gain. Zeros inside tensors "
+        "Faster on every target: removed units (filter, channel, neuron, head, hidden, expert, depth), "
+        "smaller kernels (tap), and gathered columns (shape) where timing shows a gain. Zeros inside tensors "
         "(weight, 4x1, 2:4) are multiplied like any number."
     )
     show(

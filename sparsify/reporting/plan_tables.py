@@ -185,12 +185,13 @@ def _branch_row(plan: Plan, branch: Branch, preview: Mapping[str, int]) -> tuple
     now = MISSING
     if kept is not None:
         now = "kept" if kept else "removed"
+    leaves_zeros = any(stub.zeros for stub in branch.stubs)
     return (
         branch.name,
         branch.type,
         format_share(_divide(branch.macs, plan.map.macs)),
         format_share(_divide(params, plan.map.params)),
-        "zeros" if any(stub.zeros for stub in branch.stubs) else "its input",
+        "zeros" if leaves_zeros else "its input",
         now,
     )
 

@@ -75,8 +75,8 @@ class Rule(Spec):
     layers: Layers
     """glob on module names, re:<regular expression>, or a layer class or a parent of one; one or a list"""
     group: Group | None = None
-    """filter, channel, neuron, head, hidden, expert, depth, shape, tap or weight; a block such as 4x1; a pattern
-    such as 2:4"""
+    """filter, channel, neuron, head, hidden, expert, depth, shape, tap or weight; a block such as 4x1;
+    a pattern such as 2:4"""
     penalty: Penalty | None = None
     """what drives the groups to zero while training"""
     criterion: Criterion = Magnitude(kind="magnitude")

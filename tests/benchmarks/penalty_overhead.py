@@ -1,10 +1,10 @@
 """What a penalty costs per training step, as a ratio to the plain step, beside torch-pruning's regularizer.
 
-    python tests/benchmarks/penalty_overhead.py [--rounds 15] [--depth 50] [--only gsm dns]
+    python tests/benchmarks/penalty_overhead.py [--rounds 15] [--depth 50] [--only gsm dns] [--batch 4]
 
 ResNet-18 and ResNet-50, batch 4 of 3 x 64 x 64 (small on purpose: the penalty's cost does not depend on the
-batch), one thread and its processor time, SGD with momentum. Variants run a handful at a time beside the
-plain step, so that memory suffices; each round runs every one of a handful once, in random order, and the
+batch; `--batch 32` shows a usual one), one thread and its processor time, SGD with momentum. Variants run a
+handful at a time beside the plain step, so that memory suffices; each round runs every one of a handful once, in random order, and the
 ratio is taken within a round.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -27,7 +27,8 @@ from nets import ResNet
 
 import sparsify
 
-BATCH = (torch.randn(4, 3, 64, 64), torch.arange(4))
+Batch = tuple[Tensor, Tensor]
+"""images and classes"""
 
 
 PENALTIES: dict[str, tuple[dict[str, object], str]] = {
@@ -68,7 +69,9 @@ STEPS = 1 << 20
 """in the stage that the penalties believe to be in"""
 
 
-def stepper(depth: int, penalty: dict[str, object] | None, group: str = "filter") -> Callable[[], None]:
+def stepper(
+    depth: int, batch: Batch, penalty: dict[str, object] | None, group: str = "filter"
+) -> Callable[[], None]:
     """A training step of a fresh network, with or without a penalty attached."""
     torch.manual_seed(0)
     model = ResNet(depth)
@@ -82,19 +85,19 @@ def stepper(depth: int, penalty: dict[str, object] | None, group: str = "filter"
         rule = {"layers": layers, "group": group, "penalty": penalty, **share}
         budget = {"macs": "50%"} if penalty.get("strength") == "auto" else {}
         plan = sparsify.make_plan(
-            {"version": 1, "title": "bench", "budget": budget, "rules": [rule]}, model, (BATCH[0][:2],)
+            {"version": 1, "title": "bench", "budget": budget, "rules": [rule]}, model, (batch[0][:2],)
         )
         sparsify.attach(plan, model, optimizer, steps_per_epoch=STEPS, steps=STEPS)
 
     def step() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(BATCH[0]), BATCH[1]).backward()
+        nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
         optimizer.step()
 
     return step
 
 
-def torch_pruning_stepper(depth: int) -> Callable[[], None]:
+def torch_pruning_stepper(depth: int, batch: Batch) -> Callable[[], None]:
     """The same with torch-pruning's GroupNormPruner.regularize between backward and step."""
     torch.manual_seed(0)
     model = ResNet(depth)
@@ -103,7 +106,7 @@ def torch_pruning_stepper(depth: int) -> Callable[[], None]:
         warnings.simplefilter("ignore")
         pruner = torch_pruning.pruner.GroupNormPruner(
             model,
-            (BATCH[0][:2],),
+            (batch[0][:2],),
             importance=torch_pruning.importance.GroupMagnitudeImportance(),
             ignored_layers=[model.fc],
             in_channel_groups={},
@@ -114,7 +117,7 @@ def torch_pruning_stepper(depth: int) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(BATCH[0]), BATCH[1]).backward()
+        nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
         pruner.regularize(model)
         optimizer.step()
 
@@ -128,11 +131,15 @@ def interval(ratios: np.ndarray, seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def measured(depth: int, names: Sequence[str], rounds: int) -> tuple[float, dict[str, np.ndarray]]:
+def measured(
+    depth: int, batch: Batch, names: Sequence[str], rounds: int
+) -> tuple[float, dict[str, np.ndarray]]:
     """(milliseconds of the plain step, ratios to it by round) of a handful."""
-    variants = {"plain": stepper(depth, None)}
+    variants = {"plain": stepper(depth, batch, None)}
     variants |= {
-        name: torch_pruning_stepper(depth) if name == TORCH_PRUNING else stepper(depth, *PENALTIES[name])
+        name: torch_pruning_stepper(depth, batch)
+        if name == TORCH_PRUNING
+        else stepper(depth, batch, *PENALTIES[name])
         for name in names
     }
     times: dict[str, list[float]] = {name: [] for name in variants}
@@ -155,13 +162,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--depth", type=int, choices=(18, 50))
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--only", nargs="*", default=[""], help="parts of the variants' names")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    batch = torch.randn(given.batch, 3, 64, 64), torch.arange(given.batch)
     names = [name for name in (*PENALTIES, TORCH_PRUNING) if any(part in name for part in given.only)]
     for depth in (given.depth,) if given.depth else (18, 50):
         for first in range(0, len(names), TOGETHER):
-            plain, found = measured(depth, names[first : first + TOGETHER], given.rounds)
+            plain, found = measured(depth, batch, names[first : first + TOGETHER], given.rounds)
             for name, ratios in found.items():
                 low, high = interval(ratios)
                 print(

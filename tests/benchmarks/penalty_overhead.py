@@ -4,8 +4,8 @@
 
 ResNet-18 and ResNet-50, batch 4 of 3 x 64 x 64 (small on purpose: the penalty's cost does not depend on the
 batch; `--batch 32` shows a usual one), one thread and its processor time, SGD with momentum. Variants run a
-handful at a time beside the plain step, so that memory suffices; each round runs every one of a handful once, in random order, and the
-ratio is taken within a round.
+handful at a time beside the plain step, so that memory suffices; each round runs every one of a handful once,
+in random order, and the ratio is taken within a round.
 """
 
 import argparse

@@ -306,6 +306,25 @@ def decompose_operators(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def without_grouped_experts(model: nn.Module) -> Iterator[None]:
+    """Have mixtures of transformers run one expert after the other: a grouped product knows no float64."""
+    held = (vars(module).get("config") for _, module in walk_modules(model))
+    configs = {id(config): config for config in held if hasattr(config, EXPERTS)}
+    before = [(config, getattr(config, EXPERTS)) for config in configs.values()]
+    for config, _ in before:
+        setattr(config, EXPERTS, "eager")
+    try:
+        yield
+    finally:
+        for config, way in before:
+            setattr(config, EXPERTS, way)
+
+
+EXPERTS = "_experts_implementation_internal"
+"""how a configuration of transformers says it"""
+
+
+@contextmanager
 def without_fused_attention() -> Iterator[None]:
     """Disable fused MultiheadAttention and TransformerEncoder, which write zeros at padded places."""
     fast = torch.backends.mha.get_fastpath_enabled()

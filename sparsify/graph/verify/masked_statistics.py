@@ -31,6 +31,7 @@ from sparsify.graph.trace.operators import (
     REDUCTIONS,
     decompose_operators,
     dims_run_over,
+    without_grouped_experts,
 )
 from sparsify.graph.trace.tracer import Tracer
 from sparsify.graph.trace.zero_branches import zero_branches
@@ -168,6 +169,7 @@ def run_without_removed(
         mode.removed[axis.first + lost] = True
     with (
         decompose_operators(model),
+        without_grouped_experts(model),
         torch.random.fork_rng(devices=[]),
         restore_buffers(model),
         keep_double(model),

@@ -16,7 +16,7 @@ from sparsify.forward.copies import copy_model
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.graph.peft_adapters import call_in_each_state
 from sparsify.graph.precision import cast_model, keep_double
-from sparsify.graph.trace.operators import without_fused_attention
+from sparsify.graph.trace.operators import without_fused_attention, without_grouped_experts
 from sparsify.graph.verify.failed_allocations import raise_out_of_memory
 
 
@@ -59,6 +59,7 @@ def run_and_count_casts(
         torch.no_grad(),
         torch.random.fork_rng(devices=[]),
         without_fused_attention(),
+        without_grouped_experts(model),
         restore_buffers(model),
         keep_double(model) as mode,
     ):

@@ -290,3 +290,29 @@ def test_what_is_random_is_drawn_alike_on_both_sides_and_in_every_proof() -> Non
         found.append(cut(model, torch.ones(2, 4), sparsity="50%").verdicts)
         assert torch.equal(torch.get_rng_state(), before)
     assert found[0] == found[1] and [v.outcome for v in found[0]] == ["equal"]
+
+
+def test_mixtures_with_grouped_products_are_compared_in_double_precision() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        use_cache=False,
+        experts_implementation="grouped_mm",
+    )
+    model = transformers.MixtralForCausalLM(config).eval()
+    way = model.config._experts_implementation
+    inputs = {"input_ids": torch.randint(32, (2, 5))}
+    rule = {"layers": "re:.*experts.*", "group": "neuron", "sparsity": "50%"}
+    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, model, inputs)
+    result = sparsify.cut(plan, model)
+    (verdict,) = result.verdicts
+    assert verdict.outcome == "equal" and verdict.difference <= 1e-9
+    assert "does not run in float64" not in verdict.note
+    assert model.config._experts_implementation == result.model.config._experts_implementation == way

@@ -11,25 +11,27 @@ from torch import nn
 from sparsify.forward.copies import copy_model
 from sparsify.forward.trial_calls import mark_fixed_calls
 from sparsify.graph.model_map import ModelMap
-from sparsify.graph.verify import search_faults, trial_cuts
+from sparsify.graph.verify import group_trials, search_faults, trial_cuts
 from sparsify.graph.verify.equivalence import copy_in_double
 
 
 @contextmanager
 def try_in_the_plain_way() -> Iterator[None]:
     """Inside, trial cuts take no short cut."""
-    trials = trial_cuts._Trials
+    trials = group_trials.GroupTrials
     protect = trial_cuts.protect_failing_groups
 
-    def find_fault(self: trial_cuts._Trials, model_map: ModelMap, keep: object, tolerance: float) -> object:
-        return trial_cuts._find_fault(self.model, model_map, keep, self.inputs, self.double(), tolerance)
+    def find_fault(
+        self: group_trials.GroupTrials, model_map: ModelMap, keep: object, tolerance: float
+    ) -> object:
+        return group_trials.judge_cut(self.model, model_map, keep, self.inputs, self.double(), tolerance)
 
     with (
         mock.patch.object(trial_cuts, "_protect_by_shapes", lambda *_: None),
-        mock.patch.object(trial_cuts, "WAYS_TO_WIDEN", (copy_in_double,)),
+        mock.patch.object(group_trials, "WAYS_TO_WIDEN", (copy_in_double,)),
         mock.patch.object(trials, "_find_fault_in_double", find_fault),
         mock.patch.object(trial_cuts, "protect_failing_groups", lambda *given: protect(*given[:3])),
-        mock.patch.object(trial_cuts, "_remember_last", lambda find: find),
+        mock.patch.object(group_trials, "_remember_last", lambda find: find),
         mock.patch.object(search_faults, "_split_by_kind", lambda groups: [groups]),
         mock.patch.object(search_faults, "_search_kind", search_faults._bisect_groups),
     ):

@@ -15,10 +15,10 @@ from sparsify.graph.mixtures import propose_mixtures
 from sparsify.graph.model_map import Coupled, Mixture, ModelMap
 from sparsify.graph.peft_adapters import find_adapter_names
 from sparsify.graph.surgery import operations
+from sparsify.graph.verify.group_trials import choose_double, judge_cut
 from sparsify.graph.verify.meta_trials import choose_half
 from sparsify.graph.verify.run_models import copy_in_dtype, first_line, run_model
 from sparsify.graph.verify.search_faults import find_cuttable
-from sparsify.graph.verify.trial_cuts import _choose_double, _find_fault
 from sparsify.graph.verify.trial_weights import randomize_weights
 
 CountMacs = Callable[[nn.Module], int]
@@ -93,13 +93,13 @@ class _Trials:
         self.map, self.inputs = model_map, inputs
         self.model = copy_in_dtype(model, torch.float32)
         randomize_weights(model, self.model, inputs)
-        self.double = _choose_double(self.model, inputs)
+        self.double = choose_double(self.model, inputs)
         self.why = ""
 
     def find_fault(self, mixtures: Sequence[Mixture], keep: operations.Keep) -> str | None:
         """What is wrong with a cut of these mixtures; None if nothing is."""
         own = replace(self.map, mixtures=tuple(mixtures))
-        return _find_fault(self.model, own, keep, self.inputs, self.double)
+        return judge_cut(self.model, own, keep, self.inputs, self.double)
 
     def runs(self, mixture: Mixture, count: int) -> bool:
         """Whether the model runs with so many units."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparsify.distributed import add_over_processes, local_part
 from sparsify.graph.group_index import Layout
-from sparsify.graph.row_pieces import split_rows
+from sparsify.graph.row_pieces import convert_flags, split_rows
 from sparsify.training.penalties.step_action import Action, Tensors
 from sparsify.training.penalties.topk import list_portions
 from sparsify_schemas.penalty import Dns
@@ -46,13 +46,13 @@ def make_action(spec: Dns, layout: Layout, parameters: Tensors) -> Action:
             weight = weights[name]
             pieces = split_rows(own.view(weight.shape), alive.view(weight.shape), weight)
             for whole, flags, masked in pieces:
-                stays = flags.view(torch.uint8).to(whole.dtype)
+                stays = convert_flags(flags, whole.dtype)
                 whole.addcmul_(whole, stays, value=-1).add_(masked)
                 if drawn:
                     magnitudes = whole.abs()
                     flags.logical_and_(magnitudes > LOW * threshold)
                     flags.logical_or_(magnitudes > HIGH * threshold)
-                    stays = flags.view(torch.uint8).to(whole.dtype)
+                    stays = convert_flags(flags, whole.dtype)
                 torch.addcmul(zero, whole, stays, out=masked)  # never -0, as a product of its own may be
 
     return Action(

@@ -4,7 +4,7 @@ import torch
 
 from sparsify.distributed import local_part
 from sparsify.graph.group_index import Layout, broadcast
-from sparsify.graph.row_pieces import split_rows
+from sparsify.graph.row_pieces import convert_flags, split_rows
 from sparsify.training.penalties.step_action import Action, Tensors
 from sparsify_schemas.penalty import GrowingL2
 
@@ -21,9 +21,9 @@ def make_action(spec: GrowingL2, layout: Layout, parameters: Tensors, single: bo
     def on_weights(weights: Tensors, gradients: Tensors, strength: float) -> None:
         for name, own in zip(names, torch.split(chosen, [weights[n].numel() for n in names]), strict=True):
             if name in gradients:
-                flags = own.view_as(weights[name]).view(torch.uint8)
+                flags = own.view_as(weights[name])
                 for gradient, weight, flag in split_rows(gradients[name], weights[name], flags):
-                    gradient.addcmul_(weight, flag.to(weight.dtype), value=strength)
+                    gradient.addcmul_(weight, convert_flags(flag, weight.dtype), value=strength)
 
     def on_groups(weights: Tensors, gradients: Tensors, strength: float) -> None:
         for part in layout.parts:

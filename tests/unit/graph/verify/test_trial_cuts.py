@@ -12,7 +12,7 @@ import sparsify
 from sparsify.errors import ModelError, VerificationError
 from sparsify.graph import build_map
 from sparsify.graph.model_map import ModelMap
-from sparsify.graph.verify import trial_cuts
+from sparsify.graph.verify import group_trials
 
 BLOCKS, HIDDEN = 9, 16
 X = (torch.randn(2, 8, generator=torch.Generator().manual_seed(0)),)
@@ -106,21 +106,21 @@ def test_a_failed_allocation_is_no_protection(error: Exception, monkeypatch: pyt
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(trial_cuts.operations, "cut_on_trial", fail)
-    monkeypatch.setattr(trial_cuts.MetaTrials, "find_fault", lambda *_: None)
+    monkeypatch.setattr(group_trials.operations, "cut_on_trial", fail)
+    monkeypatch.setattr(group_trials.MetaTrials, "find_fault", lambda *_: None)
     with pytest.raises(ModelError, match=r"^there is not enough memory.*pass fewer or smaller examples"):
         sparsify.make_plan(RECIPE, Blocks().eval(), X)
 
 
 def test_groups_that_no_rule_reaches_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[set[str]] = []
-    find_fault = trial_cuts._find_fault
+    judge = group_trials.judge_cut
 
     def record(trial: Any, model_map: Any, keep: dict[str, Any], *rest: Any, **more: Any) -> str | None:
         tried.append(set(keep))
-        return find_fault(trial, model_map, keep, *rest, **more)
+        return judge(trial, model_map, keep, *rest, **more)
 
-    monkeypatch.setattr(trial_cuts, "_find_fault", record)
+    monkeypatch.setattr(group_trials, "judge_cut", record)
     recipe = {**RECIPE, "rules": [{"layers": "blocks.3.a", "group": "neuron", "sparsity": "50%"}]}
     plan = sparsify.make_plan(recipe, Blocks(), X)
     assert tried and set().union(*tried) == {"blocks.3.a"}

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def borrow_memory(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     dtype = dtype or like.dtype
     if like.device.type != "cpu" or like.numel() > 2 * PIECE:
         return torch.empty(like.shape, dtype=dtype, device=like.device)
-    kept: dict[torch.dtype, Tensor] = vars(_SPARE)
+    kept: dict[Any, Tensor] = _SPARE.__dict__
     if dtype not in kept:
         kept[dtype] = torch.empty(2 * PIECE, dtype=dtype)
     return kept[dtype][: like.numel()].view(like.shape)

@@ -59,6 +59,13 @@ class Coupled:
     paired: bool = False
     """a product of two computed tensors (queries and keys) sums over the units, so no weight reads them
     there"""
+    least: int = 1
+    """units that must stay for the layer to run"""
+    doubt: str | None = None
+    """why no unit may be removed where a trial cut of them fails; None if the trial itself says why"""
+    settings: tuple[Slice, ...] = ()
+    """further numbers, mostly in configurations (module:config.num_attention_heads), that equal the length of
+    one of its dimensions: they follow it only where no cut succeeds without"""
 
     @property
     def is_reached(self) -> bool:

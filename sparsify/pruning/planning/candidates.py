@@ -128,7 +128,11 @@ def _find_floors(plan: Plan, assignment: Assignment, equal: Mapping[str, str]) -
     if removes_branches(rule.group):
         return dict.fromkeys(assignment.coupled, 0)
     found = {
-        name: max(rule.keep.at_least or 1, count_kept_by_limits(rule.keep, plan.map.by_name[name]))
+        name: max(
+            rule.keep.at_least or 1,
+            count_kept_by_limits(rule.keep, plan.map.by_name[name]),
+            plan.map.by_name[name].least,
+        )
         for name in assignment.coupled
     }
     highest: dict[str, int] = {}

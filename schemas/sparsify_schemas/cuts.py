@@ -62,6 +62,9 @@ class SetAttribute(Spec):
     """such as out_channels; inside a container that the module holds a path, such as config.hidden_size"""
     value: int | tuple[int, ...]
     """the new value"""
+    own: bool = False
+    """whether the module gets a copy of its own of a container that it shares with others, such as config,
+    as their widths differ from its own"""
 
 
 def _one_place(value: tuple[bool, ...]) -> tuple[bool, ...]:

@@ -62,6 +62,8 @@ class Work:
             return self.inputs, self.outputs
         if self.kind == "depthwise":
             return shape[0], shape[0]
+        if self.group_outputs and self.transposed:
+            return shape[0], shape[0] * self.groups // self.inputs * shape[1]
         if self.group_outputs:
             return shape[0] // self.group_outputs * shape[1], shape[0]
         rows, columns = (shape[1], shape[0]) if self.transposed else shape[:2]

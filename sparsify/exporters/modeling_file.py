@@ -31,6 +31,8 @@ from sparsify_schemas.cuts import (
 NAME = "modeling_cut.py"
 _SOURCE = Template('''"""$dense, cut: written by sparsify. The changes stand in config.json under "cut"."""
 
+from copy import copy
+
 import torch
 from torch import nn
 from transformers import $dense
@@ -65,7 +67,12 @@ class $cut($dense):
         for name, values in cut["attributes"].items():
             for attribute, value in values.items():
                 value = tuple(value) if isinstance(value, list) else value
-                setattr(self.get_submodule(name), attribute, value)
+                owner = self.get_submodule(name)
+                *path, attribute = attribute.split(".")
+                for part in path:  # a number in a configuration of its own, which others do not share
+                    setattr(owner, part, copy(getattr(owner, part)))
+                    owner = getattr(owner, part)
+                setattr(owner, attribute, value)
 
 
 class Skipped(nn.Module):
@@ -131,7 +138,7 @@ def describe_changes(dense: nn.Module, cut: nn.Module, rounds: Sequence[Cuts]) -
                 raise ModelError(f"{NAME} cannot hold '{op.tensor}', which no weights file stores")
             case Bypass() | Silence():
                 skipped[op.module] = {"zeros": op.op == "silence", "returns": list(op.returns)}
-            case SetAttribute() if "." not in op.attribute:
+            case SetAttribute() if op.own or "." not in op.attribute:
                 attributes.setdefault(op.module, {})[op.attribute] = op.value
             case _:
                 pass  # shapes are compared below; values come with the weights

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from math import ceil
 
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
@@ -25,6 +26,8 @@ from sparsify.graph.model_map import Coupled, Layer, ModelMap, Tensor
 from sparsify.graph.names import canonical_names, named_tensors, walk_modules
 from sparsify.graph.peft_adapters import find_adapter_names
 from sparsify.graph.product_macs import TraceResult, find_products
+from sparsify.graph.surgery.module_integers import HeldNumber, find_numbers
+from sparsify.graph.surgery.width_names import Meaning, read_meaning
 from sparsify.graph.trace.channel_groups import Leaving
 from sparsify.graph.trace.labels import Ints, Labels
 from sparsify.graph.trace.products import TracedProduct
@@ -51,9 +54,11 @@ def build_map(
             classes,
             _find_producers(copy, labels),
             [*_find_length_attributes(copy, labels), *labels.group_counts],
+            list(_find_length_settings(copy, labels)),
         )
     )
     coupled = tuple(_protect_ranks(coupled, find_adapter_names(model).inside))
+    coupled = tuple(_bound_hidden_units(coupled, copy))
     reached = {(part.tensor, part.dim) for group in coupled for part in group.slices}
     return ModelMap(
         layers=tuple(list_layers(model, macs)),
@@ -66,6 +71,30 @@ def build_map(
         unreached=unreached,
         in_training=in_training,
     )
+
+
+PROJECTION = "weight_hr_l0"
+"""weight of an LSTM that projects its hidden states: [projected, hidden]"""
+_NO_ROOM = "an LSTM needs more hidden units than it projects to"
+
+
+def _bound_hidden_units(coupled: Iterable[Coupled], model: nn.Module) -> Iterator[Coupled]:
+    """The groups; of hidden units of LSTMs with `proj_size` one more must stay than there are projected ones:
+    torch takes an LSTM with equally many as one that does not project."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for name, module in walk_modules(model):
+        if isinstance(module, nn.RNNBase) and module.proj_size:
+            weight = f"{name}.{PROJECTION}" if name else PROJECTION
+            sizes[weight] = module.proj_size, module.hidden_size
+    for group in coupled:
+        for part in group.slices:
+            if part.dim == 1 and part.tensor in sizes:
+                projected, hidden = sizes[part.tensor]
+                least = ceil((projected + 1) * group.width / hidden)
+                group = replace(group, least=max(group.least, least))
+        if group.least >= group.width > 1 and group.protected is None:
+            group = replace(group, protected=_NO_ROOM)
+        yield group
 
 
 _RANK = "it is the rank of an adapter, which peft's configuration states"
@@ -183,6 +212,37 @@ def _find_length_attributes(model: nn.Module, labels: Labels) -> Iterable[tuple[
                 yield f"{module}:{attribute}[{list(value).index(len(own))}]", own
 
 
+def _find_length_settings(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:
+    """Further numbers that may be a length, as their names say: in configurations of modules that reshape or
+    split by it (`config.num_attention_heads`), in lists of such modules that have it several times, and of
+    modules that are given something as wide."""
+    known: dict[str, list[HeldNumber]] = {}
+    seen = set()
+    ways = ((True, labels.shapes), (False, labels.inputs))
+    for reshapes, module, own in ((way, *entry) for way, entries in ways for entry in entries):
+        if (reshapes, module, own.tobytes()) in seen:
+            continue
+        seen.add((reshapes, module, own.tobytes()))
+        if module not in known:
+            known[module] = list(filter(_may_be_width, find_numbers(model.get_submodule(module), set())))
+        for held in known[module]:
+            nested = "." in held.path
+            if reshapes and not nested:
+                yield from ((f"{module}:{place}", own) for place in _find_repeated(held, len(own)))
+            elif reshapes is nested and held.value == len(own):
+                yield f"{module}:{held.path}", own
+
+
+def _find_repeated(held: HeldNumber, length: int) -> Iterator[str]:
+    """The places of a list at which a length stands, if it stands at several."""
+    if isinstance(held.value, tuple) and held.value.count(length) > 1:
+        yield from (f"{held.path}[{place}]" for place, value in enumerate(held.value) if value == length)
+
+
+def _may_be_width(held: HeldNumber) -> bool:
+    return read_meaning(held.name) not in (Meaning.NEVER, Meaning.UNKNOWN)
+
+
 def _find_producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], str]:
     """(weight, dimension of its outputs) -> layer, for every layer whose width a rule can name.
 
@@ -194,7 +254,10 @@ def _find_producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], s
     for name, module in walk_modules(model):
         prefix = f"{name}." if name else ""
         row, own = layer_type(module), _find_weight(module)
-        if row.hidden is not None and not getattr(module, "proj_size", 0):
+        if getattr(module, "proj_size", 0):
+            found.setdefault((names[f"{prefix}{PROJECTION}"], 1), name)
+            found.setdefault((names[f"{prefix}{PROJECTION}"], 0), name)
+        elif row.hidden is not None:
             found.setdefault((names[f"{prefix}{row.hidden}"], 1), name)
         if own is not None and row.outputs is not None and row.family != "embedding":
             found.setdefault((names[f"{prefix}{own[0]}"], row.outputs), name)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparsify.graph.length_attributes import set_unlikely_aside
 from sparsify.graph.model_map import Coupled, Slice, Span
 from sparsify.graph.trace.labels import CREATED, Axis, Ints, Labels
 
@@ -27,6 +28,7 @@ def find_coupled_groups(
     classes: Ints,
     producers: Mapping[tuple[str, int], str],
     written: Sequence[LengthAttribute] = (),
+    settings: Sequence[LengthAttribute] = (),
 ) -> Iterable[Coupled]:
     """Find one Coupled per set of units of one kind, in the order of the model's layers.
 
@@ -34,14 +36,16 @@ def find_coupled_groups(
         classes: classes of the labels.
         producers: (tensor, dimension) of every layer's outputs -> the layer's name. A group is named after
             the first of them that it reaches; a second group of the same first layer gets a number.
-        written: attributes that hold a length.
+        written: attributes that hold a length. settings: numbers in configurations that may hold one.
     """
     axes = [axis for axis in labels.axes if axis.tensor != CREATED]
     vectors = _find_vectors(axes, classes)
     kinds, reaches = _find_kinds(labels.count, vectors)
     reasons, texts = labels.why_fixed(classes)
     statistics, paired = labels.has_statistics(classes), labels.is_paired(classes)
+    doubts = labels.why_doubted(classes)
     lengths = _keep_unambiguous([(name, classes[own]) for name, own in written])
+    stated = _keep_unambiguous([(name, classes[own]) for name, own in settings])
     (members,) = np.nonzero(kinds)
     taken: dict[str, int] = defaultdict(int)
     order = {made: i for i, made in enumerate(producers)}
@@ -59,21 +63,27 @@ def find_coupled_groups(
             for vector in reaches[kinds[unit]]
         }
         slices = tuple(_make_slice(axes[axis], own[vector], labels) for axis, vector in reached)
-        sizes = tuple(
-            Slice(attribute, 0, "size", held)
-            for attribute, dim in lengths
-            if (held := compress_spans(*_locate_units(dim, units)))
-        )
+        sizes, aside = set_unlikely_aside(tuple(_list_sizes(lengths, units)))
         called = name if taken[name] == 1 else f"{name}#{taken[name]}"
         reason = texts[reasons[unit]] if reasons[unit] >= 0 else None
         yield Coupled(
             called,
             len(units),
-            slices + sizes,
+            (*slices, *sizes),
             bool(statistics[unit]),
             _why_protected(reason, len(units), slices, labels),
             bool(paired[unit]),
+            doubt=doubts.get(unit),
+            settings=(*_list_sizes(stated, units), *aside),
         )
+
+
+def _list_sizes(lengths: Iterable[LengthAttribute], units: Ints) -> Iterable[Slice]:
+    """The attributes that hold the length of a dimension in which these units lie."""
+    for attribute, dim in lengths:
+        held = compress_spans(*_locate_units(dim, units))
+        if held:
+            yield Slice(attribute, 0, "size", held)
 
 
 def _find_vectors(axes: Sequence[Axis], classes: Ints) -> list[_Vector]:

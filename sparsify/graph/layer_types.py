@@ -192,6 +192,9 @@ def _of_attention(module: Any) -> Widths:
 
 def _of_recurrent(module: Any) -> Widths:
     read, kept = (module.get_parameter(f"weight_{name}_l0").shape[1] for name in ("ih", "hh"))
+    if module.proj_size:
+        kept, hidden = module.weight_hr_l0.shape
+        return {"input_size": read, "hidden_size": hidden, "proj_size": kept}
     return {"input_size": read, "hidden_size": kept}
 
 
@@ -241,7 +244,12 @@ TABLE: Mapping[str, LayerType] = {
     ),
     **_rows(
         LayerType(
-            "transposed convolution", _of_transposed_convolution, _CHANNELS, outputs=1, timed="convolution"
+            "transposed convolution",
+            _of_transposed_convolution,
+            _CHANNELS,
+            outputs=1,
+            timed="convolution",
+            group_count="groups",
         ),
         ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"),
     ),

@@ -1,11 +1,13 @@
 """Find by trial which of several attributes with one value holds a length: `num_heads` 8 or `head_dim` 8?"""
 
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, islice, product
 
 from sparsify.graph.model_map import Coupled, Slice
+from sparsify.graph.surgery.width_names import is_head_count, names_another_thing
 
 TRIALS = 32
 """how many combinations are tried for one group"""
@@ -36,6 +38,46 @@ def drop_attributes(group: Coupled) -> Iterator[Coupled]:
         yield replace(
             group, slices=tuple(s for s in group.slices if s.role != "size" or _attribute_name(s) in chosen)
         )
+
+
+def add_settings(group: Coupled) -> Iterator[Coupled]:
+    """The group with numbers that equal the length of one of its dimensions, and that nothing else shows to
+    follow it: with each alone, then with all that count heads, then with all."""
+    named: dict[str, list[Slice]] = defaultdict(list)
+    for part in group.settings:
+        named[_attribute_name(part)].append(part)
+    heads = [part for part in group.settings if is_head_count(_last_word(part))]
+    alone = sorted(named.values(), key=lambda parts: not is_head_count(_last_word(parts[0])))
+    for chosen in islice((*alone, heads, list(group.settings)), TRIALS):
+        if chosen:
+            yield replace(group, slices=(*group.slices, *chosen))
+
+
+def add_the_same(found: Coupled, before: Coupled, others: Iterable[Coupled]) -> list[Coupled]:
+    """The other groups of its kind with the settings that were added to one of them: those of blocks that are
+    built alike."""
+    kind = _strip_numbers(found.name)
+    added = {_attribute_name(part) for part in found.slices[len(before.slices) :]}
+    alike = []
+    for group in others:
+        own = tuple(part for part in group.settings if _attribute_name(part) in added)
+        if own and _strip_numbers(group.name) == kind:
+            alike.append(replace(group, slices=(*group.slices, *own)))
+    return alike
+
+
+def _strip_numbers(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def set_unlikely_aside(sizes: Sequence[Slice]) -> tuple[list[Slice], list[Slice]]:
+    """(the attributes, those whose name says that they are no width, as `kernel_size` and `num_patches`)"""
+    aside = [size for size in sizes if names_another_thing(_last_word(size))]
+    return [size for size in sizes if size not in aside], aside
+
+
+def _last_word(size: Slice) -> str:
+    return _attribute_name(size).partition("[")[0].rpartition(".")[2]
 
 
 def _attribute_name(size: Slice) -> str:

@@ -61,7 +61,12 @@ class Coupled:
     """a product of two computed tensors (queries and keys) sums over the units, so no weight reads them
     there"""
     least: int = 1
-    """units without which the model does not run, as a router that takes the two best experts needs two"""
+    """units without which the layer does not run: a router that takes the two best experts needs two"""
+    doubt: str | None = None
+    """why no unit may be removed where a trial cut of them fails; None if the trial itself says why"""
+    settings: tuple[Slice, ...] = ()
+    """further numbers, mostly in configurations (module:config.num_attention_heads), that equal the length of
+    one of its dimensions: they follow it only where no cut succeeds without"""
 
     @property
     def is_reached(self) -> bool:

@@ -26,7 +26,7 @@ def bundle_groups(groups: Sequence[Coupled]) -> Iterable[tuple[Coupled, tuple[st
 
 
 def _bundle_heads(groups: Sequence[Coupled]) -> Iterator[tuple[Coupled, tuple[str, ...]]]:
-    heads = [group for group in groups if _has_several_features(group)]
+    heads = [group for group in groups if has_several_features(group)]
     for stream in groups:
         beside = [
             h
@@ -42,7 +42,7 @@ def _bundle_heads(groups: Sequence[Coupled]) -> Iterator[tuple[Coupled, tuple[st
 
 def _bundle_layers(groups: Sequence[Coupled]) -> Iterator[tuple[Coupled, tuple[str, ...]]]:
     """The stream is what most layers share: it comes first, with every layer as wide that reads it."""
-    plain = [group for group in groups if not _has_several_features(group)]
+    plain = [group for group in groups if not has_several_features(group)]
     for stream in sorted(plain, key=lambda group: -len(group.slices)):
         beside = []
         for other in plain:
@@ -57,13 +57,23 @@ def _bundle_layers(groups: Sequence[Coupled]) -> Iterator[tuple[Coupled, tuple[s
 def _bundle(stream: Coupled, beside: Sequence[Coupled], width: int) -> tuple[Coupled, tuple[str, ...]]:
     bound = (stream, *beside)
     parts = tuple(_coarsen_slice(part, group.width // width) for group in bound for part in group.slices)
+    stated = tuple(_coarsen_slice(part, group.width // width) for group in bound for part in group.settings)
     statistics = any(group.statistics for group in bound)
     paired = any(group.paired for group in bound)
-    bundle = replace(stream, width=width, slices=parts, statistics=statistics, paired=paired)
+    doubt = next((group.doubt for group in bound if group.doubt), None)
+    bundle = replace(
+        stream,
+        width=width,
+        slices=parts,
+        statistics=statistics,
+        paired=paired,
+        doubt=doubt,
+        settings=stated,
+    )
     return bundle, tuple(group.name for group in bound)
 
 
-def _has_several_features(group: Coupled) -> bool:
+def has_several_features(group: Coupled) -> bool:
     """Whether one unit is several neighbouring outputs of a layer, as a head is."""
     spans = [span for part in group.slices if part.role == "out" for span in part.spans]
     return any(span.repeat > 1 for span in spans)

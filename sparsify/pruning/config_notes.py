@@ -66,7 +66,7 @@ def _find_missing_number(plan: Plan, assignments: Sequence[Assignment], model: A
         for name in assignment.coupled:
             width = plan.map.by_name[name].width
             step = find_unit_multiple(plan, assignment, name)
-            left = max(step, width // 2 // step * step)
+            left = max(step, plan.map.by_name[name].least, width // 2 // step * step)
             if left < width:
                 keep[name] = range(left)
     if not keep:

@@ -24,7 +24,7 @@ from sparsify.forward.opaque import explain_errors
 from sparsify.forward.scratch import make_scratch
 from sparsify.graph.expert_numbers import list_kept_widths
 from sparsify.graph.model_shapes import check_shapes
-from sparsify.graph.surgery import fold_constants, stale_widths, transfer_state
+from sparsify.graph.surgery import fold_constants, own_settings, stale_widths, transfer_state
 from sparsify.graph.surgery import operations as cut_operations
 from sparsify.graph.surgery.constant_shifts import Constants
 from sparsify.graph.surgery.operations import Keep
@@ -259,7 +259,8 @@ def _carry_out(
     return_freed_memory()
     with explain_errors("cutting the model"):
         thin, cuts = cut_operations.cut(zeroed, plan.map, keep, plan.digest)
-        cuts = stale_widths.follow_widths(dense, thin, cuts, inputs)
+        stated = own_settings.list_stated_heads(dense, plan.map, keep)
+        cuts = stale_widths.follow_widths(dense, thin, cuts, inputs, stated)
         reshaped, executions = layer_compaction.make_layers_cheaper(plan, thin, inputs)
         folded = fold_constants.fold_constants(thin, constants.shifts, plan.map, keep)
     operations = (*cuts.operations, *reshaped, *folded.operations, *weight_masks.count_zeros(plan, thin))

@@ -117,7 +117,7 @@ def drop_dead_units(plan: Plan, model: nn.Module, keep: Kept) -> dict[str, list[
 
 def _limit_dead(plan: Plan, name: str, kept: Sequence[int] | None, dead: list[int]) -> list[int]:
     """Those of the dead units that may leave: the floors of the group's rule hold, and one unit stays."""
-    width = plan.map.by_name[name].width
+    width, least = plan.map.by_name[name].width, plan.map.by_name[name].least
     stays = set(range(width) if kept is None else kept)
     own = [unit for unit in dead if unit in stays]
     at_least, multiple = next(
@@ -128,7 +128,8 @@ def _limit_dead(plan: Plan, name: str, kept: Sequence[int] | None, dead: list[in
         ),
         (1, 1),
     )
-    return own[: max(0, len(stays) - width_kept(width, width - len(stays) + len(own), at_least, multiple))]
+    left = width_kept(width, width - len(stays) + len(own), max(at_least, least), multiple)
+    return own[: max(0, len(stays) - left)]
 
 
 def _list_patterned_groups(plan: Plan) -> set[str]:

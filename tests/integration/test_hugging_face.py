@@ -126,6 +126,13 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], list[dict[str, Any]]
         [half("*o_proj")],
         {"hidden_size": 24, "num_attention_heads": 4, "head_dim": 12},
     ),
+    "phi3": (
+        "Phi3ForCausalLM",
+        {**CAUSAL, "num_key_value_heads": 2},
+        IDS,
+        [half("*gate_up_proj"), half("*qkv_proj", "head")],
+        {"intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 12},
+    ),
     "qwen2-tied": (
         "Qwen2ForCausalLM",
         {**CAUSAL, "num_key_value_heads": 2, "tie_word_embeddings": True},
@@ -251,7 +258,7 @@ def test_a_tiny_bert_through_the_commands_in_every_format(capsys: pytest.Capture
     assert not torch.allclose(model(ids).logits, dense(ids).logits)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "qwen2-tied", "vit", "llama-gqa"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen2-tied", "vit", "llama-gqa", "phi3"])
 def test_the_configuration_follows_the_cut(name: str) -> None:
     """save_pretrained of what `cut` returns, without a run: fields that had no number get one."""
     architecture, config, inputs, rules, fields = CASES[name]
@@ -365,6 +372,13 @@ BEYOND: dict[str, tuple[str, list[dict[str, Any]], str]] = {
         [{**half("*q_proj", "head"), "sparsity": "37.5%"}],
         r"LlamaConfig refuses the numbers of the cut model: ValueError: The hidden size \(48\) is not a "
         r"multiple of the number of attention heads \(5\)\.",
+    ),
+    "packed heads of one layer": (
+        "phi3",
+        [half("*.0.self_attn.qkv_proj", "head")],
+        r"'model\.layers\.0\.self_attn\.o_proj\.weight' is 48x24 and "
+        r"'model\.layers\.1\.self_attn\.o_proj\.weight' 48x48, but Phi3Config has one number for both; "
+        r"keep: \{uniform: true\} in a rule for both gives them the same width",
     ),
     "a block less": (
         "llama",

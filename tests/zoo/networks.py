@@ -1,8 +1,8 @@
 """The zoo: networks with random weights, each with inputs.
 
 Names: micro (one construct each, of tests/unit/graph/test_graph.py), own (tests/zoo/own.py), further
-(further.py), tv (torchvision), timm, hf (transformers), arch (architectures.py: more of transformers). The
-libraries are imported when they are asked for.
+(further.py, packed.py), tv (torchvision), timm, hf (transformers), arch (architectures.py: more of
+transformers). The libraries are imported when they are asked for.
 """
 
 import sys
@@ -19,6 +19,7 @@ sys.path.append(str(Path(__file__).parents[1] / "unit" / "graph"))
 import architectures
 import further as further_networks
 import own as own_networks
+import packed as packed_networks
 import reference
 import shim  # noqa: F401
 import test_graph
@@ -73,7 +74,7 @@ def further() -> dict[str, Entry]:
     methods = further_networks.METHODS
     return {
         f"further.{name}": Entry(build, lambda drawn=drawn: drawn(2, 0), drawn, methods.get(name, ()))
-        for name, (build, drawn) in further_networks.NETWORKS.items()
+        for name, (build, drawn) in (further_networks.NETWORKS | packed_networks.NETWORKS).items()
     }
 
 

@@ -10,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sparsify.cost.measure.onnx_export import short_reason
 from sparsify.cost.measure.onnx_inputs import list_entries
 from sparsify.cost.measure.onnx_quantize import quantise
 from sparsify.cost.measure.onnx_reuse import FREE_DIMS, Pattern, fill_pattern, make_pattern
 from sparsify.cost.measure.tensor_program import make_tensor_program
+from sparsify.errors import ModelError, SparsifyError
 from sparsify.forward.calls import (
     Inputs,
     all_tensors,
@@ -47,7 +49,7 @@ def prepare(model: nn.Module, inputs: Inputs, target: Target, like: Pattern | No
 
     ONNX Runtime and OpenVINO get the exported model, with a fixed batch size.
     like: pattern of a model that may have the same graph, which saves the export.
-    Raises ModelError if the model cannot be exported.
+    Raises ModelError if the model cannot be exported, or the runtime cannot run what was exported.
     """
     match target.runtime:
         case "eager" | "compile":
@@ -62,9 +64,21 @@ def prepare(model: nn.Module, inputs: Inputs, target: Target, like: Pattern | No
             if file is None:
                 file = fill_pattern(make_pattern(own, fed), own)
                 assert file is not None  # it is the model's own pattern
-            return prepare_onnx(file, to_arrays(fed), target)
+            return _prepare_exported(file, to_arrays(fed), target)
         case _:
             assert_never(target.runtime)
+
+
+def _prepare_exported(file: bytes, inputs: Sequence[Array], target: Cpu) -> TimedCall:
+    """The same for an exported model, called once."""
+    try:
+        run = prepare_onnx(file, inputs, target)
+        run()
+    except SparsifyError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{target.runtime} cannot run the exported model: {short_reason(error)}") from error
+    return run
 
 
 def prepare_onnx(file: bytes, inputs: Sequence[Array], target: Cpu) -> TimedCall:

@@ -19,6 +19,7 @@ from sparsify.graph.surgery.product_operands import Operand, ProductOperands, bi
 from sparsify.graph.surgery.removed_units import number_units
 from sparsify.graph.trace.axis_labels import varying_dims
 from sparsify.graph.trace.labels import Labels
+from sparsify.graph.trace.made_labels import extend_marks
 from sparsify.graph.trace.meta_kernels import short_name
 from sparsify.graph.trace.operators import NORMS, flatten_arguments
 from sparsify.graph.trace.tracer import Tracer
@@ -130,7 +131,7 @@ class ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
         # Without any data (learnt queries), no constant can stand for a unit: its reader counts as living.
         for side in sides or product.sides[:1]:
             for aspect in self.labels_unread(side.x).aspects:
-                units = self._units[aspect] if side.along in varying_dims(aspect) else None
+                units = self._units_of(aspect) if side.along in varying_dims(aspect) else None
                 if units is not None and bool((units >= 0).any()):
                     self._add_reader(product, side, aspect, units, func, out)
 
@@ -190,11 +191,16 @@ class ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
         if not crossed:
             self._made_by[out] = reader
 
+    def _units_of(self, labels: Tensor) -> Tensor:
+        """The removed unit that each label belongs to, or -1."""
+        self._units = extend_marks(self._units, self.labels.count, self.labels.group_outputs, -1)
+        return self._units[labels]
+
     def _mark_kept_outputs(self, out: Tensor, along: int) -> Tensor:
         gone = torch.zeros(out.shape[along], dtype=torch.bool)
         for aspect in self.labels_unread(out).aspects:
             if varying_dims(aspect) == {along}:
-                gone |= self._units[aspect.flatten()] >= 0
+                gone |= self._units_of(aspect.flatten()) >= 0
         return ~gone
 
 

@@ -17,6 +17,9 @@ from sparsify.graph.surgery.module_integers import Number
 CLOSE = 1e-6
 """largest difference between outputs, relative to the largest output, of models that compute the same"""
 
+Outputs = Sequence[list[Tensor] | str]
+"""what a model returned in eval mode and in train mode, or the text of its error"""
+
 
 @dataclass(frozen=True)
 class StaleNumber:
@@ -36,7 +39,7 @@ class StaleNumber:
 
 
 def split_by_effect(
-    thin: nn.Module, certain: Sequence[StaleNumber], inputs: Inputs, before: Sequence[list[Tensor] | str]
+    thin: nn.Module, certain: Sequence[StaleNumber], inputs: Inputs, before: Outputs
 ) -> tuple[list[StaleNumber], list[StaleNumber]]:
     """Find which numbers can be set without changing what the cut model computes, by halving.
 
@@ -53,7 +56,7 @@ def split_by_effect(
             assert stale.new is not None
             module_integers.write_number(copy.get_submodule(stale.module), stale.path, stale.new)
         found = run_in_both_modes(copy, inputs)
-        if _same_results(before, found):
+        if compute_the_same(before, found):
             good += part
         elif len(part) > 1:
             half = len(part) // 2
@@ -79,7 +82,8 @@ def run_in_both_modes(copy: nn.Module, inputs: Inputs) -> list[list[Tensor] | st
     return found
 
 
-def _same_results(before: Sequence[list[Tensor] | str], after: Sequence[list[Tensor] | str]) -> bool:
+def compute_the_same(before: Outputs, after: Outputs) -> bool:
+    """Whether two models returned the same, or failed with the same error, in both modes."""
     return all(_same_outputs(a, b) for a, b in zip(before, after, strict=True))
 
 

@@ -7,6 +7,7 @@ method, so a path from a file can reach nothing else.
 """
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, is_dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -61,6 +62,23 @@ def write_number(module: nn.Module, path: str, value: Number) -> None:
     assert found is not None
     container, key = found
     container[key] = list(value) if isinstance(container[key], list) and isinstance(value, tuple) else value
+
+
+def write_own_number(module: nn.Module, path: str, value: Number) -> None:
+    """Replace the number at a path in a copy of the containers that lead to it, which the module then holds
+    in their place."""
+    first, *rest = path.split(".")
+    vars(module)[first] = _copy_with_number(vars(module)[first], rest, value)
+
+
+def _copy_with_number(container: Any, path: list[str], value: Number) -> Any:
+    if not path:
+        return list(value) if isinstance(container, list) and isinstance(value, tuple) else value
+    made = copy(container)
+    inside: Any = made if isinstance(made, dict | list) else vars(made)
+    key: Any = int(path[0]) if isinstance(made, list) else path[0]
+    inside[key] = _copy_with_number(inside[key], path[1:], value)
+    return made
 
 
 def _own_attributes(module: nn.Module) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from sparsify.graph.copy import copy_with
 from sparsify.graph.layer_types import attributes
 from sparsify.graph.model_map import Branch, ModelMap
 from sparsify.graph.names import all_names, canonical_names, walk_modules
+from sparsify.graph.surgery import module_integers
 from sparsify.graph.surgery.expert_lists import list_shortened, rename_operations, shorten_lists
 from sparsify.graph.surgery.indices import Keep as Keep
 from sparsify.graph.surgery.indices import indices_of_units as indices_of_units
@@ -156,6 +158,9 @@ def _owning_module(tensor: str) -> str:
 
 
 def _set_attribute(module: nn.Module, op: SetAttribute) -> None:
+    if op.own:
+        module_integers.write_own_number(module, op.attribute, op.value)
+        return
     is_list = isinstance(getattr(module, op.attribute), list)
     value = list(op.value) if is_list and isinstance(op.value, tuple) else op.value
     setattr(module, op.attribute, value)
@@ -169,7 +174,7 @@ def _changed_lengths(model: nn.Module, gone: Mapping[tuple[str, int, str], Ints]
             continue
         module, _, attribute = name.partition(":")
         attribute, _, place = attribute.rstrip("]").partition("[")
-        value = values.get((module, attribute), getattr(model.get_submodule(module), attribute))
+        value = values.get((module, attribute), _read_length(model.get_submodule(module), attribute))
         if place:
             value = list(value)
             value[int(place)] -= len(lost)
@@ -178,8 +183,18 @@ def _changed_lengths(model: nn.Module, gone: Mapping[tuple[str, int, str], Ints]
         values[module, attribute] = value
     for (module, attribute), value in values.items():
         yield SetAttribute(
-            module=module, attribute=attribute, value=tuple(value) if isinstance(value, list) else value
+            module=module,
+            attribute=attribute,
+            value=tuple(value) if isinstance(value, list) else value,
+            own="." in attribute,
         )
+
+
+def _read_length(module: nn.Module, attribute: str) -> Any:
+    """What a module holds; a path leads into one of its configurations."""
+    if "." in attribute:
+        return module_integers.read_number(module, attribute)
+    return getattr(module, attribute)
 
 
 def _kept_by_tensor(model_map: ModelMap, gone: Mapping[tuple[str, int, str], Ints]) -> dict[str, KeptIndices]:

@@ -12,8 +12,8 @@ from sparsify.graph.surgery import module_integers, transformers_config
 from sparsify.graph.surgery.biases import create_bias
 from sparsify.graph.surgery.compact_layers import are_ascending, compact_layers
 from sparsify.graph.surgery.expert_lists import shorten_lists
+from sparsify.graph.surgery.explained_numbers import is_explained
 from sparsify.graph.surgery.operations import KeptIndices, _copy_narrowed, _set_attribute, to_indices
-from sparsify.graph.surgery.stale_widths import is_explained
 from sparsify.graph.surgery.width_names import Meaning, read_meaning
 from sparsify.nn import attention
 from sparsify_schemas.cuts import (
@@ -142,12 +142,16 @@ def _set_nested_attribute(module: nn.Module, op: SetAttribute, cuts: Cuts) -> No
             f"the cut log sets '{op.module}.{op.attribute}', "
             f"which is not a width that a {type(module).__name__} holds"
         )
-    if not _is_no_larger(old, op.value) or not is_explained(cuts, name, old, op.value):
+    explained = op.own or is_explained(cuts, name, old, op.value)
+    if not _is_no_larger(old, op.value) or not explained:
         raise RunError(
             f"the cut log sets '{op.module}.{op.attribute}' to {op.value}, "
             f"but no operation in it narrows {old} to that"
         )
-    module_integers.write_number(module, op.attribute, op.value)
+    if op.own:
+        module_integers.write_own_number(module, op.attribute, op.value)
+    else:
+        module_integers.write_number(module, op.attribute, op.value)
 
 
 def _check_narrow(model: nn.Module, op: Narrow) -> None:

@@ -21,10 +21,11 @@ from sparsify.forward.scratch import borrow_model
 from sparsify.graph.expert_numbers import find_old_names, find_shortened, rename
 from sparsify.graph.layer_types import attributes
 from sparsify.graph.names import all_names, walk_modules
-from sparsify.graph.surgery import module_integers, transformers_config
+from sparsify.graph.surgery import module_integers, own_settings, transformers_config
 from sparsify.graph.surgery.compare_lengths import Lengths, ModuleLengths, compare_lengths
+from sparsify.graph.surgery.explained_numbers import is_explained
 from sparsify.graph.surgery.harmless_numbers import StaleNumber, run_in_both_modes, split_by_effect
-from sparsify.graph.surgery.module_integers import HeldNumber, Number
+from sparsify.graph.surgery.module_integers import HeldNumber
 from sparsify.graph.surgery.width_names import Meaning, is_expert_count, is_head_count, read_meaning
 from sparsify.nn.bypass import Bypassed, Silenced
 from sparsify_schemas.cuts import Cuts, Narrow, SetAttribute, Shorten
@@ -45,24 +46,36 @@ class _WidthChanges:
     """every old length and number that has changed"""
 
 
-def follow_widths(dense: nn.Module, thin: nn.Module, cuts: Cuts, inputs: Inputs) -> Cuts:
+def follow_widths(
+    dense: nn.Module,
+    thin: nn.Module,
+    cuts: Cuts,
+    inputs: Inputs,
+    stated: Iterable[tuple[str, str, int, int]] = (),
+) -> Cuts:
     """Set the stale integers of a cut model in place.
 
-    dense: the model before the cut. inputs: of one forward call; the models' tensors do not change.
+    dense: the model before the cut. inputs: of one forward call; the models' tensors do not change. stated:
+    (name of a number, module, value before, value after) of numbers that only configurations hold.
     Returns the log with what was set, and with notes on what was not.
     """
     if not any(isinstance(op, Narrow) for op in cuts.operations):
         return cuts
     shortened = find_shortened(cuts)
     lengths = compare_lengths(dense, thin, inputs, shortened)
+    stated = list(stated)
     before: Sequence[list[Tensor] | str] | None = None
+    if own_settings.has_copies(cuts):
+        before = run_in_both_modes(borrow_model(thin), inputs)
+        cuts = own_settings.share_again(dense, thin, cuts, inputs, before)
     notes: list[StaleNumber] = []
     read: list[StaleNumber] = []
     for nested in (
         False,
         True,
     ):  # configurations last: the numbers of modules say what became of their fields
-        known = _collect_changes(dense, thin, lengths, shortened)
+        numbers = [*own_settings.list_numbers(dense, thin, cuts), *stated]
+        known = _collect_changes(dense, thin, lengths, shortened, numbers)
         found = list(_find_stale(dense, thin, known, cuts, nested))
         certain = [stale for stale in found if stale.new is not None]
         if certain and before is None:
@@ -75,6 +88,7 @@ def follow_widths(dense: nn.Module, thin: nn.Module, cuts: Cuts, inputs: Inputs)
         ]
         for op in sets:
             module_integers.write_number(thin.get_submodule(op.module), op.attribute, op.value)
+        sets += own_settings.write_alike(dense, thin, cuts, sets)
         cuts = cuts.model_copy(update={"operations": (*cuts.operations, *sets)})
         notes += [stale for stale in found if stale.new is None]
         read += differing
@@ -85,31 +99,6 @@ def follow_widths(dense: nn.Module, thin: nn.Module, cuts: Cuts, inputs: Inputs)
         *problems,
     )
     return cuts.model_copy(update={"notes": (*cuts.notes, *told)})
-
-
-def _count_kept(op: Narrow) -> int:
-    return sum(end - start for start, end in op.keep)
-
-
-def is_explained(cuts: Cuts, name: str, old: Number, new: Number) -> bool:
-    """Whether a log explains why a number of this name changed.
-
-    It does if it narrows a dimension so, or sets a layer's number so. Heads are counted as whole heads:
-    4 become 2 if 4 * 16 rows become 2 * 16.
-    """
-    narrowed = [op for op in cuts.operations if isinstance(op, Narrow)]
-    lengths = {(op.size, _count_kept(op)) for op in narrowed}
-    values = {op.value for op in cuts.operations if isinstance(op, SetAttribute) and "." not in op.attribute}
-
-    def follows(before: int, after: int) -> bool:
-        heads = is_head_count(name) and any(size * after == kept * before for size, kept in lengths)
-        return before == after or (before, after) in lengths or after in values or heads
-
-    if isinstance(old, tuple) and isinstance(new, tuple):
-        return len(old) == len(new) and all(map(follows, old, new))
-    if isinstance(old, tuple) or isinstance(new, tuple):
-        return False
-    return follows(old, new)
 
 
 def _list_by_old_name(
@@ -125,6 +114,7 @@ def _collect_changes(
     thin: nn.Module,
     lengths: Mapping[str, ModuleLengths],
     shortened: Sequence[Shorten],
+    stated: Iterable[tuple[str, str, int, int]],
 ) -> _WidthChanges:
     there = _list_by_old_name(dense, thin, shortened)
     numbers: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
@@ -134,7 +124,7 @@ def _collect_changes(
             new = after.get(key)
             if type(old) is int and type(new) is int:
                 numbers[key].append((name, old, new))
-    for key, name, old, new in _count_heads(dense, thin):
+    for key, name, old, new in (*_count_heads(dense, thin), *stated):
         numbers[key].append((name, old, new))
     of_lengths = {old for around in lengths.values() for old, new in around.every if old != new}
     of_numbers = {old for entries in numbers.values() for _, old, new in entries if old != new}

@@ -122,7 +122,8 @@ def find_config(model: Any) -> Any:
         raise ModelError(
             f"a new {type(model).__name__} and the cut model differ in '{name}', which only one of them has"
         )
-    starts = dict.fromkeys(((), find_head_size(model)))
+    size = find_head_size(model)
+    starts = dict.fromkeys(((), size, (*size, *_find_stated_numbers(model))))
     best = next(filter(None, (_guess_config(model, base, wanted, given) for given in starts)), None)
     if best is None:
         candidates = [_find_best(model, base, wanted, given) for given in starts]
@@ -211,6 +212,26 @@ def find_head_size(model: Any) -> tuple[Change, ...]:
     if len(sizes) != 1 or "head_dim" in vars(model.config):
         return ()
     return ((("head_dim",), sizes.pop()),)
+
+
+def _find_stated_numbers(model: Any) -> Iterable[Change]:
+    """Fields that modules, or configurations of their own, state otherwise, all of them alike."""
+    for field, value in _list_fields(model.config):
+        (name, *inside) = field
+        if inside or value is None:
+            continue
+        held = set()
+        for module in model.modules():
+            own = vars(vars(module)["config"]) if _has_own_config(model, module) else {}
+            held |= {values[name] for values in (vars(module), own) if type(values.get(name)) is int}
+        if len(held) == 1 and held != {value}:
+            yield field, held.pop()
+
+
+def _has_own_config(model: Any, module: nn.Module) -> bool:
+    """Whether a cut gave the module a copy of the model's configuration."""
+    config = vars(module).get("config")
+    return config is not model.config and type(config) is type(model.config)
 
 
 def _try_changes(model: Any, changes: tuple[Change, ...]) -> _Trial | None:

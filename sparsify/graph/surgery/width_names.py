@@ -47,13 +47,15 @@ _WIDTH = _PLAIN | frozenset(
     "feature features inplanes outplanes unit units hidden neurons embd nf nx feats nfeat nhid".split()
 )
 _SIZED = frozenset(
-    "hidden intermediate inner embed embedding emb input output in out mlp ffn ff feedforward latent "
+    "hidden intermediate inner embed embedding emb input output in out mlp ffn ff feedforward latent state "
     "model".split()
 )
 """words that make a width of `size`"""
 _INNER = frozenset(
     "inner mid middle mlp ffn ff feedforward intermediate hidden bottleneck expanded expansion exp".split()
 )
+_OF_PROCESSES = frozenset("world local global node process".split())
+"""words before `rank` where it is the number of a process: local_rank; time_step_rank is a width"""
 _OF_A_HEAD = frozenset("head dim dims size features channels qk q k v key value".split())
 
 
@@ -72,6 +74,8 @@ def read_meaning(name: str) -> Meaning:
         or ("head" in said and said <= _OF_A_HEAD)
     ):
         return Meaning.AS_BELOW
+    if words[-1:] == ["rank"] and len(words) > 1 and not said & _OF_PROCESSES:
+        return Meaning.INNER
     if said & _NO_WIDTH or (said & _PARTS and words[-1] not in _PLAIN):
         return Meaning.NEVER
     sized = words[-1:] == ["size"] and bool(_SIZED & said)
@@ -87,6 +91,12 @@ def read_meaning(name: str) -> Meaning:
         if _INNER & said and words != ["hidden", "size"] and "head" not in said
         else Meaning.WIDTH
     )
+
+
+def names_another_thing(name: str) -> bool:
+    """Whether a word of the name says what it counts or measures, and that is no width: conv_kernel_size;
+    split_size may be one."""
+    return read_meaning(name) is Meaning.NEVER and bool((_NO_WIDTH | _PARTS) & set(_split_words(name)))
 
 
 def is_head_count(name: str) -> bool:

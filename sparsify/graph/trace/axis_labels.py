@@ -19,6 +19,8 @@ class SharedLength:
     join."""
 
     labels: Tensor | None = None
+    module: str = ""
+    """that created the tensor: an attribute of it may hold the length"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +63,11 @@ class AxisLabels:
         return self.shape[dim] > 1 and not any(d == dim for d, _ in self.flexible)
 
 
-def flexible_dims(shape: Sequence[int], dims: Iterable[int]) -> frozenset[tuple[int, SharedLength]]:
-    """These dimensions, each with its own length that nothing has met."""
-    return frozenset((d, SharedLength()) for d in dims if shape[d] > 1)
+def flexible_dims(
+    shape: Sequence[int], dims: Iterable[int], module: str = ""
+) -> frozenset[tuple[int, SharedLength]]:
+    """These dimensions, each with its own length that nothing has met; module: that created the tensor."""
+    return frozenset((d, SharedLength(module=module)) for d in dims if shape[d] > 1)
 
 
 def varying_dims(aspect: Tensor) -> set[int]:

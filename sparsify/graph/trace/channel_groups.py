@@ -32,6 +32,8 @@ class ChannelGroups:
     """what is joined where the same places of all groups leave"""
     has_statistics: bool
     """whether each group has a statistic over its channels, so that a cut inside of it changes them"""
+    inside: Ints | None = None
+    """labels of places in every group that belong to no group, and stay where whole groups leave"""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from sparsify.graph.broadcast_shapes import vector_shape
@@ -11,6 +13,8 @@ from sparsify.graph.trace.axis_labels import (
 )
 from sparsify.graph.trace.channel_groups import ChannelGroups
 from sparsify.graph.trace.label_algebra import FIXED, LabelAlgebra, labels_along
+from sparsify.graph.trace.labels import CREATED
+from sparsify.graph.trace.made_labels import GroupOutputs
 
 
 def follow_product(
@@ -28,6 +32,8 @@ def follow_product(
     for x in ours:
         for y in theirs:
             algebra.join(x, y)
+    _meet_lengths(algebra, a, k_a, theirs)
+    _meet_lengths(algebra, b, k_b, ours)
     for mine, against, firm in (
         (ours, theirs, b.has_fixed_length(k_b)),
         (theirs, ours, a.has_fixed_length(k_a)),
@@ -55,6 +61,15 @@ def follow_product(
     return AxisLabels(tuple(shape), algebra.merge_aspects([*kept, *batch]), a.parameter and b.parameter)
 
 
+def _meet_lengths(algebra: LabelAlgebra, made: AxisLabels, dim: int, others: Sequence[Tensor]) -> None:
+    """The summed dimension of an operand is as long as that of the other one, where nothing fixes it."""
+    along = [aspect.flatten() for aspect in others if len(varying_dims(aspect)) == 1]
+    known = algebra.name_places(made, dim) if along else None
+    if known is not None:
+        for labels in along:
+            algebra.join(labels, known)
+
+
 def _tie_over(algebra: LabelAlgebra, aspect: Tensor, summed: int, shared: set[int]) -> Tensor:
     """An aspect that varies along the summed dimension, uniform along all others but the shared ones."""
     varying = varying_dims(aspect)
@@ -75,9 +90,10 @@ def follow_convolution(
     transposed.
 
     counted_by: `module:attribute` that holds `groups`; then whole groups may leave, with what they read."""
+    given = x
     x = algebra.hold_all(x, set(range(len(x.shape))) - {1}, "a convolution slides over it")
     channels = x.shape[1]
-    ours = x.aspects[0].flatten() if x.aspects else None
+    ours = x.aspects[0].flatten() if x.aspects else algebra.name_places(given, 1)
     rows, columns = labels_along(weight, 0), labels_along(weight, 1)
     outs, ins = (columns, rows) if transposed else (rows, columns)
     size = shape[1]
@@ -94,27 +110,23 @@ def follow_convolution(
         if transposed and columns is not None:
             algebra.labels.fix(columns.numpy(), "every channel has as many filters of its own")
         out: Tensor | None = own
+        if weight.parameter:
+            algebra.produce(own)
     else:
         out = outs
-        if (
-            groups > 1
-            and counted_by
-            and not transposed
-            and ins is not None
-            and rows is not None
-            and ours is not None
-        ):
-            _offer_groups(algebra, ours, ins, rows, groups, counted_by)
-        else:
+        if groups == 1 or counted_by is None or ins is None or rows is None or ours is None:
             _join_places(algebra, ours, ins, outs, groups, transposed)
+            out = outs.repeat(groups) if outs is not None and transposed else outs
+        elif transposed:
+            out = _offer_transposed_groups(algebra, ours, ins, outs, groups, size, counted_by)
+        else:
+            _offer_groups(algebra, ours, ins, rows, groups, counted_by)
         if ins is not None and weight.parameter:
             algebra.consume(ins)
-        if out is not None and transposed:
-            out = out.repeat(groups)
+        if outs is not None and weight.parameter:
+            algebra.produce(outs)
     if out is None:
         return AxisLabels(tuple(shape))
-    if weight.parameter:
-        algebra.produce(out)
     labelled = out.view(vector_shape(len(shape), 1))
     if bias is not None and bias.aspects:
         algebra.join(bias.aspects[0].flatten(), out)
@@ -150,3 +162,27 @@ def _offer_groups(
     whole = [(read, read[:, :1]), (made, made[:, :1]), (read[:, :1], made[:, :1])]
     places = [(ins.numpy()[None], read), (made, made[:1])]
     algebra.labels.note_channel_groups(ChannelGroups(read, whole, places, False), counted_by)
+
+
+def _offer_transposed_groups(
+    algebra: LabelAlgebra,
+    ours: Tensor,
+    ins: Tensor,
+    columns: Tensor | None,
+    groups: int,
+    size: int,
+    counted_by: str,
+) -> Tensor:
+    """The same of a weight [C, O/groups, ...]: no index of it is an output channel of one group, so these get
+    labels of their own, which are returned."""
+    algebra.join(ins, ours)
+    axis = algebra.labels.add_axis(CREATED, 0, size)
+    out = torch.arange(axis.first, axis.first + size)
+    read, made = ours.numpy().reshape(groups, -1), out.numpy().reshape(groups, -1)
+    inside = None if columns is None else columns.numpy()
+    of_weight = np.zeros(1, np.int64) if inside is None else inside  # label 0: no cut touches it
+    algebra.labels.group_outputs.append(GroupOutputs(made, read, inside))
+    whole = [(read, read[:, :1]), (made, read[:, :1])]
+    places = [(read, read[:1]), (made, of_weight[None])]
+    algebra.labels.note_channel_groups(ChannelGroups(read, whole, places, False, inside), counted_by)
+    return out

@@ -20,7 +20,7 @@ from sparsify.graph.trace.axis_labels import (
     varying_dims,
 )
 from sparsify.graph.trace.channel_groups import ChannelGroups
-from sparsify.graph.trace.labels import Labels
+from sparsify.graph.trace.labels import CREATED, TIED, Labels
 
 FIXED = "it is combined with something of fixed size"
 
@@ -125,7 +125,35 @@ class LabelAlgebra:
                         self.join(labels, known)
                 met = met or [known]
             for cell in own:
-                cell.labels = met[0] if met else None
+                if met:
+                    self.meet_length(cell, met[0])
+
+    def meet_length(self, cell: SharedLength, labels: Tensor) -> None:
+        """A flexible dimension has the length of these labels; so may an attribute of the module that made
+        it."""
+        if cell.labels is not labels:
+            cell.labels = labels
+            self.labels.note_length(cell.module, labels.numpy())
+
+    def name_places(self, axis_labels: AxisLabels, dim: int) -> Tensor | None:
+        """Labels of its own for the places of a flexible dimension, or those that it has met; None if it is
+        not flexible.
+
+        The places become those of something that has labels: of the columns that read a state which starts
+        as zeros.
+        """
+        cell = next((cell for d, cell in axis_labels.flexible if d == dim), None)
+        size = axis_labels.shape[dim]
+        if cell is None:
+            return None
+        if cell.labels is None:
+            axis = self.labels.add_axis(CREATED, 0, size)
+            own = torch.arange(axis.first, axis.first + size)
+            self.labels.named.append(axis)
+            self.labels.doubt(own.numpy(), TIED)
+            self.meet_length(cell, own)
+        known = cell.labels
+        return known if known is not None and len(known) == size else None
 
     def _join_alike(self, shape: Sequence[int], operands: Sequence[AxisLabels]) -> AxisLabels:
         """Operands that vary alike: every place of one meets that place of the next, so a chain joins them

@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsify.graph.trace.channel_groups import ChannelGroups, Joins, Leaving, Side, choose_sides
+from sparsify.graph.trace.made_labels import GroupOutputs
 
 Ints = NDArray[np.int64]
 
 CREATED = ""
 """name of a tensor that the forward call makes: no slice of it is cut"""
+TIED = "it is tied to something of fixed size"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,18 @@ class Axis:
     dim: int
     first: int
     size: int
+
+
+@dataclass(frozen=True)
+class _Slices:
+    """The slices that a module takes of one dimension."""
+
+    labels: Ints
+    reason: str
+    blocks: list[tuple[Ints, Ints]]
+    """what is joined where all of them are equal blocks"""
+    lengths: set[int]
+    """of the blocks, 0 for a slice that is none"""
 
 
 class Labels:
@@ -58,8 +72,15 @@ class Labels:
         self._paired: list[Ints] = []
         self._rectangles: list[Ints] = []
         self._channel_groups: dict[tuple[str | bytes | None, ...], ChannelGroups] = {}
+        self._slices: dict[tuple[str, bytes], _Slices] = {}
+        self._doubts: list[tuple[Ints, str]] = []
         self.shapes: list[tuple[str, Ints]] = []
         """(module, labels along a dimension) of every reshape and split that ran in it"""
+        self.group_outputs: list[GroupOutputs] = []
+        self.named: list[Axis] = []
+        """places of tensors without labels (a state of zeros), named as something met them"""
+        self.inputs: list[tuple[str, Ints]] = []
+        """(module, labels along a dimension) of what was given to modules that hold a number as large"""
         self.group_counts: list[tuple[str, Ints]] = []
         """(module:attribute, a label of each group) of every number of channel groups"""
 
@@ -106,6 +127,21 @@ class Labels:
         if counted_by is not None:
             self.group_counts.append((counted_by, own.channels[:, 0]))
 
+    def doubt(self, labels: Ints, reason: str) -> None:
+        """These labels may leave if a trial cut shows it; for this reason they stay otherwise."""
+        self._doubts.append((labels, reason))
+
+    def note_slice(self, module: str, labels: Ints, length: int, reason: str) -> None:
+        """A module takes a slice of this dimension, which is one of equal blocks; length 0 if it is none.
+
+        Whether the others that it takes are equal blocks too is known at the end.
+        """
+        own = self._slices.setdefault((module, labels.tobytes()), _Slices(labels, reason, [], set()))
+        if length and length not in own.lengths:
+            parts = labels.reshape(-1, length)
+            own.blocks.append((parts, parts[:1]))
+        own.lengths.add(length)
+
     def note_length(self, module: str, labels: Ints) -> None:
         """A module used the length of this dimension."""
         self.shapes.append((module, labels))
@@ -117,8 +153,35 @@ class Labels:
         whole rows or whole columns are removed: along the dimension that gives the most units. So it is
         where channels fall into groups.
         """
+        self._take_blocks()
         self._take_sides(leaving)
         return self._find_classes(self._edges)
+
+    def find_joined(self) -> Ints:
+        """The class of every label by what is joined so far, whichever side channel groups take."""
+        return self._find_classes(self._edges)
+
+    def _take_blocks(self) -> None:
+        """Join the same places of equal blocks, for good, where units are left that can leave.
+
+        Where none is, the slices may stand at places that follow the widths: of queries, and of fewer keys
+        and values. A trial cut shows whether they do.
+        """
+        slices = list(self._slices.values())
+        self._slices.clear()
+        in_blocks = [own for own in slices if 0 not in own.lengths]
+        apart = [own for own in slices if 0 in own.lengths]
+        if in_blocks:
+            edges = [pair for own in in_blocks for pair in own.blocks]
+            side = self._describe_side(_make_edges(edges))
+            for own in in_blocks:
+                found = np.unique(side.classes[own.labels])
+                if (~side.is_fixed[found]).sum() > 1:
+                    self._edges += _make_edges(own.blocks)
+                else:
+                    apart.append(own)
+        for own in apart:
+            self.doubt(own.labels, own.reason)
 
     def _take_sides(self, leaving: Leaving) -> None:
         """Join channel groups on the side on which they leave, for good."""
@@ -138,6 +201,8 @@ class Labels:
             groups, choose_sides(groups, touching, *sides, leaving=leaving), strict=True
         ):
             self._edges += _make_edges(own.whole if leaves_whole else own.places)
+            if own.inside is not None and leaves_whole:
+                self.fix(own.inside, "whole groups leave, and each has as many channels")
             if own.has_statistics and not leaves_whole:
                 self.note_statistics(own.channels)
 
@@ -199,8 +264,16 @@ class Labels:
             places[own[places[own] < 0]] = at[reason]
         if places[classes[0]] < 0:
             places[classes[0]] = len(found)
-            found.append("it is tied to something of fixed size")
+            found.append(TIED)
         return places, found
+
+    def why_doubted(self, classes: Ints) -> dict[int, str]:
+        """Class -> why it stays unless a trial cut shows that it may leave."""
+        found: dict[int, str] = {}
+        for labels, reason in self._doubts:
+            for own in np.unique(classes[labels[labels != 0]]).tolist():
+                found.setdefault(own, reason)
+        return found
 
     def has_statistics(self, classes: Ints) -> NDArray[np.bool_]:
         """Whether a statistic is taken over each class and others, so that a cut changes it."""

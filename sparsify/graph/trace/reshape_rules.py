@@ -1,15 +1,19 @@
 """What operators that split or join tensors do to labels."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from sparsify.graph.broadcast_shapes import drop_lengths, find_common_shape
+from sparsify.graph.broadcast_shapes import drop_lengths, find_common_shape, vector_shape
 from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
 from sparsify.graph.trace.operators import read_argument, wrap_dim
 from sparsify.graph.trace.rule_api import Follower, Op, Rule
+
+SPLIT = "it is split at fixed places"
+SLICED = "it is sliced at a fixed place"
 
 
 def _split(w: Follower, op: Op) -> list[AxisLabels]:
@@ -31,15 +35,32 @@ def split_labels(w: Follower, tensor: Tensor, dim: int, sizes: Sequence[int]) ->
         w.note_length(
             axis_labels
         )  # an attribute may hold the whole of it, and the parts be computed from that
-        w.algebra.hold_blocks(
-            axis_labels, dim, sizes[0] if len(set(sizes)) == 1 else 0, "it is split at fixed places"
-        )
+        if len(set(sizes)) == 1:
+            w.algebra.hold_blocks(axis_labels, dim, sizes[0], SPLIT)
+        else:
+            _cut_apart(w, axis_labels, dim, sizes, 0, SPLIT)
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     found = []
     for start, size in zip(starts, sizes, strict=True):
         narrow = partial(torch.narrow, dim=dim, start=start, length=size)
         found.append(w.algebra.move_labels(axis_labels, narrow))
     return [w.note_length(part) for part in found]
+
+
+def _cut_apart(
+    w: Follower, axis_labels: AxisLabels, dim: int, sizes: Sequence[int], length: int, reason: str
+) -> None:
+    """Parts of these sizes are taken of a dimension: one of blocks of a length, or with length 0 any others.
+
+    Places that vary along this dimension alone may leave where a trial cut shows that the parts follow them;
+    not where their sizes may depend on data, nor of a single place that all others may be compared with.
+    """
+    follows = length != 1 and all(map(w.follows_widths, sizes))
+    for aspect in axis_labels.aspects:
+        if follows and varying_dims(aspect) == {dim}:
+            w.note_slice(aspect.flatten(), length, reason)
+        else:
+            w.algebra.hold_blocks(replace(axis_labels, aspects=(aspect,)), dim, length, reason)
 
 
 def _unbind(w: Follower, op: Op) -> list[AxisLabels]:
@@ -74,15 +95,16 @@ def _slice(w: Follower, op: Op) -> AxisLabels:
     if kept < size:
         whole = kept and size % kept == 0 and (start % kept == 0 if step == 1 else size == kept * step)
         if step == 1:
-            w.algebra.hold_blocks(axis_labels, dim, kept if whole else 0, "it is sliced at a fixed place")
+            _cut_apart(w, axis_labels, dim, [kept], kept if whole else 0, SLICED)
         else:
             _strided(w, axis_labels, dim, step if whole else 0)
-    return w.algebra.move_labels(
+    part = w.algebra.move_labels(
         axis_labels,
         lambda t: t.narrow(dim, start, 1 + (kept - 1) * step)[
             (slice(None),) * dim + (slice(None, None, step),)
         ],
     )
+    return w.note_length(part) if kept < size else part
 
 
 def _strided(w: Follower, axis_labels: AxisLabels, dim: int, step: int) -> None:
@@ -90,7 +112,7 @@ def _strided(w: Follower, axis_labels: AxisLabels, dim: int, step: int) -> None:
         if dim not in varying_dims(aspect):
             continue
         if step < 1:
-            w.algebra.hold(aspect, {dim}, "it is sliced at a fixed place")
+            w.algebra.hold(aspect, {dim}, SLICED)
         else:
             parts = torch.unflatten(aspect, dim, (-1, step))
             w.algebra.join(parts, parts.narrow(dim + 1, 0, 1))
@@ -110,7 +132,7 @@ def _cat(w: Follower, op: Op) -> AxisLabels:
     given = [t for t in op.args[0] if t.numel() or t.dim() > 1]
     dim = wrap_dim(read_argument(op.args, op.kwargs, 1, "dim", 0), op.out)
     all_labels = [w.labels_of(t) for t in given]
-    along = [_find_aspect_along(labels, dim) for labels in all_labels]
+    along = [_find_aspect_along(w, labels, dim) for labels in all_labels]
     others = [_drop_aspects_along(labels, dim) for labels in all_labels]
     w.algebra.note_twins(others)
     flat = (*op.out.shape[:dim], 1, *op.out.shape[dim + 1 :])
@@ -130,8 +152,13 @@ def _cat(w: Follower, op: Op) -> AxisLabels:
     return AxisLabels(tuple(op.out.shape), aspects, all(labels.parameter for labels in all_labels))
 
 
-def _find_aspect_along(labels: AxisLabels, dim: int) -> Tensor | None:
-    return next((aspect for aspect in labels.aspects if dim in varying_dims(aspect)), None)
+def _find_aspect_along(w: Follower, labels: AxisLabels, dim: int) -> Tensor | None:
+    """The labels along a dimension; zeros whose length may follow others get some."""
+    found = next((aspect for aspect in labels.aspects if dim in varying_dims(aspect)), None)
+    if found is None:
+        own = w.algebra.name_places(labels, dim)
+        found = None if own is None else own.view(vector_shape(len(labels.shape), dim))
+    return found
 
 
 def _drop_aspects_along(labels: AxisLabels, dim: int) -> AxisLabels:

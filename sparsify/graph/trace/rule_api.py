@@ -45,6 +45,12 @@ class Follower(Protocol):
     def note_length(self, axis_labels: AxisLabels) -> AxisLabels:
         """Remember that a length was used."""
 
+    def note_slice(self, labels: Tensor, length: int, reason: str) -> None:
+        """Remember that the running module takes a slice of a dimension."""
+
+    def follows_widths(self, length: int) -> bool:
+        """Whether a part of this length may follow the widths of layers, rather than depend on data."""
+
     def find_group_count(self, groups: int) -> str | None:
         """`module:attribute` of the running layer that holds its number of channel groups; None where no
         layer of torch runs, or it holds another number."""

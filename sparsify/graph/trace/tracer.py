@@ -6,9 +6,8 @@ as products and chunks).
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,14 +19,15 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sparsify.forward.opaque import LEAVES_TORCH, is_nested, is_scripted, is_sparse
 from sparsify.graph.layer_types import layer_type
 from sparsify.graph.names import named_tensors, walk_modules
+from sparsify.graph.surgery.module_integers import find_numbers
 from sparsify.graph.trace.axis_labels import AxisLabels, flexible_dims, take_first, varying_dims
 from sparsify.graph.trace.choose_rule import follow_operator
 from sparsify.graph.trace.index_rules import WRITES_IN_PLACE
+from sparsify.graph.trace.known_labels import KnownResult, MetaLabels
 from sparsify.graph.trace.label_algebra import LabelAlgebra
 from sparsify.graph.trace.labels import CREATED, Labels
 from sparsify.graph.trace.meta_kernels import (
     KnownResults,
-    ResultSpec,
     describe_result,
     make_result,
     run_on_meta,
@@ -45,31 +45,6 @@ from sparsify.graph.trace.products import PRODUCTS, TracedProduct, trace_product
 
 COMPARES_WIDTH = (nn.RMSNorm, nn.Transformer)
 """modules that compare the width of their input with an attribute, outside of any operator"""
-
-
-@dataclass(frozen=True)
-class KnownResult:
-    """Result of an operator that ran before on the same labels: the labels and, for meta tensors, the
-    result."""
-
-    labels: tuple[AxisLabels | None, ...]
-    made: tuple[ResultSpec, ...] | None
-    alone: bool
-    """whether the result is one tensor, not a tuple"""
-
-
-class MetaLabels:
-    """The labels of meta tensors. It keeps the tensors alive: they take no memory."""
-
-    def __init__(self) -> None:
-        self._entries: dict[int, tuple[Tensor, AxisLabels]] = {}
-
-    def get(self, tensor: Tensor) -> AxisLabels | None:
-        entry = self._entries.get(id(tensor))
-        return None if entry is None else entry[1]
-
-    def __setitem__(self, tensor: Tensor, axis_labels: AxisLabels) -> None:
-        self._entries[id(tensor)] = tensor, axis_labels
 
 
 class LeavingTorch(TorchFunctionMode):
@@ -96,11 +71,12 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         self.labels_by_tensor: MetaLabels | WeakTensorKeyDictionary = (
             WeakTensorKeyDictionary() if numbers else MetaLabels()
         )
+        self.has_values = numbers
         self.names: dict[AxisLabels, str] = {}
         self.known: dict[Any, KnownResult] = {}
         self.shapes_known: KnownResults = {}
         self.plain: dict[tuple[int, ...], AxisLabels] = {}
-        self.hidden: dict[str, Tensor] = {}
+        self.hidden: dict[str, list[Tensor]] = {}
         self.comparing: set[str] = set()
         self.group_counts: dict[str, tuple[str, int]] = {}
         """module -> (attribute, number) of its channel groups"""
@@ -108,6 +84,9 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         self.ran: Counter[Any] = Counter()
         """how often each product ran, with the keys of `products`"""
         self.counting = False
+        self.modules: dict[str, nn.Module] = {}
+        self.own_numbers: dict[str, frozenset[int]] = {}
+        """module of a user's own -> the integers that it holds"""
 
     def enter_tensor(self, name: str, tensor: Tensor) -> None:
         """Give a parameter or buffer its labels: one per index of each dimension."""
@@ -130,34 +109,40 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
                 self.enter_tensor(name, tensor)
                 if is_sparse(tensor):
                     self.fix(self.labels_unread(tensor), f"the sparse tensor '{name}' keeps its shape")
-        for name, module in walk_modules(model):
+        self.modules = dict(walk_modules(model))
+        for name, module in self.modules.items():
             if isinstance(module, COMPARES_WIDTH):
                 self.comparing.add(name)
+            if not type(module).__module__.startswith("torch."):
+                numbers = (value for value in vars(module).values() if type(value) is int)
+                self.own_numbers[name] = frozenset(numbers)
             attribute = layer_type(module).group_count
             if attribute is not None:
                 self.group_counts[name] = attribute, getattr(module, attribute)
-            if isinstance(module, nn.RNNBase) and not module.proj_size:
+            if isinstance(module, nn.RNNBase):
                 self._enter_recurrent(name, module)
 
     def _enter_recurrent(self, name: str, module: nn.RNNBase) -> None:
-        """Join the hidden units of a recurrent module: one index of every gate, layer and direction.
+        """Join the hidden units of a recurrent module: one index of every gate, layer and direction; so those
+        that it projects to, if it does.
 
         The states that such a module starts from have that size too. Source: Wen et al., arXiv:1709.05027
         (ISS).
         """
-        units = [
-            self.labels_of(p).aspects
-            for n, p in module.named_parameters(recurse=False)
-            if n.startswith("weight_hh")
-        ]
-        columns = []
-        for aspects in units:
-            if module.hidden_size > 1:
-                columns.append(next(aspect.flatten() for aspect in aspects if 1 in varying_dims(aspect)))
-        for other in columns[1:]:
-            self.algebra.join(columns[0], other)
-        if columns:
-            self.hidden[name] = columns[0]
+        found = []
+        for weight in ("weight_hh", "weight_hr"):
+            units = [
+                self.labels_of(p).aspects
+                for n, p in module.named_parameters(recurse=False)
+                if n.startswith(weight)
+            ]
+            columns = []
+            for aspects in units:
+                columns += [aspect.flatten() for aspect in aspects if varying_dims(aspect) == {1}]
+            for other in columns[1:]:
+                self.algebra.join(columns[0], other)
+            found += columns[:1]
+        self.hidden[name] = found
 
     def labels_of(self, tensor: Tensor) -> AxisLabels:
         found = self.labels_unread(tensor)
@@ -263,6 +248,18 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         for value in (*args, *kwargs.values()) if name in self.comparing else ():
             if isinstance(value, Tensor):
                 self.note_length(self.labels_of(value))
+        numbers = self.own_numbers.get(name)
+        for value in (*args, *kwargs.values()) if numbers else ():
+            if isinstance(value, Tensor) and not is_nested(value):
+                self._note_input(name, numbers, self.labels_unread(value))
+
+    def _note_input(self, name: str, numbers: Collection[int] | None, axis_labels: AxisLabels) -> None:
+        """Remember the lengths of an input that the module holds a number for: it may compare the two."""
+        for aspect in axis_labels.aspects:
+            for d in varying_dims(aspect):
+                if aspect.shape[d] in (numbers or ()):
+                    own = take_first(aspect, varying_dims(aspect) - {d}).flatten().numpy()
+                    self.labels.inputs.append((name, own))
 
     @contextmanager
     def track_modules(self, model: nn.Module) -> Iterator[None]:
@@ -314,6 +311,26 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
                     )
         return axis_labels
 
+    def note_slice(self, labels: Tensor, length: int, reason: str) -> None:
+        """Remember that the running module takes a slice of a dimension with these labels."""
+        module = self.within[-1] if self.within else ""
+        self.labels.note_slice(module, labels.numpy(), length, reason)
+
+    def follows_widths(self, length: int) -> bool:
+        """Whether a part of this length may follow the widths of layers.
+
+        Without values it may, as nothing that is computed decides on it. With values it must be a number that
+        the running module or its configuration holds, or a product of two of them.
+        """
+        if not self.has_values:
+            return True
+        module = self.modules.get(self.within[-1]) if self.within else None
+        if module is None:
+            return False
+        numbers = (held.value for held in find_numbers(module, set()))
+        held = {number for number in numbers if type(number) is int and number > 0}
+        return any(length % number == 0 and length // number in held | {1} for number in held)
+
     def find_group_count(self, groups: int) -> str | None:
         """`module:attribute` of the running layer that holds its number of channel groups."""
         module = self.within[-1] if self.within else ""
@@ -342,14 +359,15 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
             axis = self.labels.add_axis(CREATED, 0, out.shape[0])
             own = torch.arange(axis.first, axis.first + axis.size)
             return AxisLabels(tuple(out.shape), (own.view(-1, 1), own.view(1, -1)))
-        units = self.hidden.get(self.within[-1]) if self.within else None
-        if units is None or not isinstance(out, Tensor) or not out.dim() or out.shape[-1] != len(units):
-            return (
-                AxisLabels(tuple(out.shape), flexible=flexible_dims(out.shape, range(out.dim())))
-                if name in UNIFORM
-                else None
-            )
-        return AxisLabels(tuple(out.shape), (units.view([1] * (out.dim() - 1) + [-1]),))
+        within = self.within[-1] if self.within else ""
+        length = out.shape[-1] if isinstance(out, Tensor) and out.dim() else 0
+        units = next((own for own in self.hidden.get(within, ()) if len(own) == length), None)
+        if units is not None:
+            return AxisLabels(tuple(out.shape), (units.view([1] * (out.dim() - 1) + [-1]),))
+        if name not in UNIFORM:
+            return None
+        flexible = flexible_dims(out.shape, range(out.dim()), within)
+        return AxisLabels(tuple(out.shape), flexible=flexible)
 
     def set_labels(self, tensor: Tensor, axis_labels: AxisLabels) -> None:
         """Replace the labels of a tensor."""

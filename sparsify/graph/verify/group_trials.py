@@ -135,8 +135,14 @@ class GroupTrials:
         self, group: Coupled, model_map: ModelMap, faults: Sequence[FindFault]
     ) -> str | None:
         """What is wrong with a cut of this group alone."""
-        own = replace(model_map, coupled=(group,))
-        return next((why for fault in faults if (why := fault([group], own)) is not None), None)
+        return self.find_fault_apart([group], model_map, faults)
+
+    def find_fault_apart(
+        self, groups: Sequence[Coupled], model_map: ModelMap, faults: Sequence[FindFault]
+    ) -> str | None:
+        """What is wrong with a cut of these groups and no others."""
+        own = replace(model_map, coupled=tuple(groups))
+        return next((why for fault in faults if (why := fault(groups, own)) is not None), None)
 
     def find_cuttable(
         self,
@@ -229,7 +235,10 @@ def _choose_other_halves(model_map: ModelMap, chosen: Iterable[Coupled]) -> dict
     ranks: Counter[int] = Counter()
     kept = {}
     for group in model_map.coupled:
-        rest = sorted(set(range(group.width)) - set(choose_half(group))) or choose_half(group)
+        half = choose_half(group)
+        rest = sorted(set(range(group.width)) - set(half)) or half
         ranks[group.width] += 1
-        kept[group.name] = rest[: len(rest) - ranks[group.width] % len(rest)]
+        few = rest[: len(rest) - ranks[group.width] % len(rest)]
+        missing = max(0, group.least - len(few))
+        kept[group.name] = sorted({*few, *[unit for unit in half if unit not in few][:missing]})
     return {group.name: kept[group.name] for group in chosen}

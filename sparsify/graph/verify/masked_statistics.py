@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from sparsify.graph.peft_adapters import call_in_each_state
 from sparsify.graph.precision import keep_double
 from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
 from sparsify.graph.trace.labels import Labels
+from sparsify.graph.trace.made_labels import extend_marks
 from sparsify.graph.trace.operators import (
     ALONG,
     DISTANCES,
@@ -50,6 +52,8 @@ class MaskedTracer(Tracer):  # type: ignore[no-untyped-call]
     def __init__(self, labels: Labels) -> None:
         super().__init__(labels)
         self.removed = torch.zeros(1, dtype=torch.bool)
+        self.given = 0
+        """how many labels parameters and buffers have"""
         self.own: set[int] = set()
         """addresses of the model's own parameters and buffers, and of views of them"""
 
@@ -84,14 +88,30 @@ class MaskedTracer(Tracer):  # type: ignore[no-untyped-call]
         axis_labels = self.labels_of(tensor)
         if not axis_labels.parameter or tensor.untyped_storage().data_ptr() in self.own:
             return tensor
-        gone = [self.removed[aspect].to(tensor.device) for aspect in axis_labels.aspects]
+        gone = [self._leaves(aspect).to(tensor.device) for aspect in axis_labels.aspects]
         return reduce(lambda t, own: t.masked_fill(own, 0.0), gone, tensor)
+
+    def _leaves(self, labels: Tensor) -> Tensor:
+        """Whether each label is removed."""
+        self.removed = extend_marks(self.removed, self.labels.count, self.labels.group_outputs, False)
+        return self.removed[labels]
+
+    def mark_named(self) -> Tensor:
+        """Whether each label that the call made is removed: those of zeros leave with what they are joined
+        with."""
+        removed = extend_marks(self.removed, self.labels.count, self.labels.group_outputs, False).numpy()
+        classes = self.labels.find_joined()
+        leaving = np.setdiff1d(classes[removed], classes[:1])  # label 0 stays
+        for axis in self.labels.named:
+            own = slice(axis.first, axis.first + axis.size)
+            removed[own] |= np.isin(classes[own], leaving)
+        return torch.from_numpy(removed[self.given :])
 
     def _kept_indices(self, axis_labels: AxisLabels, dim: int) -> Tensor | None:
         """Indices along a dimension at which something is kept; None if all are."""
         for aspect in axis_labels.aspects:
             if dim in varying_dims(aspect):
-                stays = (~self.removed[aspect]).movedim(dim, 0).reshape(aspect.shape[dim], -1).any(1)
+                stays = (~self._leaves(aspect)).movedim(dim, 0).reshape(aspect.shape[dim], -1).any(1)
                 if not bool(stays.all()):
                     return torch.nonzero(stays).flatten()
         return None
@@ -159,14 +179,31 @@ def run_without_removed(
 
     gone: (tensor, dimension) -> removed indices. sums: the sums whose branches are removed.
     """
+    found, mode = _run_masked(model, inputs, gone, sums, None)
+    if mode.labels.named:  # what they belong to is known at the end
+        found, _ = _run_masked(model, inputs, gone, sums, mode.mark_named())
+    return found
+
+
+def _run_masked(
+    model: nn.Module,
+    inputs: Inputs,
+    gone: Mapping[tuple[str, int], Iterable[int]],
+    sums: Collection[Sum],
+    made: Tensor | None,
+) -> tuple[list[Tensor], MaskedTracer]:
+    """The outputs, and the tracer. made: whether each label that the call makes is removed, where known."""
     labels = Labels()
     mode = MaskedTracer(labels)
     mode.enter_model(model)
     mode.own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    mode.given = labels.count
     mode.removed = torch.zeros(labels.count, dtype=torch.bool)
     for axis in labels.axes:
         lost = torch.tensor(sorted(gone.get((axis.tensor, axis.dim), ())), dtype=torch.long)
         mode.removed[axis.first + lost] = True
+    if made is not None:
+        mode.removed = torch.cat([mode.removed, made])
     with (
         decompose_operators(model),
         without_grouped_experts(model),
@@ -182,4 +219,4 @@ def run_without_removed(
             found += float_tensors(output)
             seed_generators(0)
             restart()
-        return found
+        return found, mode

@@ -69,5 +69,5 @@ def split_pairs(groups: Sequence[Coupled]) -> tuple[list[Coupled], list[Coupled]
 
 def choose_half(group: Coupled) -> list[int]:
     generator = torch.Generator().manual_seed(group.width)
-    count = max(1, group.width // 2)
+    count = max(group.least, group.width // 2)
     return sorted(torch.randperm(group.width, generator=generator)[:count].tolist())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from sparsify.errors import ModelError
 from sparsify.forward.call_model import convert_inputs
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
-from sparsify.graph.length_attributes import choose_attributes, drop_attributes
+from sparsify.graph.length_attributes import add_settings, add_the_same, choose_attributes, drop_attributes
 from sparsify.graph.model_map import UNREACHED, Branch, Coupled, ModelMap
 from sparsify.graph.peft_adapters import find_adapter_names
 from sparsify.graph.proportional_groups import bundle_groups
@@ -80,7 +81,7 @@ def _protect_groups(trials: GroupTrials, model_map: ModelMap) -> ModelMap:
     model_map, saved = _rescue_groups(
         model_map,
         [c for c in groups if c.name in reasons],
-        lambda c: trials.find_fault_alone(c, model_map, trials.faults),
+        lambda chosen: trials.find_fault_apart(chosen, model_map, trials.faults),
     )
     if saved:
         reasons = _drop_saved(reasons, model_map, saved)
@@ -108,7 +109,10 @@ def _protect_by_shapes(
         chosen = [c for c in choose_attributes(failed, find_fault) if c not in failed]
         model_map = _replace_groups(model_map, chosen)
         names = {c.name for c in chosen}
-        model_map, saved = _rescue_groups(model_map, [c for c in failed if c.name not in names], find_fault)
+        left = [c for c in failed if c.name not in names]
+        model_map, saved = _rescue_groups(
+            model_map, left, lambda chosen: trials.find_fault_apart(chosen, model_map, trials.by_shapes)
+        )
         saved += names
         reasons = _drop_saved(reasons, model_map, saved)
         good = [*good, *(model_map.by_name[name] for name in saved)]
@@ -123,9 +127,12 @@ def _drop_saved(reasons: Mapping[str, str], model_map: ModelMap, saved: Collecti
 
 
 def _add_reasons(model_map: ModelMap, reasons: Mapping[str, str]) -> ModelMap:
-    return _replace_groups(
-        model_map, [replace(model_map.by_name[name], protected=why) for name, why in reasons.items()]
-    )
+    protected = []
+    for name, why in reasons.items():
+        group = model_map.by_name[name]
+        differs = "differs from the masked one" in why  # it runs, so that its parts stand where they should
+        protected.append(replace(group, protected=why if differs or group.doubt is None else group.doubt))
+    return _replace_groups(model_map, protected)
 
 
 def _replace_groups(model_map: ModelMap, groups: Iterable[Coupled]) -> ModelMap:
@@ -134,25 +141,34 @@ def _replace_groups(model_map: ModelMap, groups: Iterable[Coupled]) -> ModelMap:
 
 
 def _rescue_groups(
-    model_map: ModelMap, failed: Sequence[Coupled], fault: Callable[[Coupled], str | None]
+    model_map: ModelMap, failed: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None]
 ) -> tuple[ModelMap, list[str]]:
     """Find failed groups that can be cut after all, and return the map with them and their names.
 
-    These are groups that must be cut in proportion, and groups with an attribute that held a length by
-    chance.
+    These are groups that must be cut in proportion, groups whose length a configuration states, and groups
+    with an attribute that held a length by chance.
     """
     saved: list[str] = []
+
+    @cache
+    def is_cuttable(group: Coupled) -> bool:
+        return fault([group]) is None
+
     for candidate, names in [*bundle_groups(failed), *((group, (group.name,)) for group in failed)]:
         if set(names) & set(saved) or any(name not in model_map.by_name for name in names):
             continue
         bundle = [candidate] if len(names) > 1 else []
-        candidates = [*bundle, *drop_attributes(candidate)]
-        found = next((group for group in candidates if fault(group) is None), None)
+        candidates = dict.fromkeys((*bundle, *add_settings(candidate), *drop_attributes(candidate)))
+        found = next((group for group in candidates if is_cuttable(group)), None)
         if found is not None:
             replaced = set(names) - {found.name}
             others = tuple(group for group in model_map.coupled if group.name not in replaced)
             model_map = _replace_groups(replace(model_map, coupled=others), [found])
             saved.append(found.name)
+            alike = add_the_same(found, candidate, [c for c in failed if c.name not in saved])
+            if alike and fault([found, *alike]) is None:  # blocks that are built alike are saved alike
+                model_map = _replace_groups(model_map, alike)
+                saved += [group.name for group in alike]
     return model_map, saved
 
 

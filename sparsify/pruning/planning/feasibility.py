@@ -1,12 +1,12 @@
 """Whether budgets, sparsities and uniform widths can be met, and what to change where they cannot."""
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 
 from sparsify.cost.cost_model import Costs, absolute_limits
 from sparsify.cost.latency_model import LatencyModel
 from sparsify.errors import Problem
 from sparsify.formatting.numbers import format_milliseconds
-from sparsify.pruning.planning.candidates import keep_best_branches, list_candidates
+from sparsify.pruning.planning.candidates import Candidate, keep_best_branches, list_candidates
 from sparsify.pruning.planning.plan import Floor, Plan, join_ranked
 from sparsify.pruning.planning.plan_notes import describe_kept_layers
 from sparsify.pruning.planning.selection import find_least
@@ -125,22 +125,23 @@ def check_sparsities(positions: Positions, plan: Plan) -> Iterable[Problem]:
             bounds = (("at_least", at_least), ("multiple_of", multiple))
             floors = [f"keep.{name} {bound}" for name, bound in bounds if bound > 1]
             floors += ["keep.limits"] if rule.keep.limits else []
-            needed = _list_needed_experts(plan, {candidate.name for candidate in own})
-            if floors:
-                because = f"with {' and '.join(floors)}"
-            elif needed and needed[-1] > 1:
-                numbers = " or ".join(map(str, needed))
-                because = f"as a mixture does not run with fewer than {numbers} experts,"
-            else:
-                because = "as one group stays in every layer,"
+            because = f"with {' and '.join(floors)}" if floors else _describe_least(plan, own)
             message = f"{asked}: {because} at most {1000 * most // total / 10:g}% of the groups can go"
             yield positions.problem(path, message, "lower it, or loosen 'keep'" if floors else "lower it")
 
 
-def _list_needed_experts(plan: Plan, names: Set[str]) -> list[int]:
-    """With how many experts these mixtures run at least, ascending."""
-    own = [mixture for mixture in plan.map.mixtures if mixture.name in names]
-    return sorted({m.group.least * (m.count // m.group.width) for m in own})
+def _describe_least(plan: Plan, own: Sequence[Candidate]) -> str:
+    """Why some groups stay in any case where the rule has no bounds."""
+    names = {candidate.name for candidate in own}
+    mixtures = [mixture for mixture in plan.map.mixtures if mixture.name in names]
+    needed = sorted({m.group.least * (m.count // m.group.width) for m in mixtures})
+    if needed and needed[-1] > 1:
+        return f"as a mixture does not run with fewer than {' or '.join(map(str, needed))} experts,"
+    bound = next((c.name for c in own if plan.map.by_name[c.name].least > 1), None)
+    if bound is None:
+        return "as one group stays in every layer,"
+    least = plan.map.by_name[bound].least
+    return f"as '{bound}' runs with {least} of {plan.map.by_name[bound].width} units or more,"
 
 
 def check_scales(positions: Positions, plan: Plan) -> Iterable[Problem]:

@@ -225,6 +225,7 @@ def find_coupled(map: ModelMap, layer: Layer, role: str) -> list[Coupled]:
     if role == "out":
         names = (layer.name, *map.tensors_of.get(layer.name, ()))
         places |= {map.places[name] for name in names if name in map.places}
+        places |= set(map.reached_from.get((f"{layer.name}:groups", "size"), ()))  # those of whole groups
     return [map.coupled[place] for place in sorted(places)]
 
 

@@ -82,9 +82,6 @@ class Plan:
         for part in (*body["map"]["layers"], *body["map"]["branches"], *body["map"]["mixtures"]):
             for name in ("ancestors", "plain", "adapter"):
                 part.pop(name, None)
-        groups = (*body["map"]["coupled"], *(branch["group"] for branch in body["map"]["branches"]))
-        for group in groups:
-            del group["least"]  # of mixtures alone, whose own groups keep it
         untold = (
             ("unreached", "in_training") if self.map.mixtures else ("unreached", "in_training", "mixtures")
         )
@@ -103,22 +100,39 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """A mapping that `json.dumps` takes."""
+        preview, predicted = map(list, self.preview), map(list, self.predicted)
         return {
             "digest": self.digest,
             **self._body(),
-            "preview": [list(p) for p in self.preview],
-            "predicted": [list(p) for p in self.predicted],
+            "preview": list(preview),
+            "predicted": list(predicted),
             "random": self.random,
         }
 
     def _body(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True),
-            "map": {key: value for key, value in asdict(self.map).items() if key not in _UNTOLD},
+            "map": _describe_map(self.map),
             "assignments": [asdict(a) for a in self.assignments],
             "floors": [asdict(f) for f in self.floors],
             "notes": list(self.notes),
         }
+
+
+def _describe_map(map: ModelMap) -> dict[str, Any]:
+    told = {key: value for key, value in asdict(map).items() if key not in _UNTOLD}
+    for group in told["coupled"]:  # what trial cuts are made by
+        _drop_trial_facts(group)
+    for part in (*told["branches"], *told["mixtures"]):
+        _drop_trial_facts(part["group"])
+    return told
+
+
+def _drop_trial_facts(group: dict[str, Any]) -> None:
+    for name in ("doubt", "settings"):
+        del group[name]
+    if group["least"] == 1:
+        del group["least"]
 
 
 def _describe_calls(calls: tuple[RecordedCall, ...]) -> list[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsify.cost import measure
-from sparsify.cost.measure import timing
+from sparsify.cost.measure import runtimes, timing
 from sparsify.errors import ModelError
 from sparsify.models import lenet5
 from sparsify_schemas.report import Environment, Latency
@@ -344,3 +344,13 @@ print(max(faults[-8:]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 100, "64 MiB are 16384 pages"
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's export
+def test_what_onnxruntime_cannot_run_is_an_error_that_says_so() -> None:
+    """torch exports an LSTM that projects its states as one that does not."""
+    pytest.importorskip("onnxruntime")
+    model = nn.LSTM(6, 8, proj_size=3, batch_first=True)
+    with pytest.raises(ModelError) as caught:
+        runtimes.prepare(model, (torch.randn(1, 4, 6),), Cpu(kind="cpu", runtime="onnxruntime"))
+    assert str(caught.value).startswith("onnxruntime cannot run the exported model: ")

@@ -95,7 +95,7 @@ EXPECTED: dict[str, dict[str, str | None]] = {
     "checkpoint, reentrant": {"a": None, "b": None},
     "vmap over channels": {"a": "a fixed index of it is taken", "b": None},
     "vmap of Fourier transforms": {"a": None, "b": None},
-    "Jacobian": {"a": None, "b": None, "fc": TRIAL},
+    "Jacobian": {"a": None, "b": None, "fc": "it is tied to something of fixed size"},
     "Hessian": {"a": FIXED, "b": FIXED, "fc": FIXED},
     "inner loop": {"a": None, "b": TRIAL},
     "scripted block": {"a": None, "b": BLOCK, "c": None},
@@ -128,11 +128,11 @@ EXPECTED: dict[str, dict[str, str | None]] = {
     "autocast with a part off": {"a": None, "b": None},
     "deep autocast": {"layers.0": None, "layers.1": None, "layers.2": None},
     "transposed parameter": {"a": None, "weight": None},
-    "slice of a parameter": {"weight": "it is sliced at a fixed place", "a": None},
+    "slice of a parameter": {"weight": "it is sliced at a fixed place", "weight#2": None, "a": None},
     "entry of a stacked parameter": {"weight": None, "a": None},
     "parameter as a view": {"a": TRIAL},
     "sum of parameters": {"base": None, "a": None},
-    "two parameters as one": {"learnt": "it is sliced at a fixed place", "a": None},
+    "two parameters as one": {"learnt": "it is sliced at a fixed place", "learnt#2": None, "a": None},
     "learned queries": {"queries": None, "a": None, "att": None, "att.out_proj": None, "b": None},
     "adapters": {"a": None, "b": None},
     "branch on an item": {"a": "a fixed index of it is taken", "b": None},
@@ -287,8 +287,13 @@ def test_what_cannot_be_followed_stays_and_the_rest_is_cut_rightly(name: str) ->
         assert gone <= allowed
 
 
-LEFT_WHOLE = {"learned queries": ("queries", "att", "att.out_proj")}
-"""what is cut over means or a softmax: those leave removed units out, which is proven elsewhere"""
+LEFT_WHOLE = {
+    "learned queries": ("queries", "att", "att.out_proj"),
+    "slice of a parameter": ("weight#2",),
+    "two parameters as one": ("learnt#2",),
+}
+"""what is cut over means or a softmax: those leave removed units out, which is proven elsewhere; rows that
+nothing reads, of a layer whose other rows stay"""
 
 
 def test_every_network_has_its_reasons_and_each_kind_three_networks() -> None:

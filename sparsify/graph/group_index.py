@@ -12,7 +12,7 @@ whatever acts by group is then the same on one process or many.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sparsify.distributed import add_over_processes, local_part
 from sparsify.graph.broadcast_shapes import keep_lengths
-from sparsify.graph.row_pieces import PIECE, sum_products
+from sparsify.graph.row_pieces import PIECE, split_rows, sum_products
 
 
 @dataclass(frozen=True)
@@ -190,25 +190,66 @@ def _marginal(value: Tensor, flat: Tensor | None, axis: Axis) -> Tensor:
     return (value.sum(others) if others else value).flatten()
 
 
-def scale(tensor: Tensor, axis: Axis, factor: Tensor) -> None:
-    """Multiply in place every index of an axis by its slot's factor."""
+def scale(tensor: Tensor, axes: Sequence[Axis], factors: Tensor) -> None:
+    """Multiply in place every index of each axis by its slot's factor."""
+    own = factors.to(tensor.dtype)
     if not tensor.numel():
         return  # the part of a process that got none of a tensor
-    if (
+    if not all(_is_side_of_matrix(tensor, axis) for axis in axes):
+        for axis in axes:
+            tensor.mul_(broadcast(own, axis, tensor.shape))
+        return
+    for piece, *vectors in _split_matrix((tensor,), axes, own):
+        for vector in vectors:
+            piece.mul_(vector)
+
+
+def add_scaled(target: Tensor, tensor: Tensor, axes: Sequence[Axis], factors: Tensor) -> None:
+    """target += tensor * factor in place, for the slot's factor on each axis; both have one shape."""
+    own = factors.to(tensor.dtype)
+    if not tensor.numel():
+        return
+    if not all(_is_side_of_matrix(each, axis) for axis in axes for each in (target, tensor)):
+        for axis in axes:
+            target.addcmul_(tensor, broadcast(own, axis, tensor.shape))
+        return
+    for into, piece, *vectors in _split_matrix((target, tensor), axes, own):
+        for vector in vectors:
+            into.addcmul_(piece, vector)
+
+
+def _is_side_of_matrix(tensor: Tensor, axis: Axis) -> bool:
+    """Whether the axis lies along the rows of a tensor, as the matrix [dimension 0, all others], or along its
+    columns."""
+    return (
         axis.tile is None
         and tensor.dim() > 1
         and tensor.is_contiguous()
         and (axis.dims == (0,) or 0 not in axis.dims)
-    ):
-        flat = tensor.view(tensor.shape[0], -1)
-        if axis.dims == (0,):
-            flat.mul_(axis.pick(factor)[:, None])
-        elif axis.dims == (1,):
-            flat.mul_(axis.pick(factor).repeat_interleave(flat.shape[1] // tensor.shape[1]))
-        else:
-            flat.mul_(broadcast(factor, axis, tensor.shape).expand(1, *tensor.shape[1:]).reshape(-1))
-    else:
-        tensor.mul_(broadcast(factor, axis, tensor.shape))
+    )
+
+
+def _split_matrix(
+    tensors: Sequence[Tensor], axes: Sequence[Axis], factors: Tensor
+) -> Iterator[tuple[Tensor, ...]]:
+    """Rows of the tensors as matrices, and of each axis' factors what they combine with."""
+    shape = tensors[0].shape
+    matrices = [tensor.view(shape[0], -1) for tensor in tensors]
+    vectors = [_lay_along(factors, axis, shape) for axis in axes]
+    rows = [vector for vector in vectors if vector.dim() == 2]
+    for pieces in split_rows(*matrices, *rows):
+        own_rows = iter(pieces[len(matrices) :])
+        own = [next(own_rows) if vector.dim() == 2 else vector for vector in vectors]
+        yield *pieces[: len(matrices)], *own
+
+
+def _lay_along(factors: Tensor, axis: Axis, shape: Sequence[int]) -> Tensor:
+    """The factors of an axis as a column [rows, 1] or a row [columns] of the matrix."""
+    if axis.dims == (0,):
+        return axis.pick(factors)[:, None]
+    if axis.dims == (1,):
+        return axis.pick(factors).repeat_interleave(prod(shape[2:]))
+    return broadcast(factors, axis, shape).expand(1, *shape[1:]).reshape(-1)
 
 
 def broadcast(values: Tensor, axis: Axis, shape: Sequence[int]) -> Tensor:

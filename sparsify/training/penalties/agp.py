@@ -39,8 +39,7 @@ def make_action(spec: Agp, layout: Layout, parameters: Tensors, sparsity: float,
             held.fill_(share)
         stays = torch.cat([~gone, gone.new_ones(1)])
         for part in layout.parts:
-            for axis in part.axes:
-                scale(weights[part.name], axis, stays.to(weights[part.name].dtype))
+            scale(weights[part.name], part.axes, stays)
 
     def strength_at(step: int, span: tuple[int, int], steps_per_epoch: int) -> float:
         """The share that is held at zero; it goes from one cut to the next."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sparsify.graph.group_index import Layout, broadcast, scale, wide
+from sparsify.graph.group_index import Layout, add_scaled, scale, wide
 from sparsify.training.penalties.step_action import Action, Tensors
 
 
@@ -42,8 +42,7 @@ def group_lasso_proximal(
         if amount not in factors:
             factors[amount] = torch.addcmul(torch.ones_like(pull), pull, torch.full_like(pull, -amount))
             factors[amount] = factors[amount].clamp_(min=0.0 if floor is None else floor.to(pull.dtype))
-        for axis in part.axes:
-            scale(weights[part.name], axis, factors[amount])
+        scale(weights[part.name], part.axes, factors[amount])
 
 
 def group_lasso_gradient(
@@ -65,9 +64,7 @@ def group_lasso_gradient(
     pull[-1] = 0.0
     for part in layout.parts:
         if part.name in gradients:
-            weight = weights[part.name]
-            for axis in part.axes:
-                gradients[part.name].addcmul_(weight, broadcast(pull, axis, weight.shape).to(weight.dtype))
+            add_scaled(gradients[part.name], weights[part.name], part.axes, pull)
 
 
 def half_space(layout: Layout, roots: Tensor, names: tuple[str, ...], epsilon: float) -> Action:
@@ -100,7 +97,6 @@ def half_space(layout: Layout, roots: Tensor, names: tuple[str, ...], epsilon: f
         if bool(stays.all()):
             return
         for part in layout.parts:
-            for axis in part.axes:
-                scale(weights[part.name], axis, stays.to(weights[part.name].dtype))
+            scale(weights[part.name], part.axes, stays)
 
     return Action(before=look, gradient=pull, after=project)

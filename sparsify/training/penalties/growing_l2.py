@@ -3,7 +3,7 @@
 import torch
 
 from sparsify.distributed import local_part
-from sparsify.graph.group_index import Layout, broadcast
+from sparsify.graph.group_index import Layout, add_scaled
 from sparsify.graph.row_pieces import convert_flags, split_rows
 from sparsify.training.penalties.step_action import Action, Tensors
 from sparsify_schemas.penalty import GrowingL2
@@ -29,9 +29,7 @@ def make_action(spec: GrowingL2, layout: Layout, parameters: Tensors, single: bo
         for part in layout.parts:
             if part.name in gradients:
                 weight = weights[part.name]
-                for axis in part.axes:
-                    flags = broadcast(chosen.to(weight.dtype), axis, weight.shape)
-                    gradients[part.name].addcmul_(weight, flags, value=strength)
+                add_scaled(gradients[part.name], weight, part.axes, chosen.to(weight.dtype) * strength)
 
     def strength_at(step: int, _span: tuple[int, int], _steps_per_epoch: int) -> float:
         return min(spec.limit, spec.delta * (1 + step // spec.every))

@@ -167,5 +167,4 @@ def _mask_groups(layouts: Sequence[Layout], gradients: Tensors, active: Tensor) 
         factor = torch.cat([own.float(), own.new_ones(1).float()])
         for part in layout.parts:
             if part.name in gradients:
-                for axis in part.axes:
-                    scale(gradients[part.name], axis, factor.to(gradients[part.name].dtype))
+                scale(gradients[part.name], part.axes, factor)

@@ -93,5 +93,4 @@ def _clip_gates(s: Tensor, beta: float) -> tuple[Tensor, Tensor]:
 def _apply_gates(layout: Layout, tensors: Tensors, gates: Tensor) -> None:
     for part in layout.parts:
         if part.name in tensors:
-            for axis in part.axes:
-                scale(tensors[part.name], axis, gates.to(tensors[part.name].dtype))
+            scale(tensors[part.name], part.axes, gates)

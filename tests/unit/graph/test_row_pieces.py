@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsify.graph.group_index import Axis, Layout, Part
+from sparsify.graph.group_index import Axis, Layout, Part, add_scaled, scale
 from sparsify.graph.row_pieces import PIECE, set_to_zero, split_rows, sum_products
 
 SHAPES = [(3,), (4, 5), (PIECE // 64 + 3, 70), (70, 33, 12, 11), (2, PIECE)]
@@ -64,3 +64,26 @@ def test_groups_along_every_dimension_of_a_large_weight() -> None:
         lambda _name: (one.transpose(2, 3).contiguous().transpose(2, 3), other)
     )
     torch.testing.assert_close(transposed, found, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (4, 3, 2, 2), (40, 30, 15, 15)])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_factors_of_several_axes_multiply_and_add(shape: tuple[int, ...], contiguous: bool) -> None:
+    """By the definition: each element with the factors of its row and of its column."""
+    axes = (
+        Axis((1,), torch.arange(shape[0], shape[0] + shape[1]), None),
+        Axis((0,), torch.arange(shape[0]), None),
+    )
+    factors = draw((shape[0] + shape[1] + 1,), 2)
+    weight, target = draw(shape, 0), draw(shape, 1)
+    if not contiguous:
+        weight, target = (t.transpose(0, 1).contiguous().transpose(0, 1) for t in (weight, target))
+    ones = [1] * (len(shape) - 2)
+    rows = factors[: shape[0]].view(-1, 1, *ones)
+    columns = factors[shape[0] : -1].view(1, -1, *ones)
+    added = target.double() + weight.double() * rows + weight.double() * columns
+    scaled = weight.double() * rows * columns
+    add_scaled(target, weight, axes, factors)
+    scale(weight, axes, factors)
+    torch.testing.assert_close(target.double(), added, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(weight.double(), scaled, rtol=1e-5, atol=1e-5)

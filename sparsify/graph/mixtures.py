@@ -8,6 +8,7 @@ These are proposals: `verify/mixture_trials` cuts them on trial, and keeps what 
 does with the scores of the removed experts at minus infinity.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product
@@ -40,7 +41,7 @@ class _Place:
 
 def propose_mixtures(model: nn.Module, model_map: ModelMap) -> list[list[Mixture]]:
     """For each mixture of experts the ways in which it may be cut, the likeliest first."""
-    found = _Structure(model)
+    found = _Structure(model, frozenset((*model_map.unreached, *model_map.in_training)))
     taken = {group.name for group in model_map.coupled}
     proposals = []
     for places in _find_places(found):
@@ -51,8 +52,12 @@ def propose_mixtures(model: nn.Module, model_map: ModelMap) -> list[list[Mixture
 class _Structure:
     """The modules and tensors of a model, by name."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, idle: frozenset[str]) -> None:
+        self.idle = idle
+        """layers that no forward call reaches in eval mode"""
         self.modules = dict(walk_modules(model))
+        self.holders = Counter(child for module in self.modules.values() for child in module.children())
+        """in how many modules each module stands"""
         self.first = canonical_names(model)
         self.tensors: dict[str, Tensor] = {}
         for name, module in self.modules.items():
@@ -77,9 +82,11 @@ class _Structure:
 
     def count_members(self, name: str) -> int:
         """How many experts a list may hold: members of one class with tensors of the same names, which share
-        none with anything else. 0 for another module."""
+        none with anything else, and which nothing else holds. 0 for another module."""
         module = self.modules[name]
         if not isinstance(module, nn.ModuleList) or len(module) < 2:
+            return 0
+        if any(self.holders[part] > 1 for member in module for part in member.modules()):
             return 0
         kinds = {type(member) for member in module}
         built = set()
@@ -159,7 +166,10 @@ def _list_routers(
         tensor = found.tensors[name]
         if not isinstance(tensor, nn.Parameter) or tensor.dim() != 2:
             continue
-        holder = found.modules[name.rpartition(".")[0]]
+        owner = name.rpartition(".")[0]
+        holder = found.modules[owner]
+        if owner in found.idle:
+            continue  # such as a head that is read in train mode alone: no trial could see what it does
         if isinstance(holder, nn.Linear):
             dims: tuple[int, ...] = (0,)
         elif found.is_bare(name):

@@ -61,7 +61,7 @@ def compare_lengths(
         wide, made = _record_shapes(borrow_model(dense), inputs), _record_shapes(borrow_model(thin), inputs)
     narrow = {old[name]: calls for name, calls in made.items() if name in old}
     for name, calls in wide.items():
-        if len(narrow.get(name, ())) != len(calls):
+        if name not in narrow or len(narrow[name]) != len(calls):
             continue
         for (taken, returned), (taken_after, returned_after) in zip(calls, narrow[name], strict=True):
             found[name].inputs |= _pair_activation_lengths(taken, taken_after)

@@ -70,7 +70,7 @@ class GroupTrials:
             self.restore = lambda: restore_copy(model, self.model)
             self.model.eval()
         randomize_weights(model, self.model, self.inputs)
-        self.few = _take_one_example(self.inputs)
+        self.few = repeat_examples(self.inputs, 1)
         self.double = cache(lambda: choose_double(self.model, self.inputs))
         values = (
             self._cut_half_in_single,
@@ -158,10 +158,10 @@ class GroupTrials:
         return good
 
 
-def _take_one_example(inputs: Inputs) -> Inputs:
-    """The inputs with one example each, where it is known that the model takes any number."""
+def repeat_examples(inputs: Inputs, count: int) -> Inputs:
+    """The inputs with so many examples each, where it is known that the model takes any number."""
     known = all(isinstance(each, Call) for each in inputs)
-    return resize_batch(inputs, 1) if known else inputs
+    return resize_batch(inputs, count) if known else inputs
 
 
 def _remember_last(find_fault: FindFault) -> FindFault:

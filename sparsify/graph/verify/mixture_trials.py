@@ -15,7 +15,7 @@ from sparsify.graph.mixtures import propose_mixtures
 from sparsify.graph.model_map import Coupled, Mixture, ModelMap
 from sparsify.graph.peft_adapters import find_adapter_names
 from sparsify.graph.surgery import operations
-from sparsify.graph.verify.group_trials import choose_double, judge_cut
+from sparsify.graph.verify.group_trials import choose_double, judge_cut, repeat_examples
 from sparsify.graph.verify.meta_trials import choose_half
 from sparsify.graph.verify.run_models import copy_in_dtype, first_line, run_model
 from sparsify.graph.verify.search_faults import find_cuttable
@@ -23,6 +23,8 @@ from sparsify.graph.verify.trial_weights import randomize_weights
 
 CountMacs = Callable[[nn.Module], int]
 """multiply-accumulates of one forward call of a model"""
+MANY = 16
+"""examples of one trial more: a limit on the tokens of an expert (capacity) may not bind with few"""
 MOST_NEEDED = 16
 """experts that a router is expected to choose at most"""
 
@@ -91,15 +93,18 @@ class _Trials:
 
     def __init__(self, model: nn.Module, model_map: ModelMap, inputs: Inputs) -> None:
         self.map, self.inputs = model_map, inputs
+        self.many = repeat_examples(inputs, MANY)
         self.model = copy_in_dtype(model, torch.float32)
         randomize_weights(model, self.model, inputs)
         self.double = choose_double(self.model, inputs)
         self.why = ""
 
-    def find_fault(self, mixtures: Sequence[Mixture], keep: operations.Keep) -> str | None:
+    def find_fault(
+        self, mixtures: Sequence[Mixture], keep: operations.Keep, inputs: Inputs | None = None
+    ) -> str | None:
         """What is wrong with a cut of these mixtures; None if nothing is."""
         own = replace(self.map, mixtures=tuple(mixtures))
-        return judge_cut(self.model, own, keep, self.inputs, self.double)
+        return judge_cut(self.model, own, keep, inputs or self.inputs, self.double)
 
     def runs(self, mixture: Mixture, count: int) -> bool:
         """Whether the model runs with so many units."""
@@ -146,6 +151,9 @@ def _try_way(trials: _Trials, mixture: Mixture) -> Mixture | str:
         why = trials.find_fault((mixture,), {mixture.name: _fill(units, least, width)})
         if why is not None:
             return _explain(why)
+    why = trials.find_fault((mixture,), {mixture.name: _fill(half, least, width)}, trials.many)
+    if why is not None:
+        return f"with {MANY} examples {why}"
     return mixture
 
 

@@ -17,6 +17,7 @@ from sparsify.pruning.planning.match_layers import (
 from sparsify.pruning.planning.pattern_fit import check_patterns
 from sparsify.pruning.planning.plan import Assignment
 from sparsify.recipe import Positions
+from sparsify_schemas.budget import Budget
 from sparsify_schemas.group import in_one_tensor, kind_of, removes_experts
 from sparsify_schemas.recipe import Recipe
 
@@ -62,6 +63,7 @@ def assign_rules(
                 owner[group.name] = (index, layer.name)
     problems += _check_numbered_experts(recipe, positions, map, layers)
     problems += [*_check_clashes(recipe, positions, layers), *check_patterns(recipe, positions, map, layers)]
+    problems += _check_shared_experts(recipe, positions, map, layers)
     for index, own in layers.items():
         rule = rules[index]
         mine = [layer for layer in own if claimed[layer.name, str(rule.group)] == index]
@@ -126,6 +128,33 @@ def _check_numbered_experts(
                 advice = "cut the experts by a recipe of their own, and what is left by another one"
                 yield positions.problem(f"rules.{index}.layers", text, advice)
                 break
+
+
+def _check_shared_experts(
+    recipe: Recipe, positions: Positions, map: ModelMap, layers: Mapping[int, Sequence[Layer]]
+) -> Iterable[Problem]:
+    """Rules on neurons of experts in lists, beside a rule that takes such experts out, where a budget decides
+    how much either takes: what a neuron frees would depend on which experts leave."""
+    if recipe.budget == Budget():
+        return
+    for taking, own in layers.items():
+        if not removes_experts(recipe.rules[taking].group):
+            continue
+        names = {layer.name for layer in own}
+        lists = [f"{name}." for mixture in map.mixtures if mixture.name in names for name in mixture.lists]
+        for index, others in layers.items():
+            group = recipe.rules[index].group
+            if index == taking or group is None:
+                continue
+            inside = next((x.name for x in others if x.name.startswith(tuple(lists))), None)
+            open_amount = recipe.rules[index].sparsity is None or recipe.rules[taking].sparsity is None
+            if inside is not None and open_amount:
+                text = (
+                    f"'{inside}' is part of an expert that may leave by rules.{taking}, so a budget cannot "
+                    f"tell what group '{group}' frees there"
+                )
+                advice = f"give rules.{taking} and rules.{index} a 'sparsity' each, or cut the experts first"
+                yield positions.problem(f"rules.{index}.layers", text, advice)
 
 
 def _report_overlap(positions: Positions, index: int, text: str) -> Problem:

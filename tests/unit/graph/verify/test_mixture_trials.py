@@ -10,7 +10,7 @@ import pytest
 import reference
 import torch
 from reference import Experts
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsify
@@ -215,16 +215,16 @@ def test_mixtures_that_are_alike_cost_one_search(monkeypatch: pytest.MonkeyPatch
     tried: list[int] = []
     run = mixture_trials._Trials.find_fault
 
-    def count(self: Any, own: Any, keep: Any) -> str | None:
+    def count(self: Any, own: Any, keep: Any, inputs: Any = None) -> str | None:
         tried.append(len(own))
-        return run(self, own, keep)
+        return run(self, own, keep, inputs)
 
     monkeypatch.setattr(mixture_trials._Trials, "find_fault", count)
     torch.manual_seed(0)
     model = Blocks(*(mixtures.TopTwo() for _ in range(5))).eval()
     plan = sparsify.make_plan(recipe(sparsity=None), model, INPUTS)
     assert [mixture.group.least for mixture in plan.map.mixtures] == [2] * 5
-    assert tried == [1, 1, 1, 1, 5, 5, 5]  # four cuts of the first, three of all together
+    assert tried == [1, 1, 1, 1, 1, 5, 5, 5]  # five cuts of the first, three of all together
 
 
 def test_scores_that_the_network_returns_keep_every_expert() -> None:
@@ -382,3 +382,114 @@ def test_what_reads_a_mixture_is_refitted_and_its_experts_are_left_alone() -> No
     assert outcomes["head"][0] == "refitted"
     assert repaired.after is not None and repaired.before is not None
     assert repaired.after.error < repaired.before.error
+
+
+class Skipping(nn.Module):
+    """An expert that no token reaches is not called at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(12, 8)
+        self.experts = nn.ModuleList(mixtures.expert() for _ in range(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(0, 1)
+        weights, chosen = self.router(flat).softmax(-1).topk(2)
+        made = torch.zeros_like(flat)
+        for number in range(len(self.experts)):
+            token, place = torch.where(chosen == number)
+            if len(token):
+                part = self.experts[number](flat[token]) * weights[token, place, None]
+                made = made.index_add(0, token, part)
+        return made.view(x.shape)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_experts_that_no_token_reaches_leave_as_well(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = mixtures.Net(Skipping()).eval()
+    x = (torch.randn(1, 1, 6),)
+    rule = {"layers": "mix", "group": "expert", "sparsity": "50%"}
+    result = sparsify.cut(sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, model, x), model)
+    assert len(result.model.mix.experts) == 4 and result.verdicts[0].outcome == "equal"
+
+
+def test_experts_that_another_list_holds_too_are_no_mixture() -> None:
+    torch.manual_seed(0)
+    first, second = mixtures.Soft(), mixtures.Soft()
+    second.experts = nn.ModuleList(list(first.experts))
+    model = nn.Sequential(mixtures.Net(first), nn.Unflatten(1, (1, 3)), nn.Linear(3, 6), mixtures.Net(second))
+    rule = {"layers": "*", "group": "expert", "sparsity": "50%"}
+    with pytest.raises(RecipeError, match=r"'\*' matches no mixture of experts of the model"):
+        sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, model, (torch.randn(2, 5, 6),))
+
+
+class TrainedAside(nn.Module):
+    """Heads that run in train mode alone: no trial in eval mode could see what their removal does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.aux, self.turn = nn.ModuleList(nn.Linear(12, 3) for _ in range(4)), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        made: Tensor = self.head(y)
+        if self.training:
+            share = self.turn(y).softmax(-1)
+            for number, one in enumerate(self.aux):
+                made = made + one(y) * share[..., number, None]
+        return made
+
+
+def test_what_runs_in_train_mode_alone_is_no_mixture() -> None:
+    rule = {"layers": "*", "group": "expert", "sparsity": "50%"}
+    with pytest.raises(RecipeError, match=r"'\*' matches no mixture of experts of the model"):
+        sparsify.make_plan(
+            {"version": 1, "title": "t", "rules": [rule]}, TrainedAside(), (torch.randn(2, 6),)
+        )
+
+
+class Limited(nn.Module):
+    """Each expert takes a limited number of tokens, at least 32; the number of experts sets the limit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_experts = 8
+        self.router = nn.Linear(12, 8)
+        self.experts = nn.ModuleList(mixtures.expert() for _ in range(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(0, 1)
+        weights, chosen = self.router(flat).softmax(-1).max(-1)
+        limit = max(32, int(1.25 * len(flat) / self.num_experts))
+        made = torch.zeros_like(flat)
+        for number in range(len(self.experts)):
+            token = torch.where(chosen == number)[0][:limit]
+            made = made.index_add(0, token, self.experts[number](flat[token]) * weights[token, None])
+        return made.view(x.shape)
+
+
+def test_a_limit_on_tokens_that_binds_with_many_examples_alone_is_seen() -> None:
+    """The limit stays that of the dense model, so the number of experts is left as it is."""
+    torch.manual_seed(0)
+    model = mixtures.Net(Limited()).eval()
+    rule = {"layers": "mix", "group": "expert", "sparsity": "50%"}
+    recipe = {"version": 1, "title": "t", "rules": [rule]}
+    plan = sparsify.make_plan(recipe, model, (torch.randn(2, 20, 6),))
+    (mixture,) = plan.map.mixtures
+    assert mixture.group.protected is None
+    assert "mix:num_experts" not in {part.tensor for part in mixture.group.slices}
+    result = sparsify.cut(plan, model)
+    many = torch.randn(40, 20, 6)
+    shorten = next(op for op in result.cuts.operations if isinstance(op, Shorten))
+    kept = [unit for start, end in shorten.keep for unit in range(start, end)]
+
+    def remove_scores(_module: nn.Module, _args: Any, scores: Tensor) -> Tensor:
+        return scores.index_fill(-1, torch.tensor([n for n in range(8) if n not in kept]), -torch.inf)
+
+    handle = model.mix.router.register_forward_hook(remove_scores)
+    with torch.no_grad():
+        wanted = model(many)
+    handle.remove()
+    torch.testing.assert_close(result.model(many), wanted)

@@ -116,3 +116,15 @@ def test_a_mixture_is_no_part_of_a_plan_without_such_a_rule() -> None:
         mixtures.build(mixtures.TopTwo), {"layers": "stem", "group": "neuron", "sparsity": "50%"}
     )
     assert plan.map.mixtures == ()
+
+
+def test_a_budget_does_not_choose_among_experts_and_the_neurons_inside_them() -> None:
+    experts = {"layers": "mix", "group": "expert"}
+    neurons = {"layers": "mix.experts.*.0", "group": "neuron", "sparsity": "25%"}
+    budget = {"params": "70%"}
+    assert refuse(mixtures.build(mixtures.Soft), experts, neurons, budget=budget) == (
+        "<recipe>: rules.1.layers: 'mix.experts.0.0' is part of an expert that may leave by rules.0, so a "
+        "budget cannot tell what group 'neuron' frees there; give rules.0 and rules.1 a 'sparsity' each, or "
+        "cut the experts first"
+    )
+    make_plan(mixtures.build(mixtures.Soft), {**experts, "sparsity": "50%"}, neurons, budget=budget)

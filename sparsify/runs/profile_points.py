@@ -59,7 +59,7 @@ def measure_points(profile: Profile, setting: Setting, listener: Listener) -> It
             if not all(curve.points for curve in profile.curves):
                 scores = _score_units(setting)
                 fill = _predict_losses if profile.by == "taylor" else _rank_globally
-                yield profile.model_copy(update={"curves": tuple(fill(profile, scores))})
+                yield profile.model_copy(update={"curves": tuple(fill(profile, scores, setting.plan))})
         case _:
             assert_never(profile.by)
 
@@ -88,11 +88,21 @@ def _ablate_units(profile: Profile, setting: Setting, listener: Listener) -> Ite
 def _removal_counts(curve: Curve, plan: Plan) -> list[tuple[float, int]]:
     """(fraction, units to remove). A layer keeps one unit, a mixture the experts that its router takes; a
     residual branch is removed as a whole."""
-    if curve.group in {branch.name for branch in plan.map.branches}:
+    if _is_branch(curve, plan):
         return [(1.0, 1)]
     most = curve.width - plan.map.by_name[curve.group].least
     found = [(share, min(most, round(share * curve.width))) for share in SHARES]
     return [(share, count) for share, count in found if count]
+
+
+def _is_branch(curve: Curve, plan: Plan) -> bool:
+    return curve.group in {branch.name for branch in plan.map.branches}
+
+
+def _count_most(curve: Curve, plan: Plan) -> int:
+    """How many of a layer's units may be ranked as gone: all, or those that a mixture does not need."""
+    least = 1 if _is_branch(curve, plan) else plan.map.by_name[curve.group].least
+    return curve.width - least if least > 1 else curve.width
 
 
 def _add_point(profile: Profile, index: int, point: Point) -> Profile:
@@ -115,26 +125,24 @@ def _score_units(setting: Setting) -> dict[str, list[float]]:
     return {name: part.tolist() for name, part in layout.split(scores).items()}
 
 
-def _predict_losses(profile: Profile, scores: Mapping[str, Sequence[float]]) -> Iterator[Curve]:
+def _predict_losses(profile: Profile, scores: Mapping[str, Sequence[float]], plan: Plan) -> Iterator[Curve]:
     for curve in profile.curves:
         ascending = sorted(scores[curve.group])
-        shares = SHARES if curve.width > 1 else (1.0,)
         points = []
-        for share in shares:
-            count = round(share * curve.width)
-            if count:
-                loss = profile.loss + sum(ascending[:count])
-                points.append(Point(share=share, removed=count, loss=loss))
+        for share, count in _removal_counts(curve, plan):
+            loss = profile.loss + sum(ascending[:count])
+            points.append(Point(share=share, removed=count, loss=loss))
         yield curve.model_copy(update={"points": tuple(points)})
 
 
-def _rank_globally(profile: Profile, scores: Mapping[str, Sequence[float]]) -> Iterator[Curve]:
+def _rank_globally(profile: Profile, scores: Mapping[str, Sequence[float]], plan: Plan) -> Iterator[Curve]:
     ascending = sorted(value for curve in profile.curves for value in scores[curve.group])
     last = len(ascending) - 1
     thresholds = [(share, ascending[min(last, round(share * len(ascending)))]) for share in SHARES]
     for curve in profile.curves:
         points = []
         for share, threshold in thresholds:
-            removed = sum(value < threshold for value in scores[curve.group])
+            below = sum(value < threshold for value in scores[curve.group])
+            removed = min(below, _count_most(curve, plan))
             points.append(Point(share=share, removed=removed))
         yield curve.model_copy(update={"points": tuple(points)})

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mixtures
 import pytest
 import torch
 import yaml
@@ -461,3 +462,16 @@ def test_the_command_shows_a_table_and_leaves_the_file(
     assert json.loads(capsys.readouterr().out)["limits"].keys() == {"conv1", "conv2", "conv3"}, (
         "limits stay until others are set"
     )
+
+
+@pytest.mark.parametrize("by", ["ablation", "taylor", "gsm"])
+def test_a_mixture_keeps_what_its_router_takes(by: Any) -> None:
+    """Two of six experts are taken for each place, so at most four leave."""
+    model = mixtures.build(mixtures.TopTwo)
+    inputs = torch.randn(8, 5, 6, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(8) % 3
+    rule = {"layers": "mix", "group": "expert"}
+    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, model, (inputs,))
+    found = sparsify.sensitivity(plan, model, [(inputs, labels)], by=by)
+    (curve,) = found.curves
+    assert curve.width == 6 and max(point.removed for point in curve.points) == 4

@@ -77,7 +77,7 @@ def check_budget(
         if free:
             untried = any(not plan.map.by_name[name].is_reached for name in free[:5])
             hint += f", or let a rule reach {', '.join(free[:5])}{', ...' if len(free) > 5 else ''}"
-            hint += " (not tried yet)" if untried else ""
+            hint += ", not tried yet" if untried else ""
         if protected:
             hint += f" (protected: {', '.join(protected[:5])}{', ...' if len(protected) > 5 else ''})"
         yield positions.problem(f"{path}.{floor.what}", message, hint)

@@ -143,7 +143,7 @@ def test_a_peak_that_cannot_be_reached_says_what_can() -> None:
     assert str(caught.value) == (
         "<recipe>: budget.peak_memory: 1kB cannot be reached: "
         "with everything removed that the rules allow, 12.4% remains; "
-        "raise it to 12.5%, or let a rule reach first (protected: last)"
+        "raise it to 12.5%, or let a rule reach first, not tried yet (protected: last)"
     )
 
 

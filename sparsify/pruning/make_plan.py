@@ -1,6 +1,7 @@
 """From a recipe and a model to a plan."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from sparsify.errors import ModelError, RecipeError
 from sparsify.events import Listener, silence
 from sparsify.forward import call_model
 from sparsify.forward.calls import Call, Inputs, list_calls
-from sparsify.forward.opaque import explain_errors
+from sparsify.forward.opaque import explain_errors, without_compiling
 from sparsify.forward.scratch import make_scratch
 from sparsify.forward.trial_calls import mark_fixed_calls
 from sparsify.graph import build_map, coverage
@@ -24,6 +25,7 @@ from sparsify.graph.model_map import ModelMap
 from sparsify.graph.sound_values import check_sound
 from sparsify.graph.trace import vocabulary
 from sparsify.graph.trace.channel_groups import Leaving
+from sparsify.graph.trace.meta_kernels import FastMeta
 from sparsify.graph.verify import mixture_trials, trial_cuts
 from sparsify.pruning.config_notes import note_config_limits
 from sparsify.pruning.criteria.peer_scores import RuleScoreError
@@ -116,6 +118,26 @@ def plan_recipe(
     """
     call_model.check_model(model)
     _check_initialized(model)
+    with ExitStack() as stack:
+        if any(p.is_meta for p in model.parameters()):
+            stack.enter_context(without_compiling())
+            stack.enter_context(FastMeta({}))  # whole numbers keep their values beside it
+        return _plan_checked(
+            recipe, model, inputs, positions, examples, strict, listener, leaving, every_group
+        )
+
+
+def _plan_checked(
+    recipe: Recipe,
+    model: nn.Module,
+    inputs: Inputs | Call | Sequence[Call] | None,
+    positions: Positions,
+    examples: int | None,
+    strict: bool,
+    listener: Listener,
+    leaving: Leaving,
+    every_group: bool,
+) -> Plan:
     original, model = model, make_scratch(model)
     given = find_inputs(recipe, model) if inputs is None else check_inputs(inputs, model)
     inputs = mark_fixed_calls(model, vocabulary.add_names_and_vocabularies(model, given))

@@ -91,3 +91,13 @@ def test_numbers_keep_their_values_where_tensors_have_none() -> None:
     plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, model, (ids,))
     result = sparsify.cut(plan, model)
     assert result.verdicts[0].outcome == "equal" and result.model.a.out_features == 3
+
+
+def test_a_model_on_meta_that_looks_at_its_numbers_is_planned() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(Branching())
+    model[0].order = torch.arange(7).flip(0)
+    ids = torch.randint(11, (2, 5), generator=torch.Generator().manual_seed(0))
+    rule = {"layers": "0.a", "group": "neuron", "sparsity": "50%"}
+    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, model, (ids,))
+    assert plan.map.by_name["0.a"].protected is None and plan.map.by_name["0.a"].width == 6

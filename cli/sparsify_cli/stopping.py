@@ -32,11 +32,16 @@ def _describe_signal(stop: KeyboardInterrupt) -> str:
 
 _PAUSE, _LONGEST_IMPORT = 0.05, 5.0
 """Seconds until a signal that came in an import comes again; and how many of them an import may go on."""
+_WEAK_REFERENCES = ("weakref.py", "_weakrefset.py")
 
 
-def _is_importing(frame: FrameType | None) -> bool:
+def _must_wait(frame: FrameType | None) -> bool:
+    """Whether an exception would do harm, in an import, or be lost: Python ignores those of `__del__` and of
+    what runs when a weakly referenced object goes."""
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+        code = frame.f_code
+        is_callback = code.co_name in ("_remove", "remove") and code.co_filename.endswith(_WEAK_REFERENCES)
+        if code.co_filename.startswith("<frozen importlib") or code.co_name == "__del__" or is_callback:
             return True
         frame = frame.f_back
     return False
@@ -60,7 +65,7 @@ def raise_on_sigterm() -> Iterator[None]:
 
     def stop(_number: int, frame: FrameType | None) -> None:
         received.set()
-        if _is_importing(frame) and sum(postponed) < _LONGEST_IMPORT:
+        if _must_wait(frame) and sum(postponed) < _LONGEST_IMPORT:
             postponed.append(_PAUSE)
             again = threading.Timer(_PAUSE, os.kill, (os.getpid(), signal.SIGTERM))
             again.daemon = True

@@ -6,8 +6,10 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,3 +136,34 @@ def test_a_run_says_how_to_go_on(made: tuple[str, ...] | None, distributed: bool
         Path("run", name).touch()
     error = stopping.describe_stop(KeyboardInterrupt(), run, distributed)
     assert (str(error), error.exit_code) == (said, 130)
+
+
+class _Leaving:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_that_comes_while_an_object_goes_is_not_lost() -> None:
+    """Python ignores what `__del__` raises."""
+    with pytest.raises(stopping.Terminated), stopping.raise_on_sigterm():
+        leaving = [_Leaving()]
+        leaving.clear()
+        time.sleep(5.0)
+        pytest.fail("the signal was lost")
+
+
+def test_a_signal_that_comes_in_a_callback_of_a_weak_reference_is_not_lost() -> None:
+    """Python ignores what such a callback raises, too: a WeakSet has one for each of its members."""
+    text = "def _remove(_gone):\n    signal.raise_signal(signal.SIGTERM)"
+    names: dict[str, Any] = {"signal": signal}
+    exec(compile(text, weakref.WeakSet.__init__.__code__.co_filename, "exec"), names)
+    item = _Item()
+    with pytest.raises(stopping.Terminated), stopping.raise_on_sigterm():
+        reference = weakref.ref(item, names["_remove"])
+        del item
+        time.sleep(5.0)
+        pytest.fail(f"the signal was lost: {reference}")
+
+
+class _Item:
+    pass

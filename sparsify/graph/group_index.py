@@ -143,10 +143,10 @@ def is_scale(name: str, parameter: Tensor) -> bool:
 
 def _sum_product(one: Tensor, other: Tensor, axes: Sequence[Axis]) -> list[Tensor]:
     """Sums of one * other over everything but an axis' own dimensions, for each axis."""
-    alike = one.dtype == other.dtype == wide(one).dtype and one.is_contiguous() and other.is_contiguous()
     by_rows = [axis.dims == (0,) for axis in axes]
-    simple = all(axis.tile is None and (axis.dims == (0,) or 0 not in axis.dims) for axis in axes)
-    if not (alike and simple and one.dim() > 1 and one.numel() > PIECE):
+    alike = one.dtype == other.dtype == wide(one).dtype
+    sides = all(_is_side_of_matrix(each, axis) for axis in axes for each in (one, other))
+    if not (alike and sides and one.numel() > PIECE):
         return marginals(wide(one) * wide(other), axes)
     rows, columns = sum_products(one, other, any(by_rows), not all(by_rows))
     return [rows if axis.dims == (0,) else _sum_columns(columns, one.shape, axis) for axis in axes]

@@ -1,12 +1,12 @@
 """Find by trial which of several attributes with one value holds a length: `num_heads` 8 or `head_dim` 8?"""
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, islice, product
 
 from sparsify.graph.model_map import Coupled, Slice
+from sparsify.graph.name_kinds import name_kind
 from sparsify.graph.surgery.width_names import is_head_count, names_another_thing
 
 TRIALS = 32
@@ -56,18 +56,14 @@ def add_settings(group: Coupled) -> Iterator[Coupled]:
 def add_the_same(found: Coupled, before: Coupled, others: Iterable[Coupled]) -> list[Coupled]:
     """The other groups of its kind with the settings that were added to one of them: those of blocks that are
     built alike."""
-    kind = _strip_numbers(found.name)
+    kind = name_kind(found.name)
     added = {_attribute_name(part) for part in found.slices[len(before.slices) :]}
     alike = []
     for group in others:
         own = tuple(part for part in group.settings if _attribute_name(part) in added)
-        if own and _strip_numbers(group.name) == kind:
+        if own and name_kind(group.name) == kind:
             alike.append(replace(group, slices=(*group.slices, *own)))
     return alike
-
-
-def _strip_numbers(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
 
 
 def set_unlikely_aside(sizes: Sequence[Slice]) -> tuple[list[Slice], list[Slice]]:

@@ -107,8 +107,36 @@ class Sum:
     operand: int
 
 
+class _Part:
+    """A part of a model that leaves by a rule on its module: a residual branch, or experts of a mixture."""
+
+    group: Coupled
+    module: str
+    type: str
+    ancestors: tuple[str, ...]
+    plain: str
+
+    @property
+    def name(self) -> str:
+        return self.group.name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of modules by which a rule may call it."""
+        return (self.module, self.plain) if self.plain else (self.module,)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of classes by which a rule may call it."""
+        return self.type, *self.ancestors
+
+    def is_selected(self, patterns: Iterable[str]) -> bool:
+        """Whether a rule with these patterns speaks of it."""
+        return any(selects(patterns, name, self.classes) for name in self.names)
+
+
 @dataclass(frozen=True)
-class Branch:
+class Branch(_Part):
     """A residual block or branch. Its group has one unit, which spans every tensor that is removed with
     it."""
 
@@ -128,20 +156,6 @@ class Branch:
     plain: str = ""
     """name of its module in the model without adapters of peft, where that is another one"""
 
-    @property
-    def name(self) -> str:
-        return self.group.name
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of classes by which a rule may call it."""
-        return self.type, *self.ancestors
-
-    def is_selected(self, patterns: Iterable[str]) -> bool:
-        """Whether a rule with these patterns speaks of it."""
-        names = (self.module, self.plain) if self.plain else (self.module,)
-        return any(selects(patterns, name, self.classes) for name in names)
-
     @cached_property
     def tensors(self) -> frozenset[str]:
         """Tensors that are removed with it."""
@@ -158,7 +172,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(_Part):
     """The experts of a mixture. A unit of its group is an expert; where a router chooses among groups of
     experts first (n_group), the experts at one place of all groups."""
 
@@ -185,23 +199,14 @@ class Mixture:
     """name of its module in the model without adapters of peft, where that is another one"""
 
     @property
-    def name(self) -> str:
-        return self.group.name
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of classes by which a rule may call it."""
-        return self.type, *self.ancestors
-
-    @property
     def count(self) -> int:
         """How many experts it has."""
         return sum(span.units * span.repeat for span in self.experts)
 
-    def is_selected(self, patterns: Iterable[str]) -> bool:
-        """Whether a rule with these patterns speaks of it, by its module or that of its experts."""
-        names = (self.module, self.plain) if self.plain else (self.module,)
-        return any(selects(patterns, name, self.classes) for name in (*names, *self.lists, *self.stacks))
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of modules by which a rule may call it: its own, and those of its experts."""
+        return *super().names, *self.lists, *self.stacks
 
     def list_removed(self, kept: Iterable[int]) -> list[int]:
         """Numbers of the experts that leave where these units stay, ascending."""

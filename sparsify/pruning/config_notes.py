@@ -1,6 +1,5 @@
 """Say at plan time what the configuration of a model of transformers cannot express after a cut."""
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ from torch import nn
 
 from sparsify.errors import ModelError
 from sparsify.graph.copy import copy_to_meta
+from sparsify.graph.name_kinds import name_kind
 from sparsify.graph.surgery import operations, transformers_config
 from sparsify.pruning.planning.candidates import find_unit_multiple
 from sparsify.pruning.planning.equal_layers import find_equal_layers
@@ -51,7 +51,7 @@ def _find_unequal_pair(plan: Plan, assignment: Assignment, model: Any) -> tuple[
     equal = find_equal_layers(plan, assignment)
     seen: dict[tuple[str, int], str] = {}
     for name in assignment.coupled:
-        like = re.sub(r"\d+", "#", name), plan.map.by_name[name].width
+        like = name_kind(name), plan.map.by_name[name].width
         first = seen.setdefault(like, name)
         together = name in equal and equal[name] == equal.get(first)
         if first != name and not together:

@@ -9,7 +9,6 @@ width, if all dimensions that its name can mean agree on one new length, and if 
 same with it. The other numbers are listed.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from sparsify.forward.calls import Inputs
 from sparsify.forward.scratch import borrow_model
 from sparsify.graph.expert_numbers import find_old_names, find_shortened, rename
 from sparsify.graph.layer_types import attributes
+from sparsify.graph.name_kinds import name_kind
 from sparsify.graph.names import all_names, walk_modules
 from sparsify.graph.surgery import module_integers, own_settings, transformers_config
 from sparsify.graph.surgery.compare_lengths import Lengths, ModuleLengths, compare_lengths
@@ -305,7 +305,7 @@ def _describe_stale(stale: Iterable[StaleNumber], why: str) -> Iterator[str]:
     """One sentence for all numbers that differ only in the digits of their names."""
     alike: dict[tuple[object, ...], list[StaleNumber]] = {}
     for one in stale:
-        alike.setdefault((re.sub(r"\d+", "#", one.name), one.value, one.lengths), []).append(one)
+        alike.setdefault((name_kind(one.name), one.value, one.lengths), []).append(one)
     for first, *more in alike.values():
         values = first.value if isinstance(first.value, tuple) else (first.value,)
         said = ", ".join(map(str, values))

@@ -5,10 +5,10 @@ which widths shrank, and a model without data (on the meta device) is built each
 the one that has most of the cut model's own numbers (`num_heads`, `head_dim`) is taken.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from sparsify.errors import ModelError, first_line
+from sparsify.graph.name_kinds import name_kind
 from sparsify_schemas.cuts import SetAttribute
 
 Field = tuple[str | int, ...]
@@ -152,33 +153,28 @@ def _guess_config(model: Any, base: _Trial, wanted: Shapes, given: tuple[Change,
                 lengths.setdefault(old, set()).add(new)
     certain = {old: next(iter(new)) for old, new in lengths.items() if len(new) == 1}
     changes = [(field, certain[value]) for field, value in _list_fields(model.config) if value in certain]
+    badness = partial(_badness, _list_numbers(model), wanted)
     best = _try_changes(model, (*given, *changes))
-    if best is None or _badness(model, best, wanted) != _NONE_WRONG:
+    if best is None or badness(best) != _NONE_WRONG:
         return None
     for change in changes:
         fewer = tuple(one for one in best.changes if one != change)
         trial = _try_changes(model, fewer)
-        if trial is not None and _badness(model, trial, wanted) == _NONE_WRONG:
+        if trial is not None and badness(trial) == _NONE_WRONG:
             best = trial
     return best
 
 
-def _badness(model: Any, trial: _Trial, wanted: Shapes) -> tuple[int, int]:
+def _badness(numbers: Mapping[str, float], wanted: Shapes, trial: _Trial) -> tuple[int, int]:
     """How many shapes differ from those that are wanted, and how many numbers of modules from the model's."""
-    numbers = _list_numbers(model)
     other_numbers = sum(numbers.get(name, value) != value for name, value in trial.numbers.items())
     return _count_mismatches(trial.shapes, wanted), other_numbers
 
 
 def _find_best(model: Any, base: _Trial, wanted: Shapes, given: tuple[Change, ...]) -> _Trial:
     """The best trial with up to three changes besides those given."""
-    numbers = _list_numbers(model)
+    badness = partial(_badness, _list_numbers(model), wanted)
     start = _try_changes(model, given) or base
-
-    def badness(trial: _Trial) -> tuple[int, int]:
-        other_numbers = sum(numbers.get(name, value) != value for name, value in trial.numbers.items())
-        return _count_mismatches(trial.shapes, wanted), other_numbers
-
     best = min((base, start), key=badness)
     singles: list[Change] = []
     for change in _list_changes(model.config, base.shapes, wanted):
@@ -349,8 +345,8 @@ def _find_obstacle(model: Any, best: _Trial, before: Shapes, wanted: Shapes) -> 
 
 def _find_unequal_layer(name: str, before: Shapes, after: Shapes) -> str | None:
     """A tensor that had the same shape in another layer with the same name, and has another one now."""
-    like = re.sub(r"\d+", "#", name)
-    alike = [n for n in after if re.sub(r"\d+", "#", n) == like and before.get(n) == before.get(name)]
+    like = name_kind(name)
+    alike = [n for n in after if name_kind(n) == like and before.get(n) == before.get(name)]
     return next((n for n in alike if after[n] != after[name]), None)
 
 

@@ -1,6 +1,5 @@
 """Find which mixtures can lose experts, by trial cuts before any training."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +12,7 @@ from sparsify.forward.call_model import convert_inputs
 from sparsify.forward.calls import Inputs
 from sparsify.graph.mixtures import propose_mixtures
 from sparsify.graph.model_map import Coupled, Mixture, ModelMap
+from sparsify.graph.name_kinds import name_kind
 from sparsify.graph.peft_adapters import find_adapter_names
 from sparsify.graph.surgery import operations
 from sparsify.graph.verify.group_trials import choose_double, judge_cut, repeat_examples
@@ -57,7 +57,7 @@ def add_mixtures(model: nn.Module, model_map: ModelMap, inputs: Inputs, count_ma
     made = []
     for name, mixture in found.items():
         mixture = _protect(mixture, reasons.get(name))
-        kind = _name_kind(name), mixture.count
+        kind = name_kind(name), mixture.count
         if mixture.group.protected is None and kind not in freed:
             freed[kind] = trials.count_freed(mixture, count_macs)
         made.append(replace(mixture, macs=freed.get(kind, 0.0), plain=plain.get(mixture.module, "")))
@@ -72,7 +72,7 @@ def _choose_ways(
     found: dict[str, Mixture] = {}
     followed: set[str] = set()
     for name, proposals in ways.items():
-        at, least = first.get(_name_kind(name), (len(proposals), 1))
+        at, least = first.get(name_kind(name), (len(proposals), 1))
         if at < len(proposals):
             own = proposals[at]
             found[name] = replace(own, group=replace(own.group, least=least))
@@ -80,12 +80,8 @@ def _choose_ways(
             continue
         at, found[name] = _choose_way(trials, proposals)
         if found[name].group.protected is None:
-            first[_name_kind(name)] = at, found[name].group.least
+            first[name_kind(name)] = at, found[name].group.least
     return found, followed
-
-
-def _name_kind(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
 
 
 class _Trials:

@@ -1,9 +1,9 @@
 """Find the groups that fail a trial cut, with few trials."""
 
-import re
 from collections.abc import Callable, Sequence
 
 from sparsify.graph.model_map import Coupled
+from sparsify.graph.name_kinds import name_kind
 
 Fault = Callable[[Sequence[Coupled]], str | None]
 """what is wrong with a cut of these groups; None if nothing is"""
@@ -31,7 +31,7 @@ def _split_by_kind(groups: Sequence[Coupled]) -> list[list[Coupled]]:
     """Groups whose names differ in numbers alone: those of a block that is repeated."""
     kinds: dict[str, list[Coupled]] = {}
     for group in groups:
-        kinds.setdefault(re.sub(r"\d+", "#", group.name), []).append(group)
+        kinds.setdefault(name_kind(group.name), []).append(group)
     return list(kinds.values())
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 
 from sparsify.graph.model_map import ModelMap
+from sparsify.graph.name_kinds import name_kind
 from sparsify.pruning.planning.plan import Assignment, Plan
 from sparsify_schemas.group import removes_branches
 
@@ -35,7 +36,7 @@ def _find_places(map: ModelMap, names: tuple[str, ...]) -> Mapping[str, str]:
     for name in names:
         block = max((b for b in blocks if name.startswith(f"{b}.")), key=len, default=None)
         if block is not None:
-            anywhere = re.sub(r"\d+", "#", block)
+            anywhere = name_kind(block)
             found[name] = f"{anywhere}{name.removeprefix(block)} of {map.by_name[name].width}"
     return found
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparsify.distributed import local_part
 from sparsify.graph.group_index import Layout, scale, wide
+from sparsify.graph.row_pieces import borrow_memory, split_rows
 from sparsify.training.penalties.step_action import Action, Tensors
 from sparsify.training.penalties.topk import Portions, kth_largest, sum_over_processes
 
@@ -16,9 +17,6 @@ EXACT = 1 << 20
 """single weights up to which all are ranked;
 of more, every 31st is, in runs of 16 so that few cache lines are touched"""
 _RUN, _STRIDE = 16, 31
-_CHUNK = 1 << 18
-"""weights masked at a time on a processor: what one operation leaves is then still in its cache for the
-next"""
 
 
 def make_action(layouts: Sequence[Layout], parameters: Tensors, share: float, single: bool) -> Action:
@@ -46,10 +44,7 @@ def _on_weights(layouts: Sequence[Layout], parameters: Tensors, share: float) ->
     )
     keep = _count_active(everywhere, share)
     # Kept from step to step: to get so much memory anew takes longer than to fill it.
-    scores, spare = (
-        torch.empty(total, device=device),
-        torch.empty(_CHUNK if device.type == "cpu" else 0, device=device),
-    )
+    scores = torch.empty(total, device=device)
 
     def mask(weights: Tensors, gradients: Tensors, _scale: float) -> None:
         for name, own in zip(names, torch.split(scores, list(looked.values())), strict=True):
@@ -66,7 +61,7 @@ def _on_weights(layouts: Sequence[Layout], parameters: Tensors, share: float) ->
         below = float(least.nextafter(least.new_tensor(-1.0)))
         for name in names:
             if name in gradients:
-                _mask_gradient(weights[name], gradients[name], below, spare)
+                _mask_gradient(weights[name], gradients[name], below)
 
     return Action(
         before=mask,
@@ -130,26 +125,14 @@ def _sample_elements(tensor: Tensor, every: bool) -> Tensor:
     return torch.cat([flat[:whole].view(-1, period)[:, :_RUN].reshape(-1), flat[whole::_STRIDE]])
 
 
-def _mask_gradient(weight: Tensor, gradient: Tensor, below: float, spare: Tensor) -> None:
+def _mask_gradient(weight: Tensor, gradient: Tensor, below: float) -> None:
     """gradient <- gradient where |weight * gradient| > below, else 0."""
-    rows = max(1, len(spare) // max(1, weight[:1].numel())) if len(spare) else max(1, len(weight))
-    for w, g in zip(torch.split(weight, rows), torch.split(gradient, rows), strict=True):
-        product = _multiply(w, g, spare)
-        if g.dtype == product.dtype:
+    for w, g in split_rows(weight, gradient):
+        if w.dtype == g.dtype == torch.float32:
+            product = torch.mul(w, g, out=borrow_memory(w))
             torch.ops.aten.hardshrink_backward.grad_input(g, product, below, grad_input=g)
         else:
-            g.mul_(product.abs() > below)
-
-
-def _multiply(weight: Tensor, gradient: Tensor, spare: Tensor) -> Tensor:
-    """weight * gradient, in the spare memory where it is of the same kind and large enough."""
-    if (
-        weight.dtype == gradient.dtype == spare.dtype
-        and weight.is_contiguous()
-        and weight.numel() <= len(spare)
-    ):
-        return torch.mul(weight, gradient, out=spare[: weight.numel()].view(weight.shape))
-    return wide(weight) * gradient
+            g.mul_((wide(w) * g).abs() > below)
 
 
 def measure_reactivation(state: Tensors) -> float:

@@ -144,3 +144,22 @@ def test_where_a_reached_group_fails_all_are_tried() -> None:
     assert (plan.map.by_name["blocks.3.a"].protected or "").startswith("a trial cut failed")
     assert plan.map.by_name["blocks.5.a"].protected is None
     assert plan.map.by_name["blocks.4.a"].protected is None  # it was tried as well
+
+
+class Standardized(nn.Module):
+    """Divides by a deviation over the batch, which one example does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, HIDDEN), nn.Linear(HIDDEN, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x).relu())
+        return (y - y.mean(0)) / y.std(0)
+
+
+def test_what_one_example_refuses_all_decide() -> None:
+    x = (torch.randn(4, 8, generator=torch.Generator().manual_seed(0)),)
+    rule = {"layers": "a", "group": "neuron", "sparsity": "50%"}
+    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, Standardized(), x)
+    assert plan.map.by_name["a"].protected is None

@@ -147,7 +147,7 @@ def _try_way(trials: _Trials, mixture: Mixture) -> Mixture | str:
         why = trials.find_fault((mixture,), {mixture.name: _fill(units, least, width)})
         if why is not None:
             return _explain(why)
-    why = trials.find_fault((mixture,), {mixture.name: _fill(half, least, width)}, trials.many)
+    why = trials.find_fault((mixture,), {mixture.name: list(range(least))}, trials.many)
     if why is not None:
         return f"with {MANY} examples {why}"
     return mixture

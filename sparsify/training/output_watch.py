@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,21 @@ from torch.utils.hooks import RemovableHandle
 from sparsify.distributed import is_sharded
 from sparsify.training.penalties.sensitivity import as_rows, find_outputs
 from sparsify.training.penalties.step_action import Output
+
+
+@contextmanager
+def _keep_gathered(model: nn.Module) -> Iterator[None]:
+    """Within, a backward pass leaves sharded parameters gathered."""
+    parts: list[Any] = [module for module in model.modules() if hasattr(module, "set_reshard_after_backward")]
+    groups = [group for part in parts for group in part._get_fsdp_state()._fsdp_param_groups]
+    before = [group.reshard_after_backward for group in groups]
+    for part in parts:
+        part.set_reshard_after_backward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for group, flag in zip(groups, before, strict=True):
+            group.reshard_after_backward = flag
 
 
 class OutputWatch:
@@ -77,6 +93,9 @@ class OutputWatch:
             return  # a pass of a penalty's own
         with torch.enable_grad():
             rows = as_rows(outputs)
-        for action in self._actions:
-            action(self._leaves, rows, as_rows(gradient), self._processes)
+        # Each derivative goes back through the layers, and FSDP would free their whole weights behind it,
+        # which the backward pass of the loss still needs.
+        with _keep_gathered(self._model):
+            for action in self._actions:
+                action(self._leaves, rows, as_rows(gradient), self._processes)
         self.seconds += time.perf_counter() - started

@@ -82,7 +82,12 @@ SHARDED = GRADUAL | {
             "layers": "*",
             "group": "weight",
             "override": True,
-            "penalty": {"kind": "sensitivity", "strength": 1e-3, "threshold": {"patience": 1}},
+            "penalty": {
+                "kind": "sensitivity",
+                "of": "outputs",
+                "strength": 1e-3,
+                "threshold": {"patience": 1},
+            },
         },
     ],
     "stages": [

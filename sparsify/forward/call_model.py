@@ -119,6 +119,19 @@ def check_model(model: nn.Module) -> None:
         )
 
 
+def require_values(model: nn.Module) -> None:
+    """Refuse a model whose weights are shapes alone. Raises ModelError."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    without = [name for name, tensor in tensors if tensor.is_meta]
+    if not without:
+        return
+    named = f"'{without[0]}' and {len(without) - 1:,} others" if len(without) > 1 else f"'{without[0]}'"
+    raise ModelError(
+        f"on the meta device, without values: {named}; such a model can be planned and "
+        "nothing else; load its weights first (model.to_empty(device='cpu'), then model.load_state_dict)"
+    )
+
+
 def cast_tensor(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A real or complex tensor in another precision; any other tensor as it is."""
     if tensor.is_complex():

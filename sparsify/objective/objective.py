@@ -18,6 +18,7 @@ from sparsify.data.examples import Datasets, Examples
 from sparsify.data.loader import batches
 from sparsify.data.targets import split_batch
 from sparsify.errors import DataError, TrainingError
+from sparsify.forward.call_model import require_values
 from sparsify.forward.copies import copy_model
 from sparsify.objective import losses
 from sparsify.objective.losses import Losses, MeasureLosses
@@ -242,6 +243,7 @@ def evaluate_batches(
     """
     if not isinstance(objective, Objective):
         objective = make_objective(objective)
+    require_values(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     total = torch.zeros(2, dtype=torch.float64, device=device)
     meters = [metric.make() for metric in objective.metrics]

@@ -160,6 +160,7 @@ def cut(
         Linear(in_features=4, out_features=8, bias=True)
     """
     call_model.check_model(model)
+    call_model.require_values(model)
     if batches is None and count_batches(plan.recipe):
         kind = next(r.criterion.kind for r in plan.recipe.rules if r.criterion.count_batches())
         raise ModelError(

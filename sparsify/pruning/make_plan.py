@@ -1,7 +1,7 @@
 """From a recipe and a model to a plan."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import nn
 
 from sparsify.cost.cost_model import Costs
 from sparsify.cost.latency.calibrate import read_width_steps
+from sparsify.cost.latency_model import LatencyModel
 from sparsify.cost.measure import count_macs_by_module
 from sparsify.errors import ModelError, RecipeError
 from sparsify.events import Listener, silence
@@ -45,6 +46,7 @@ from sparsify.pruning.scoring import check_peers, score_units
 from sparsify.recipe import NOWHERE, Loaded, Positions, load
 from sparsify_schemas.group import removes_branches, removes_experts
 from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.table import Steps
 
 
 def make_plan(
@@ -118,74 +120,88 @@ def plan_recipe(
     """
     call_model.check_model(model)
     _check_initialized(model)
-    with ExitStack() as stack:
-        if any(p.is_meta for p in model.parameters()):
-            stack.enter_context(without_compiling())
-            stack.enter_context(FastMeta({}))  # whole numbers keep their values beside it
-        return _plan_checked(
-            recipe, model, inputs, positions, examples, strict, listener, leaving, every_group
+    with _keep_whole_numbers(model):
+        scratch = make_scratch(model)
+        given = find_inputs(recipe, scratch) if inputs is None else check_inputs(inputs, scratch)
+        calls = mark_fixed_calls(scratch, vocabulary.add_names_and_vocabularies(scratch, given))
+        check_sound(scratch, calls)
+        counted = count_macs_by_module(scratch, calls)
+        with torch.random.fork_rng(devices=[]), explain_errors("trying out which layers can be cut"):
+            map, reaching = _follow(scratch, calls, counted.by_module, leaving)
+            in_single = all(p.dtype == torch.float32 for p in scratch.parameters())
+            reached = None if every_group else find_reached_groups(recipe, map)
+            tried = trial_cuts.protect_failing_groups(
+                model, map, reaching, scratch if in_single else None, reached
+            )
+            map = replace(tried, inputs=map.inputs)
+            map = _add_parts_of_rules(recipe, scratch, map, calls, counted.by_module)
+        clocks = build_latency_models(recipe, recipe.budget.latency, scratch, map, calls, listener)
+        plan = compile_plan(
+            recipe,
+            map,
+            positions=positions,
+            strict=strict,
+            clocks=clocks,
+            steps=_find_width_steps(recipe, clocks),
         )
+        weighing = build_latency_models(recipe, list_weighing_targets(recipe), scratch, map, calls, listener)
+        prices = ((c.target, name, price) for c in weighing for name, price in price_groups(plan, c).items())
+        idle = tuple(list_no_ops(recipe, examples))
+        if strict and idle:
+            raise RecipeError(positions.problem(path, text, IDLE) for path, text in idle)
+        said = (
+            *(f"{path} {text}" for path, text in idle),
+            *note_batches(calls),
+            *_note_uncounted(counted.missed),
+            *forecast_gsm(recipe, examples),
+            *note_frozen_weights(plan, scratch),
+            *note_config_limits(plan, scratch),
+        )
+        plan = replace(plan, prices=tuple(prices), notes=(*plan.notes, *said))
+        return _preview_cut(plan, scratch, positions, clocks)
 
 
-def _plan_checked(
-    recipe: Recipe,
-    model: nn.Module,
-    inputs: Inputs | Call | Sequence[Call] | None,
-    positions: Positions,
-    examples: int | None,
-    strict: bool,
-    listener: Listener,
-    leaving: Leaving,
-    every_group: bool,
-) -> Plan:
-    original, model = model, make_scratch(model)
-    given = find_inputs(recipe, model) if inputs is None else check_inputs(inputs, model)
-    inputs = mark_fixed_calls(model, vocabulary.add_names_and_vocabularies(model, given))
-    check_sound(model, inputs)
-    counted = count_macs_by_module(model, inputs)
-    macs = counted.by_module
-    with torch.random.fork_rng(devices=[]), explain_errors("trying out which layers can be cut"):
-        map, reaching = _follow(model, inputs, macs, leaving)
-        in_single = all(p.dtype == torch.float32 for p in model.parameters())
-        scratch = model if in_single else None
-        reached = None if every_group else find_reached_groups(recipe, map)
-        tried = trial_cuts.protect_failing_groups(original, map, reaching, scratch, reached)
-        map = replace(tried, inputs=map.inputs)
-        if any(removes_branches(rule.group) for rule in recipe.rules):
-            map = trial_cuts.add_branches(model, map, inputs, macs)
-        if any(removes_experts(rule.group) for rule in recipe.rules):
-            map = mixture_trials.add_mixtures(model, map, inputs, partial(_count_macs, inputs=inputs))
+@contextmanager
+def _keep_whole_numbers(model: nn.Module) -> Iterator[None]:
+    """Within, whole numbers on the meta device keep their values beside it, where the model is there."""
+    if not _has_shapes_alone(model):
+        yield
+        return
+    with without_compiling(), FastMeta({}):
+        yield
+
+
+def _has_shapes_alone(model: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def _add_parts_of_rules(
+    recipe: Recipe, model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping[str, int]
+) -> ModelMap:
+    """The structure with what only some recipes ask for: residual branches, experts, lifetimes in memory."""
+    if any(removes_branches(rule.group) for rule in recipe.rules):
+        map = trial_cuts.add_branches(model, map, inputs, macs)
+    if any(removes_experts(rule.group) for rule in recipe.rules):
+        map = mixture_trials.add_mixtures(model, map, inputs, partial(_count_macs, inputs=inputs))
     budgets = [recipe.budget, *(own for _, own in list_own_budgets(recipe))]
     if any(budget.peak_memory is not None for budget in budgets):
         with explain_errors("measuring the peak of memory"):
             map = add_lifetimes(model, map, inputs)
-    clocks = build_latency_models(recipe, recipe.budget.latency, model, map, inputs, listener)
+    return map
+
+
+def _find_width_steps(recipe: Recipe, clocks: Sequence[LatencyModel]) -> dict[str, Steps]:
+    """Target -> multiples of what widths pay there."""
     aligned = any(rule.keep.multiple_of == "auto" for rule in recipe.rules)
-    steps = read_width_steps(recipe.targets if aligned else {})
-    steps |= {clock.target: clock.steps for clock in clocks}
-    plan = compile_plan(recipe, map, positions=positions, strict=strict, clocks=clocks, steps=steps)
-    weighing = build_latency_models(recipe, list_weighing_targets(recipe), model, map, inputs, listener)
-    prices = tuple((c.target, name, price) for c in weighing for name, price in price_groups(plan, c).items())
-    idle = tuple(list_no_ops(recipe, examples))
-    if strict and idle:
-        raise RecipeError(positions.problem(path, text, IDLE) for path, text in idle)
-    said = (
-        *(f"{path} {text}" for path, text in idle),
-        *note_batches(inputs),
-        *_note_uncounted(counted.missed),
-        *forecast_gsm(recipe, examples),
-        *note_frozen_weights(plan, model),
-        *note_config_limits(plan, model),
-    )
-    plan = replace(plan, prices=prices, notes=(*plan.notes, *said))
-    if any(p.is_meta for p in model.parameters()):
-        return replace(
-            plan,
-            notes=(
-                *plan.notes,
-                "the model has shapes and no weights: trial cuts checked that it runs, not what it computes",
-            ),
-        )
+    steps = read_width_steps(recipe.targets) if aligned else {}
+    return steps | {clock.target: clock.steps for clock in clocks}
+
+
+def _preview_cut(plan: Plan, model: nn.Module, positions: Positions, clocks: Sequence[LatencyModel]) -> Plan:
+    """The plan with the widths and milliseconds that a cut of the weights as they are would have."""
+    if _has_shapes_alone(model):
+        limits = "the model has shapes and no weights: trial cuts checked that it runs, not what it computes"
+        return replace(plan, notes=(*plan.notes, limits))
     try:
         check_peers(plan, model)
     except RuleScoreError as error:
@@ -193,9 +209,8 @@ def _plan_checked(
         raise RecipeError([positions.problem(place, error.reason)]) from error
     scores, dead, _ = score_units(plan, model, None, None)
     keep = choose(plan, scores, dead, clocks=clocks)
-    shapes = Costs(map).shapes(
-        {name: range(map.by_name[name].width - len(kept)) for name, kept in keep.items()}
-    )
+    widths = {name: group.width for name, group in plan.map.by_name.items()}
+    shapes = Costs(plan.map).shapes({name: range(widths[name] - len(kept)) for name, kept in keep.items()})
     preview = tuple((name, len(kept)) for name, kept in keep.items())
     predicted = tuple((clock.target, clock.ms(shapes)) for clock in clocks)
     return replace(plan, preview=preview, predicted=predicted)

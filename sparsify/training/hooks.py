@@ -28,6 +28,7 @@ from sparsify.distributed import (
     unwrap_optimizer,
 )
 from sparsify.errors import ModelError
+from sparsify.forward.call_model import require_values
 from sparsify.graph.dead_units import find_dead_units
 from sparsify.graph.model_shapes import check_shapes
 from sparsify.pruning.planning.plan import Plan
@@ -378,6 +379,7 @@ def attach(
         True
     """
     processes, model, optimizer = find_processes(model), unwrap_model(model), unwrap_optimizer(optimizer)
+    require_values(model)
     check_shapes(plan.map, model)
     parameters = trained_parameters(model, optimizer)
     regularizers = build_regularizers(plan, parameters, steps_per_epoch, steps) if penalties else []

@@ -17,6 +17,7 @@ from sparsify.cost.measure.machine import read_load_average
 from sparsify.cost.measure.malloc import keep_heap
 from sparsify.cost.measure.runtimes import TimedCall, make_shared_pattern, prepare, use_threads
 from sparsify.errors import ModelError, TargetError
+from sparsify.forward.call_model import require_values
 from sparsify.forward.calls import Call, Inputs, describe_batch, normalize_inputs
 from sparsify.forward.trial_calls import eval_mode
 from sparsify_schemas.report import Latency
@@ -66,6 +67,8 @@ def bench(
     """
     if target is None or isinstance(target, Mapping):
         target = _TARGET.validate_python({"kind": "cpu", **(target or {})})
+    for model in (a, b):
+        require_values(model)
     return measure_latency(a, b, normalize_inputs(inputs), "target", target, seconds=seconds, seed=seed)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sparsify.distributed import add_over_processes, counts_of
-from sparsify.forward.call_model import call_model
+from sparsify.forward.call_model import call_model, require_values
 from sparsify.forward.calls import Inputs
 from sparsify.forward.trial_calls import eval_mode
 from sparsify.pruning.repair.agreement import CHUNK, take_examples
@@ -40,6 +40,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
         >>> sparsify.calibrate(net, [torch.randn(32, 4) + 1])
         1
     """
+    require_values(model)
     inputs, count = collect_examples(batches, sys.maxsize, "calibrate")
     with eval_mode(model):
         return reestimate_statistics(model, inputs, count)

@@ -13,7 +13,7 @@ from sparsify.models.cifar_resnets import (
 )
 from sparsify.models.detectors import detector
 from sparsify.models.digits import digits_cnn
-from sparsify.models.imagenet import alexnet
+from sparsify.models.imagenet import alexnet, resnet18
 from sparsify.models.lenet import lenet5, lenet_300_100
 from sparsify.models.mlps import mlp
 from sparsify.models.ssl_nets import ssl_convnet, ssl_mlp
@@ -36,6 +36,7 @@ __all__ = [
     "lenet5",
     "lenet_300_100",
     "mlp",
+    "resnet18",
     "ssl_convnet",
     "ssl_mlp",
     "unet",

@@ -29,12 +29,14 @@ FACTS: list[tuple[Callable[[], nn.Module], tuple[int, ...], int]] = [
     (lambda: models.cifar_resnet56("B"), (3, 32, 32), 855_770),
     (models.cifar_vgg16, (3, 32, 32), 14_991_946),
     (models.alexnet, (3, 224, 224), 61_100_840),
+    (models.resnet18, (3, 224, 224), 11_689_512),
     (models.mlp, (784,), 79_510),
     (models.unet, (3, 64, 64), 117_378),
     (models.autoencoder, (1, 28, 28), 176_945),
 ]
 SHAPES = {
     models.alexnet: (2, 1000),
+    models.resnet18: (2, 1000),
     models.unet: (2, 2, 64, 64),
     models.autoencoder: (2, 1, 28, 28),
 }
@@ -86,6 +88,17 @@ def test_lenet5_in_either_order_of_memory_computes_the_same() -> None:
 def test_multiply_accumulates_are_the_published_ones() -> None:
     assert count_macs(models.lenet5(), (torch.zeros(1, 1, 28, 28),))[0] == 2_293_000
     assert count_macs(models.alexnet(), (torch.zeros(1, 3, 224, 224),))[0] == 714_188_480
+    assert count_macs(models.resnet18(), (torch.zeros(1, 3, 224, 224),))[0] == 1_814_073_344
+
+
+def test_resnet18_computes_what_torchvisions_does() -> None:
+    import torchvision
+
+    torch.manual_seed(0)
+    theirs, ours = torchvision.models.resnet18(num_classes=7).eval(), models.resnet18(classes=7).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 48, 64)
+    assert torch.equal(ours(x), theirs(x))
 
 
 @pytest.mark.parametrize("name", [n for n in models.__all__ if n not in OTHER_ARGUMENTS])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.data import arrays, cifar, digits, files, folder, huggingface, idx
+from sparsify.data import arrays, callables, cifar, digits, files, folder, huggingface, idx
 from sparsify.data.columns import IGNORED, Column, Varied, leaves
 from sparsify.data.examples import Datasets, Examples
 from sparsify.data.targets import convert_targets, holds_pixels
@@ -38,7 +38,7 @@ def load_data(spec: Data, seed: int, task: Task = CLASSIFICATION, *, reads_test:
         mean, std = spec.normalize.mean, spec.normalize.std
         train, test = replace(train, mean=mean, std=std), replace(test, mean=mean, std=std)
     if task.collate is not None:
-        collate = arrays.read_collate(task.collate)
+        collate = callables.read_collate(task.collate)
         train, test = replace(train, collate=collate), replace(test, collate=collate)
     classes = 0
     if task.kind == "classification" and train.read is None and isinstance(train.targets, Tensor):
@@ -64,7 +64,7 @@ def data_for_inputs(recipe: Recipe) -> Datasets | None:
 
 def _read_source(spec: Data, task: Task, reads_test: bool) -> Pair:
     if ":" in spec.source and not (spec.is_table or spec.is_text):
-        return arrays.read_callable(spec, task, reads_test)
+        return callables.read_callable(spec, task, reads_test)
     train, test = _read_files(spec, task)
     return train, test if reads_test else train[:0]
 

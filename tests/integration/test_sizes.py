@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch.utils.data import IterableDataset
 
-from sparsify.data import arrays, load_data
+from sparsify.data import callables, load_data
 from sparsify.errors import DataError
 from sparsify.forward import free_memory
 from sparsify_cli.app import exit_code
@@ -166,8 +166,8 @@ class Endless(IterableDataset[Any]):
 
 
 def test_a_set_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrays, "MOST", 50)
-    monkeypatch.setattr(arrays, "resolve_callable", lambda key, path: lambda: (Endless(), Endless()))
+    monkeypatch.setattr(callables, "MOST", 50)
+    monkeypatch.setattr(callables, "resolve_callable", lambda key, path: lambda: (Endless(), Endless()))
     with pytest.raises(DataError) as caught:
         load_data(Data.model_validate({"source": "mine:load"}), 0)
     assert str(caught.value) == (

@@ -41,7 +41,8 @@ from sparsify.pruning.planning.gsm_forecast import forecast_gsm
 from sparsify.pruning.planning.match_layers import find_reached_groups, list_weighing_targets
 from sparsify.pruning.planning.no_ops import IDLE, list_no_ops
 from sparsify.pruning.planning.plan import Plan
-from sparsify.pruning.planning.selection import choose, price_groups
+from sparsify.pruning.planning.selection import choose
+from sparsify.pruning.planning.unit_prices import price_groups
 from sparsify.pruning.scoring import check_peers, score_units
 from sparsify.recipe import NOWHERE, Loaded, Positions, load
 from sparsify_schemas.group import removes_branches, removes_experts

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sparsify.cost.cost_model import Costs, absolute_limits, latency_key
+from sparsify.cost.cost_model import Costs, absolute_limits
 from sparsify.cost.latency_model import LatencyModel
 from sparsify.pruning.planning.candidates import (
     Candidate,
@@ -25,6 +25,7 @@ from sparsify.pruning.planning.candidates import (
 )
 from sparsify.pruning.planning.plan import Plan, join_ranked
 from sparsify.pruning.planning.uniform_widths import make_uniform, search_uniform
+from sparsify.pruning.planning.unit_prices import average_prices, price_units
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.units import Share
 
@@ -78,7 +79,7 @@ def choose(
     costs = Costs(plan.map, clocks)
     allowed = _compute_limits(plan, costs, part, aim)
     open_groups = list_candidates(plan, scores, dead)
-    prices = _price_units(open_groups, costs, allowed)
+    prices = price_units(open_groups, costs, allowed)
     even = _find_even_share(plan, open_groups, costs, allowed, part)
     bounded = [keep_least_share(plan, open_groups, part, even), keep_least_share(plan, open_groups, part)]
     distinct = [groups for groups in bounded if groups != open_groups]
@@ -222,7 +223,7 @@ def _choose_units(
         wanted = _remove_to_budget(free, demanded, prices, fits)
         if costs.step > 1 or "peak_memory" in allowed:
             again = _remove_to_budget(
-                free, demanded, _average_prices(prices, _price_units(free, costs, allowed, wanted)), fits
+                free, demanded, average_prices(prices, price_units(free, costs, allowed, wanted)), fits
             )
             wanted = min(wanted, again, key=lambda w: _sum_scores(free, w))
     wanted = search_uniform(free, wanted, fits)
@@ -236,7 +237,7 @@ def find_least(plan: Plan, clocks: Sequence[LatencyModel] = ()) -> dict[str, tup
     all that open rules allow, the dearest of demands."""
     costs = Costs(plan.map, clocks)
     open_groups = list_candidates(plan, {}, {})
-    prices = _price_units(open_groups, costs, absolute_limits(plan.recipe.budget, costs.dense))
+    prices = price_units(open_groups, costs, absolute_limits(plan.recipe.budget, costs.dense))
     open_groups = keep_best_branches(plan, open_groups, lambda c: (-prices[c.name],))
     wanted = _list_demands(plan, open_groups, prices, BY_PRICE)
     gone = {}
@@ -286,45 +287,6 @@ def _raise_demand(
         wanted[candidate.name] = max(wanted[candidate.name], at + 1)
         before, gone[i] = gone[i], candidate.count_gone(wanted[candidate.name])
         going += gone[i] - before
-
-
-def _price_units(
-    groups: Sequence[Candidate],
-    costs: Costs,
-    allowed: Mapping[str, float],
-    wanted: Mapping[str, int] | None = None,
-) -> dict[str, float]:
-    """Share of the budgeted quantities that one unit of each group frees, summed over the budgets:
-    in the dense model, or where as many as wanted are gone already. Milliseconds come in steps,
-    so there it is the mean over a step."""
-    gone = {c.name: c.gone(wanted[c.name]) for c in groups} if wanted else {}
-    now, prices = costs.of(gone, smooth=True), {}
-    for c in groups:
-        before = gone.get(c.name, ())
-        less = (
-            min(len(before) + max(c.multiple, costs.step), len(c.order) - 1)
-            if costs.step > 1
-            else len(before) + 1
-        )
-        less = (
-            less if less > len(before) else max(0, len(before) - costs.step)
-        )  # none left to go: the price of the last ones
-        after = costs.of({**gone, c.name: c.order[:less]}, smooth=True)
-        freed = sum((now[what] - after[what]) / costs.dense[what] for what in allowed if costs.dense[what])
-        prices[c.name] = max(freed / (less - len(before)), 0.0) if less != len(before) else 0.0
-    return prices
-
-
-def price_groups(plan: Plan, clock: LatencyModel) -> dict[str, float]:
-    """Coupled group -> share of a target's milliseconds that goes with one of its units,
-    mean over a step of the dense width."""
-    return _price_units(
-        list_candidates(plan, {}, {}), Costs(plan.map, (clock,)), {latency_key(clock.target): 0.0}
-    )
-
-
-def _average_prices(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
-    return {name: (price + b.get(name, price)) / 2 for name, price in a.items()}
 
 
 def _sum_scores(free: Sequence[Candidate], wanted: Mapping[str, int]) -> float:

@@ -214,6 +214,8 @@ class Reconstruction(FromData):
     its output: e_u = tr(W_u' [(H^-1)_uu]^-1 W_u G). Units go one by one, the cheapest first, and W and H^-1
     are updated;
     s_u is the slope of the curve of errors where u goes. Made for a `repair` stage behind the cut.
+    Of a residual branch, group depth: the squared change of the model's outputs with a linear map of the
+    shortcut, fitted to the branch, in its place.
     Needs training data, no labels. Sees groups that convolutions (without groups) or Linear layers read.
     Source: optimal brain surgeon (Hassibi and Stork 1993) on groups of weights.
     """

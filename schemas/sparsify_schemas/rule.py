@@ -81,8 +81,8 @@ class Rule(Spec):
     """what drives the groups to zero while training"""
     criterion: Criterion = Magnitude(kind="magnitude")
     """which groups go first. Left out: where `apply` repairs right behind the recipe's only cut, and the rule
-    has no penalty, reconstruction with 8 batches and `required: false`, for groups filter, channel, neuron
-    and head; else magnitude"""
+    has no penalty, reconstruction with 8 batches and `required: false`, for groups filter, channel, neuron,
+    head and depth; else magnitude"""
     keep: Keep = Keep()
     """what always stays"""
     sparsity: Share | None = None
@@ -198,7 +198,7 @@ class Rule(Spec):
                     "filters of a layer; use magnitude"
                 ),
             )
-        if isinstance(self.criterion, Reconstruction) and (branches or in_one_tensor(self.group)):
+        if isinstance(self.criterion, Reconstruction) and in_one_tensor(self.group):
             raise AtKey(
                 "criterion",
                 f"criterion 'reconstruction' cannot act on group '{self.group}': it scores "

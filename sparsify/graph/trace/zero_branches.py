@@ -1,6 +1,7 @@
-"""Run the dense model with some residual branches at zero: the masked model of a cut that removes them."""
+"""Run the dense model with something else in place of what some residual branches add: with zeros, the masked
+model of a cut that removes them."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,27 +14,33 @@ from sparsify.graph.trace.operators import decompose_operators
 
 Watched = Callable[[str, Tensor, Any], None]
 """(module, its first tensor input, what it returned)"""
+Replacement = Callable[[Tensor, Tensor], Tensor]
+"""(shortcut, what the branch adds to it) -> what is added in its place"""
 
 
-class ZeroBranches(ModuleStack):  # type: ignore[no-untyped-call]
-    """Puts zeros in place of one operand of the given sums."""
+class _Replacing(ModuleStack):  # type: ignore[no-untyped-call]
+    """Puts something else in place of what branches add."""
 
     def __init__(
-        self, sums: Collection[Sum], watched: Collection[str] = (), seen: Watched | None = None
+        self,
+        instead: Mapping[Sum, Replacement],
+        watched: Collection[str] = (),
+        seen: Watched | None = None,
     ) -> None:
         super().__init__()
-        self._operands = {(s.module, s.nth): s.operand for s in sums}
+        self._instead = {(s.module, s.nth): (s.operand, replaced) for s, replaced in instead.items()}
         self._watched, self._seen = frozenset(watched), seen
         self._inputs: list[Tensor | None] = []
 
     def run_operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         at = self.sum_at(func, args)
-        operand = None if at is None else self._operands.get(at)
-        if operand is not None:
-            in_place = func._schema.name.endswith("_") and operand == 0
-            zeros = args[0].zero_() if in_place else torch.zeros_like(args[operand])
-            args = (*args[:operand], zeros, *args[operand + 1 :])
-        return func(*args, **kwargs)
+        if at is None or at not in self._instead:
+            return func(*args, **kwargs)
+        operand, replaced = self._instead[at]
+        value = replaced(args[1 - operand], args[operand])
+        if func._schema.name.endswith("_") and operand == 0:
+            value = args[0].copy_(value)
+        return func(*args[:operand], value, *args[operand + 1 :], **kwargs)
 
     def on_enter(self, name: str, args: Any, kwargs: Any) -> None:
         x = first_tensor(args, kwargs) if name in self._watched else None
@@ -56,7 +63,27 @@ def zero_branches(
     if not sums:
         yield lambda: None
         return
-    mode = ZeroBranches(sums, watched, seen)
+    instead = dict.fromkeys(sums, _make_zeros)
+    with _run_with(model, _Replacing(instead, watched, seen)) as restart:
+        yield restart
+
+
+@contextmanager
+def replace_branches(model: nn.Module, instead: Mapping[Sum, Replacement]) -> Iterator[Callable[[], None]]:
+    """Run the model with something else in place of what branches add; no gradients are noted.
+
+    Yields what to call before the model is run once more.
+    """
+    with _run_with(model, _Replacing(instead)) as restart:
+        yield restart
+
+
+def _make_zeros(_shortcut: Tensor, branch: Tensor) -> Tensor:
+    return torch.zeros_like(branch)
+
+
+@contextmanager
+def _run_with(model: nn.Module, mode: _Replacing) -> Iterator[Callable[[], None]]:
     with decompose_operators(model), mode.track_modules(model), mode:
         yield mode.restart
 

@@ -14,11 +14,14 @@ up to a curve for each group, of several layers that read it to the sum of their
 of the curve's lower convex hull where the unit goes, so that taking units of all groups by score per cost is
 choosing by one Lagrange multiplier.
 
+A residual branch has the error of `branch_errors`.
+
 Source: optimal brain surgeon (Hassibi and Stork 1993) on groups of weights.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +34,7 @@ from sparsify.forward.calls import first_tensor
 from sparsify.graph.model_map import Coupled, ModelMap
 from sparsify.objective.objective import move, require_gradients
 from sparsify.objective.predictions import call_on_batch
+from sparsify.pruning.criteria.branch_errors import branch_errors
 from sparsify.pruning.criteria.layer_gradients import LayerOutput, differentiate
 from sparsify.pruning.criteria.surgeon import Surgeon
 from sparsify.pruning.layer_matrix import (
@@ -138,21 +142,40 @@ def reconstruction_scores(
         CannotScoreError: no convolution and no Linear layer reads a group, no gradient reaches one that does,
             what arrives at one is not finite, or the matrices are too large.
     """
-    groups = {name: model_map.by_name[name] for name in names}
+    branches = [branch for branch in model_map.branches if branch.name in names]
+    inputs = [x for x, _ in batches]
+    check_size = partial(_check_size, required)
+    errors = branch_errors(model.eval(), branches, inputs, ridge, seed, check_size)
+    _check_errors(errors, required)
+    groups = {name: model_map.by_name[name] for name in names if name not in errors}
+    if not groups:
+        return errors
     readers = {name: tuple(find_readers(model, group)) for name, group in groups.items()}
     _check_readers(readers, required)
     layers = sorted({reader.layer for own in readers.values() for reader in own})
     size = 8 * sum(weight_matrix(model.get_submodule(layer)).shape[1] ** 2 for layer in layers)
-    if not required and size > MEMORY:
-        raise CannotScoreError(
-            f"its matrices take {size / 2**30:.1f} GiB, which is more than {MEMORY // 2**30}", required
-        )
-    moments = _gather_moments(model.eval(), layers, [x for x, _ in batches], seed)
+    check_size(size)
+    moments = _gather_moments(model.eval(), layers, inputs, seed)
     for name, own in readers.items():
         readers[name] = tuple(reader for reader in own if moments[reader.layer].rows)
     _check_readers(readers, required)
     _check_moments(readers, moments, required)
-    return {name: _score_units(model, readers[name], moments, groups[name].width, ridge) for name in groups}
+    scores = {name: _score_units(model, readers[name], moments, groups[name].width, ridge) for name in groups}
+    return errors | scores
+
+
+def _check_errors(errors: Mapping[str, Tensor], required: bool) -> None:
+    for name, error in errors.items():
+        if not bool(error.isfinite().all()):
+            raise CannotScoreError(f"without '{name}' the outputs are NaN or infinite", required)
+
+
+def _check_size(required: bool, size: int) -> None:
+    """size: in bytes."""
+    if not required and size > MEMORY:
+        raise CannotScoreError(
+            f"its matrices take {size / 2**30:.1f} GiB, which is more than {MEMORY // 2**30}", required
+        )
 
 
 def _check_readers(readers: Mapping[str, Sequence[Reader]], required: bool) -> None:

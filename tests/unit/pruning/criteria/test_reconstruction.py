@@ -240,7 +240,7 @@ def test_matrices_that_take_too_much_are_left_to_magnitude(monkeypatch: pytest.M
     assert reconstruction_scores(*arguments)
 
 
-@pytest.mark.parametrize("group", ["depth", "weight", "2:4"])
+@pytest.mark.parametrize("group", ["weight", "2:4"])
 def test_groups_that_it_cannot_score_are_refused(group: str) -> None:
     rule = {"layers": "*", "group": group, "criterion": {"kind": "reconstruction"}}
     with pytest.raises(RecipeError) as caught:

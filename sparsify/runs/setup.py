@@ -184,7 +184,7 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
     recipe, accelerator = request.loaded.recipe, make_accelerator()
     check_trackers(recipe.trackers)
     if request.folder is not None:
-        check_sources(request.state, recipe)
+        check_sources(request.state.sources, recipe)
     datasets = None
     if recipe.data is not None:
         reads_test = request.state.reads_test
@@ -246,7 +246,7 @@ def _with_digests(request: RunRequest, datasets: Datasets | None) -> RunRequest:
     own."""
     digests = hash_datasets(datasets) if datasets is not None else {}
     if request.folder is not None:
-        check_data(request.state, request.loaded.recipe, digests)
+        check_data(request.state.data, request.loaded.recipe, digests)
         return request
     sources = hash_sources(request.loaded.recipe)
     return replace(request, state=replace(request.state, data=digests, sources=sources))

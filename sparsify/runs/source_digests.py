@@ -3,13 +3,14 @@ it began with."""
 
 import hashlib
 import sys
+from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sparsify.errors import RunError
-from sparsify.recipe.import_path import load_module, resolve
-from sparsify.runs.run_folder import State, hash_file
+from sparsify.recipe.import_path import load_module, resolve, resolve_callable
+from sparsify.runs.run_folder import hash_file
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.stage import Train
 
@@ -82,28 +83,50 @@ def _hash_files(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def check_sources(state: State, recipe: Recipe) -> None:
-    """Raises RunError where code or a teacher that the recipe names is not that of the run's start."""
-    if state.sources is None:  # of an older version
+def check_sources(known: dict[str, str] | None, recipe: Recipe, what: str = "run") -> None:
+    """Raises RunError where code or a teacher that the recipe names is not that of the start.
+
+    known: of `hash_sources` at the start; None of an older version. what: that goes on, a run or a study.
+    """
+    if known is None:
         return
     now = hash_sources(recipe)
     for name, path in ((f"{key} '{path}'", path) for key, path in list_callables(recipe)):
-        if name in now and now[name] != state.sources.get(name):
+        if name in now and now[name] != known.get(name):
             files = ", ".join(map(str, find_files(path)))
-            raise RunError(f"{files} ({name}) was changed since the run began; start a new run with it")
+            raise RunError(f"{files} ({name}) {_write_changed('was', what)} it")
     for key, path in list_teachers(recipe):
         name = f"{key} '{path}'"
-        if name in now and now[name] != state.sources.get(name):
-            raise RunError(f"{path} ({key}) was changed since the run began; start a new run with it")
+        if name in now and now[name] != known.get(name):
+            raise RunError(f"{path} ({key}) {_write_changed('was', what)} it")
 
 
-def check_data(state: State, recipe: Recipe, found: dict[str, str]) -> None:
-    """Raises RunError where the data are not those of the run's start. found: of `hash_datasets`."""
-    if state.data is None or recipe.data is None:
+def check_data(
+    known: dict[str, str] | None, recipe: Recipe, found: dict[str, str], what: str = "run"
+) -> None:
+    """Raises RunError where the data are not those of the start. known, found: of `hash_datasets`."""
+    if known is None or recipe.data is None:
         return
-    changed = [part for part, digest in found.items() if digest != state.data.get(part)]
+    changed = [part for part, digest in found.items() if digest != known.get(part)]
     if changed:
         raise RunError(
-            f"the {' and the '.join(changed)} of data.source '{recipe.data.source}' were changed since the "
-            "run began; start a new run with them"
+            f"the {' and the '.join(changed)} of data.source '{recipe.data.source}' "
+            f"{_write_changed('were', what)} them"
         )
+
+
+def _write_changed(verb: str, what: str) -> str:
+    return f"{verb} changed since the {what} began; start a new {what} with"
+
+
+def require_sources(recipe: Recipe, needed: Container[str]) -> None:
+    """Raises SparsifyError where a callable or a teacher cannot be read, of those that are needed.
+
+    needed: as `hash_sources` names them, such as "data.source 'mydata:load'".
+    """
+    for key, path in list_callables(recipe):
+        if f"{key} '{path}'" in needed:
+            resolve_callable(key, path)
+    for key, path in list_teachers(recipe):
+        if f"{key} '{path}'" in needed:
+            hash_file(Path(path))

@@ -15,6 +15,7 @@ from sparsify.recipe import load, write_source
 from sparsify.runs import run_folder
 from sparsify.runs.setup import make_request
 from sparsify.tuning import storage as storages
+from sparsify.tuning.data_and_code import add_digests, check_digests
 from sparsify.tuning.finish import is_complete
 from sparsify.tuning.ledger import Ledger, Worker
 from sparsify.tuning.samplers import count_combinations
@@ -111,10 +112,8 @@ def _begin(request: TuneRequest) -> OpenStudy:
     )  # checks the arguments as `apply` does
     text = write_source(request.recipe, request.overrides)
     wanted = _count_wanted(search, request.trials)
-    folder = run_folder.create_folder(request.out, f"{loaded.recipe.title[:40]} study")
-    has_own_database = request.storage is None
     state = StudyState(
-        name=folder.name if has_own_database else f"{folder.name}-{token_hex(3)}",
+        name="",
         storage=_write_storage(request.storage),
         model_file=run.state.model_file,
         model_digest=run.state.model_digest,
@@ -124,6 +123,10 @@ def _begin(request: TuneRequest) -> OpenStudy:
         from_scratch=request.from_scratch,
         strict=request.strict,
     )
+    state = add_digests(state, loaded.recipe)
+    folder = run_folder.create_folder(request.out, f"{loaded.recipe.title[:40]} study")
+    name = folder.name if request.storage is None else f"{folder.name}-{token_hex(3)}"
+    state = replace(state, name=name)
     try:
         backend = storages.open_storage(request.storage, folder)
         study, claims = storages.create_study(state, backend, text, search, find_judge(loaded.recipe), wanted)
@@ -171,18 +174,21 @@ def _reopen(request: TuneRequest, folder: Path) -> OpenStudy:
         raise RunError(f"there is no study {folder}")
     state = StudyState.read(folder)
     text = read_recipe_text(folder, state)
-    loaded = load(folder / RECIPE)
+    recipe = load(folder / RECIPE).recipe
     if request.recipe is not None:
         _check_recipe(request.recipe, text, str(folder))
-    setting = _make_setting(request, folder, state, loaded.recipe)
+    setting = _make_setting(request, folder, state, recipe)
     if setting.model_file is not None:
         check_model(state, setting.model_file)
     given = request.storage if request.storage is not None else state.storage
     backend = storages.open_storage(given, folder)
-    study, claims = storages.load_study(state.name, backend, loaded.recipe.search)
+    study, claims = storages.load_study(state.name, backend, recipe.search)
     ledger = Ledger(study, claims, Worker.of_this_process(), storages.read_wanted(study))
-    if request.resume is not None:
-        _raise_wanted(request, ledger, setting)
+    wanted = _count_more(request, ledger, setting)
+    check_digests(state, recipe)
+    ledger.wanted = max(wanted, storages.read_wanted(study))
+    if wanted == ledger.wanted and request.trials is not None:
+        storages.write_wanted(study, wanted)
     return OpenStudy(setting, ledger, False, given, backend)
 
 
@@ -191,21 +197,24 @@ def _check_recipe(recipe: StudySource, text: str, study: str) -> None:
         raise RunError(f"the recipe is not the one that the study {study} began with; leave it out")
 
 
-def _raise_wanted(request: TuneRequest, ledger: Ledger, setting: Setting) -> None:
-    """More trials, where they are asked for. Raises RunError where there is nothing to go on with."""
+def _count_more(request: TuneRequest, ledger: Ledger, setting: Setting) -> int:
+    """Trials of a study that goes on: more, where they are asked for.
+
+    Raises RunError where there is nothing to go on with.
+    """
     assert setting.recipe.search is not None
+    if request.resume is None:
+        return ledger.wanted
+    wanted = ledger.wanted
     if request.trials is not None:
         wanted = _count_wanted(setting.recipe.search, request.trials)
-        if wanted < ledger.wanted:
-            raise RunError(
-                f"{setting.folder} has {ledger.wanted} trials; ask for more of them, not for {wanted}"
-            )
-        ledger.wanted = wanted
-        storages.write_wanted(ledger.study, wanted)
-    if ledger.is_finished() and is_complete(setting.folder, ledger.wanted):
+    if wanted < ledger.wanted:
+        raise RunError(f"{setting.folder} has {ledger.wanted} trials; ask for more of them, not for {wanted}")
+    if ledger.count_finished() >= wanted and is_complete(setting.folder, wanted):
         raise RunError(
-            f"{setting.folder} is complete: nothing to resume; --trials {2 * ledger.wanted} asks for more"
+            f"{setting.folder} is complete: nothing to resume; --trials {2 * wanted} asks for more"
         )
+    return wanted
 
 
 def _join_from_elsewhere(request: TuneRequest, name: str) -> OpenStudy:
@@ -231,4 +240,10 @@ def _join_from_elsewhere(request: TuneRequest, name: str) -> OpenStudy:
         raise RunError(f"cannot make {folder}: {error.strerror}") from None
     write_bytes(folder / RECIPE, text.encode())
     state.write(folder)
-    return _reopen(request, folder)
+    try:
+        return _reopen(request, folder)
+    except BaseException:
+        for file in (STATE, RECIPE):  # who is refused leaves nothing behind
+            (folder / file).unlink(missing_ok=True)
+        run_folder.remove_empty(folder)
+        raise

@@ -34,6 +34,11 @@ class StudyState:
     allow: tuple[str, ...] = ()
     from_scratch: bool = False
     strict: bool = False
+    data: dict[str, str] | None = None
+    """part of the training data -> its SHA-256, of the recipe as it is written; None in studies of older
+    versions"""
+    sources: dict[str, str] | None = None
+    """what names a callable or a teacher's file in the recipe -> SHA-256 of its files; None as above"""
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -2,6 +2,8 @@
 fails."""
 
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import yaml
 from tune_parts import BOTH, TOUCHED, make_search
 
 import sparsify
-from sparsify.errors import RunError
+from sparsify.errors import RunError, SparsifyError
 from sparsify.events import EpochDone
 from sparsify.reporting.report_file import read_report
 from sparsify.runs.listing import list_runs
+from sparsify.tuning import storage
+from sparsify.tuning.optuna_package import keep_quiet
 from sparsify.tuning.tune import TuneResult
 from sparsify.tuning.tune_events import (
     StudyOpened,
@@ -400,3 +404,101 @@ def test_best_so_far_is_told_after_each_trial() -> None:
     finished = [event for event in events if isinstance(event, TrialFinished)]
     assert [event.finished for event in finished] == [1, 2, 3]
     assert finished[-1].best == result.best.model_copy(update={"test_metric": None})
+
+
+LABELS = "x[:, :3].argmax(1)"
+OWN_MODULES = {
+    "own_points": f"""
+import torch
+def load():
+    x = torch.randn(80, 6, generator=torch.Generator().manual_seed(0))
+    y = {LABELS}
+    return (x[:60], y[:60]), (x[60:], y[60:])
+""",
+    "own_layers": """
+from torch import nn
+def build():
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+""",
+}
+
+
+def write_own_modules(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A recipe whose code lies in a folder. Code that was imported is forgotten, as in a new process."""
+    for name, text in OWN_MODULES.items():
+        (folder / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    recipe = make_search({"parameters": {"rules.0.sparsity": ["20%", "60%"]}, "trials": 1})
+    recipe["model"]["build"] = "own_layers:build"
+    recipe["data"]["source"] = "own_points:load"
+    return recipe
+
+
+def count_trials(folder: Path) -> int:
+    with keep_quiet():
+        backend = storage.open_storage(None, folder)
+        study = optuna.load_study(study_name=folder.name, storage=backend)
+        storage.close_storage(backend)
+    return len(study.trials)
+
+
+@pytest.mark.parametrize(
+    "missing, named",
+    [("own_points", "data.source 'own_points:load'"), ("own_layers", "model.build 'own_layers:build'")],
+)
+def test_who_lacks_the_data_or_the_code_takes_no_trial(
+    missing: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_study(write_own_modules(tmp_path, monkeypatch)).folder.resolve()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    write_own_modules(Path(), monkeypatch)
+    Path(f"{missing}.py").unlink()
+    for arguments in ({"resume": folder, "trials": 4}, {"join": folder}):
+        with pytest.raises(SparsifyError) as error:
+            sparsify.tune(**arguments)
+        assert str(error.value) == (
+            f"{named}: there is no module '{missing}' (looked in the installed packages and in {Path.cwd()})"
+        )
+    assert count_trials(folder) == 1
+    write_own_modules(Path(), monkeypatch)
+    more = sparsify.tune(resume=folder, trials=2)
+    assert [row.state for row in more.trials] == ["complete", "complete"]
+
+
+def test_who_has_other_data_or_other_code_takes_no_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_own_modules(tmp_path, monkeypatch)
+    folder = run_study(recipe).folder
+    file = tmp_path / "own_points.py"
+    file.write_text(OWN_MODULES["own_points"].replace(LABELS, "x[:, 3:].argmax(1)"))
+    with pytest.raises(RunError) as error:
+        sparsify.tune(resume=folder, trials=2)
+    assert str(error.value) == (
+        f"{file} (data.source 'own_points:load') was changed since the study began; start a new study with it"
+    )
+    write_own_modules(tmp_path, monkeypatch)
+    monkeypatch.setitem(sys.modules, "own_points", types.ModuleType("own_points"))
+    exec(OWN_MODULES["own_points"].replace(LABELS, "x[:, 3:].argmax(1)"), vars(sys.modules["own_points"]))
+    vars(sys.modules["own_points"])["__file__"] = str(file)  # the file as it was reads other data
+    with pytest.raises(RunError) as error:
+        sparsify.tune(resume=folder, trials=2)
+    assert str(error.value) == (
+        "the training targets of data.source 'own_points:load' were changed since the study began; start a "
+        "new study with them"
+    )
+    assert count_trials(folder) == 1
+
+
+def test_a_study_without_its_data_or_code_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_own_modules(tmp_path, monkeypatch)
+    for name in OWN_MODULES:
+        (tmp_path / f"{name}.py").rename(tmp_path / f"{name}.kept")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        with pytest.raises(SparsifyError, match=f"there is no module '{name}'"):
+            run_study(recipe)
+        (tmp_path / f"{name}.kept").rename(tmp_path / f"{name}.py")
+    assert not Path("runs").exists()

@@ -1,13 +1,16 @@
 """A cut in the middle of a training that another library runs: the module that it holds becomes the cut
 one."""
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from sparsify.adapters.bound_functions import bind_to
 from sparsify.errors import ModelError
+from sparsify.forward.copies import COMPILED
 from sparsify.pruning.cut import Result, cut
 from sparsify.pruning.planning.plan import Plan
 
@@ -30,8 +33,15 @@ def cut_in_place(
     training = model.training
     result = cut(plan, model, optimizer=optimizer, batches=batches)
     thin = result.model
+    compiled = model.__dict__.pop(COMPILED, None)  # of `model.compile()`; it calls this very object
     dense = nn.Module.__new__(type(model))
     dense.__dict__ = dict(model.__dict__)
     model.__dict__ = dict(thin.__dict__)
+    bind_to(dense, model, dense)
+    bind_to(model, thin, model)
+    if compiled is not None:
+        model.__dict__[COMPILED] = compiled
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # what was compiled knows the old shapes
     model.train(training)
     return Result(model, dense, plan, result.cuts, result.verdicts, result.followers, result.notes)

@@ -5,12 +5,14 @@ import re
 import time
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote_plus
 
 import optuna
 from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
+from sqlalchemy.engine import make_url
 
 from sparsify.errors import RunError, first_line
 from sparsify.runs.run_folder import try_lock
@@ -28,6 +30,10 @@ _PATIENCE = 120
 """Seconds that SQLite waits for a lock."""
 
 
+_SECRET = re.compile(r"(pass|password|passwd|passphrase|pwd|secret|token)$", re.IGNORECASE)
+_HOLDS_SECRET = re.compile(r"\b(password|pwd)\s*=", re.IGNORECASE)
+
+
 def open_storage(storage: str | None, folder: Path) -> BaseStorage:
     """The storage of a URL or a journal's file; without either the database in the folder.
 
@@ -39,10 +45,24 @@ def open_storage(storage: str | None, folder: Path) -> BaseStorage:
             path = Path(url).expanduser().resolve()
             path.parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFileBackend(str(path), _KernelLock(str(path))))
+        _check_url(url)
         arguments = {"connect_args": {"timeout": _PATIENCE}} if url.startswith("sqlite") else {}
         return RDBStorage(name_driver(url), engine_kwargs={**arguments, "pool_pre_ping": True})
+    except RunError:
+        raise
     except Exception as error:  # each driver has its own errors
-        raise RunError(f"the storage {hide_password(url)} cannot be opened: {first_line(error)}") from None
+        reason = _hide_in_text(first_line(error), url)
+        raise RunError(f"the storage {hide_password(url)} cannot be opened: {reason}") from None
+
+
+def _check_url(url: str) -> None:
+    try:
+        make_url(url)
+    except Exception:  # its text may hold a part of the password
+        raise RunError(
+            f"the storage {hide_password(url)} is no URL of SQLAlchemy; "
+            "write @, : and / of a password as %40, %3A and %2F"
+        ) from None
 
 
 class _KernelLock(JournalFileOpenLock):
@@ -73,8 +93,41 @@ def close_storage(storage: BaseStorage) -> None:
 
 
 def hide_password(url: str) -> str:
-    """A URL without its password, which belongs neither into messages nor into files."""
-    return re.sub(r"(://[^/@:]*):[^@/]*@", r"\1@", url)
+    """A URL without its passwords, which belong neither into messages nor into files."""
+    try:
+        read = make_url(url)
+    except Exception:
+        # Wherever the password ends: all up to the last @, and whatever is asked for.
+        return re.sub(r"://.*@", "://", url, flags=re.DOTALL).partition("?")[0]
+    secret = [key for key, value in read.query.items() if _is_secret(key, value)]
+    if read.password is None and not secret:
+        return url
+    open_part = read.difference_update_query(secret)
+    # `set` leaves alone what is None.
+    return open_part._replace(username=read.username or None, password=None).render_as_string(
+        hide_password=False
+    )
+
+
+def _is_secret(key: str, value: str | tuple[str, ...]) -> bool:
+    """Whether a parameter of a URL is a password, or the whole address of a server with one."""
+    values = (value,) if isinstance(value, str) else value
+    return _SECRET.search(key) is not None or any(_HOLDS_SECRET.search(one) for one in values)
+
+
+def _hide_in_text(text: str, url: str) -> str:
+    """A message of a driver, which may quote the URL, without the URL's passwords."""
+    if "://" not in url:
+        return text
+    read = make_url(url)
+    found: list[str | None] = [read.password]
+    for key, value in read.query.items():
+        if _is_secret(key, value):
+            found += [value] if isinstance(value, str) else value
+    text = text.replace(url, hide_password(url))
+    for secret in filter(None, found):
+        text = text.replace(str(secret), "***").replace(quote_plus(str(secret)), "***")
+    return text
 
 
 def create_study(

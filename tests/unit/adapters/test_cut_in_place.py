@@ -1,6 +1,6 @@
 """A module that is cut in place and the copy of the dense one each compute with their own weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 import sparsify
@@ -15,6 +16,14 @@ from sparsify.adapters.cut_in_place import cut_in_place
 from sparsify.pruning.cut import Result
 
 X = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def afresh() -> Iterator[None]:
+    """Accelerate keeps its precision for the whole process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 class Net(nn.Module):

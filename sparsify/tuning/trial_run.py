@@ -10,6 +10,7 @@ from typing import Any
 
 from sparsify.errors import SparsifyError, describe_error, first_line
 from sparsify.events import EpochDone, Event, Listener
+from sparsify.recipe import load
 from sparsify.recipe.search_space import write_overrides
 from sparsify.reporting.headline import describe_missed
 from sparsify.reporting.report_file import read_report
@@ -66,12 +67,14 @@ def run_trial(
     def tell(event: Event) -> None:
         listener(event)
         if isinstance(event, EpochDone):
-            last[0] = count_epochs(setting.recipe, event), event.validation_metric
+            last[0] = count_epochs(recipe, event), event.validation_metric
             _stop_behind(event, last[0][0], should_stop)
 
     row = StudyTrial(number=number, state="failed", parameters=dict(parameters))
     dense = None
+    recipe = setting.recipe
     try:
+        recipe = load(setting.folder / RECIPE, write_overrides(parameters)).recipe  # with epochs of its own
         report = _run(setting, number, parameters, tell)
         row = judge_report(setting.recipe, report, row)
         dense = describe_dense(setting.recipe, report)
@@ -121,7 +124,7 @@ def _leave_baselines(recipe: Recipe) -> Sequence[str]:
 
 
 def count_epochs(recipe: Recipe, event: EpochDone) -> int:
-    """Epochs of all training stages up to the end of this one."""
+    """Epochs of all training stages up to the end of this one. recipe: of the trial."""
     total = 0
     for stage in recipe.stages:
         if stage.name == event.stage:

@@ -502,3 +502,32 @@ def test_a_study_without_its_data_or_code_does_not_begin(
             run_study(recipe)
         (tmp_path / f"{name}.kept").rename(tmp_path / f"{name}.py")
     assert not Path("runs").exists()
+
+
+def test_epochs_are_counted_by_the_recipe_of_the_trial() -> None:
+    """Where the length of an earlier stage is searched, later epochs are told as they were run."""
+    recipe = make_search(
+        {
+            "parameters": {"learn": {"choices": [1, 2]}},
+            "trials": 2,
+            "sampler": "grid",
+            "early_stopping": "asha",
+        }
+    )
+    recipe["vars"] = {"learn": 6}
+    learn = {**recipe["stages"][1], "epochs": "${learn}"}
+    recipe["stages"] = [learn, recipe["stages"][0], {**learn, "name": "finetune", "epochs": 2}]
+    ran: dict[int, int] = {}
+
+    def count(event: TuneEvent) -> None:
+        if isinstance(event, TrialEvent) and isinstance(event.event, EpochDone):
+            ran[event.number] = ran.get(event.number, 0) + 1
+
+    result = run_study(recipe, listener=count)
+    with keep_quiet():
+        backend = storage.open_storage(None, result.folder)
+        trials = optuna.load_study(study_name=result.folder.name, storage=backend).trials
+        storage.close_storage(backend)
+    for row, trial in zip(result.trials, trials, strict=True):
+        assert sorted(trial.intermediate_values) == list(range(1, ran[row.number] + 1))
+        assert row.epochs == ran[row.number] <= row.parameters["learn"] + 2

@@ -92,10 +92,12 @@ def command(
     try:
         from sparsify import files
         from sparsify.reporting.html import PAGE, profile_html
+        from sparsify.runs import run_folder
         from sparsify.runs.sensitivity import profile_layers
         from sparsify_cli.progress import narrate
 
         if plot is not None:
+            run_folder.refuse_own_name(plot, "--plot")
             files.check_output(plot, PAGE, "--plot", force)
         with narrate(quiet) as listener:
             found = profile_layers(

@@ -133,6 +133,7 @@ def _measure_target(
     from sparsify.cost.latency import tables
     from sparsify.cost.latency.width_steps import measure_steps
     from sparsify.cost.measure import check_target
+    from sparsify.runs import run_folder
     from sparsify.runs.apply import measure_layers
     from sparsify_cli.progress import narrate
 
@@ -145,6 +146,7 @@ def _measure_target(
     if out is not None:
         with suppress(OSError):  # the check says what is wrong
             out.parent.mkdir(parents=True, exist_ok=True)
+        run_folder.refuse_own_name(out)
         files.check_output(out, tables.TABLE, force=force)
     table = tables.read_table(name, target)
     with narrate(False) as listener:

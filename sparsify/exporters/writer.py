@@ -139,7 +139,7 @@ def export(
     folder = Path(run)
     ending = _ENDING.get(format, f".{format}")
     target = Path(folder.resolve().name + ending) if path is None else Path(path)
-    _check_request(folder, format, target, force)
+    _check_request(format, target, force)
     _check_options(format, fixed, dynamic, opset)
     _check_hub_options(format, original, push_to_hub)
     model = load_run(folder, build=build)
@@ -252,7 +252,7 @@ def _judge_int8(model: nn.Module, read: Read, request: _Request) -> Quantised:
     )
 
 
-def _check_request(folder: Path, format: str, target: Path, force: bool) -> None:
+def _check_request(format: str, target: Path, force: bool) -> None:
     """Refuse what can be refused before anything is loaded."""
     if format not in get_args(Format):
         raise RunError(f"there is no format '{format}'; known: {', '.join(get_args(Format))}")
@@ -278,11 +278,7 @@ def _check_request(folder: Path, format: str, target: Path, force: bool) -> None
         raise RunError(f"{target} exists and is not a Hugging Face folder; choose another place with --out")
     if format != "huggingface" and target.is_dir():
         raise RunError(f"cannot write {target}: it is a folder; name a file in it")
-    if target.resolve().parent == folder.resolve() and target.name in (
-        *run_folder.SAVED_FILES,
-        run_folder.REPORT,
-    ):
-        raise RunError(f"{target} is a file of the run itself; choose another place with --out")
+    run_folder.refuse_own_name(target)
     if target.exists() and not force:
         raise RunError(
             f"{target} exists already; choose another place with --out, or replace it with --force"

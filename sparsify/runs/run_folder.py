@@ -49,6 +49,10 @@ BEST = "best.pt"
 LOCK = "lock"
 SAVED_FILES = (RECIPE, PLAN, CUTS, BASE, WEIGHTS, DENSE, QUANTISED, PAGE, HTML, LOG)
 """Files of a complete run besides its report."""
+_TEMPORARY = (CHECKPOINT, BEFORE, BEST, UNCUT, STATE, LOCK)
+"""files that only an unfinished run needs"""
+_OWN = frozenset(name.casefold() for name in (*SAVED_FILES, REPORT, BASELINES, PARTS, *_TEMPORARY))
+"""names in the folder of a run that it writes, replaces or removes"""
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,15 @@ def hash_file(path: Path) -> str:
 def is_run(path: Path) -> bool:
     """Whether a path is the folder of a finished run."""
     return (path / REPORT).exists()
+
+
+def refuse_own_name(path: Path, option: str = "--out") -> None:
+    """Refuse a name that a run uses for itself, whether its file is there or not. Raises RunError."""
+    for place in (path.parent.resolve() / path.name, path.resolve()):
+        for folder in place.parents[:3]:  # files of baselines lie two folders below the run's
+            is_known = is_run(folder) or (folder / STATE).exists()
+            if is_known and place.relative_to(folder).parts[0].casefold() in _OWN:
+                raise RunError(f"{path} is a file of the run itself; choose another place with {option}")
 
 
 def make_slug(title: str) -> str:
@@ -325,7 +338,7 @@ def append_log(folder: Path, entry: dict[str, Any]) -> None:
 def remove_temporary_files(folder: Path) -> None:
     """Remove the files that only an unfinished run needs."""
     of_baselines = (folder / BASELINES).glob(f"*/{CHECKPOINT}")
-    of_run = (folder / name for name in (CHECKPOINT, BEFORE, BEST, UNCUT, STATE, LOCK))
+    of_run = (folder / name for name in _TEMPORARY)
     for path in (*of_baselines, *of_run):
         with suppress(OSError):
             path.unlink()

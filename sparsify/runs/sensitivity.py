@@ -210,6 +210,7 @@ def read_profile(path: Path) -> Profile:
 
 def _check_place(out: Path, force: bool) -> None:
     """Refuse a file that is no profile before anything is measured. Raises RunError."""
+    run_folder.refuse_own_name(out)
     if not force and out.is_file() and out.stat().st_size:
         read_profile(out)  # says what is wrong with it
     files.check_output(out, PROFILE, force=force)

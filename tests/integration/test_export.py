@@ -27,6 +27,7 @@ from sparsify.runs.apply import apply
 from sparsify.runs.int8 import calibration_batches, export_onnx_bytes
 from sparsify.runs.planned_calls import draw_planned_inputs
 from sparsify.runs.save_load import load_run, save_run, verify_run
+from sparsify.runs.sensitivity import profile_layers
 from sparsify_cli.app import exit_code
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.data import Data
@@ -343,6 +344,36 @@ def test_the_files_of_the_run_are_never_replaced(runs):
     with pytest.raises(RunError, match="is a file of the run itself"):
         sparsify.export(runs["conv"], "safetensors", runs["conv"] / run_folder.WEIGHTS, force=True)
     verify_run(runs["conv"], run_folder.WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "checkpoint.pt",
+        "before.pt",
+        "best.pt",
+        "uncut.safetensors",
+        "state.json",
+        "lock",
+        "log.jsonl",
+        "Best.pt",
+    ]
+    + ["base.json", "int8", "baselines/uniform"],
+)
+def test_names_that_a_run_uses_are_taken_by_no_other_file(runs, call, name):
+    """Going on with a run removes and replaces them."""
+    target = runs["conv"] / name
+    was_there = target.exists()
+    target.parent.mkdir(exist_ok=True)
+    try:
+        code, _, err = call("export", runs["conv"], "--format", "safetensors", "--out", target, "--force")
+        assert (code, was_there) == (1, target.exists())
+        assert err.endswith(f"{target} is a file of the run itself; choose another place with --out\n")
+        with pytest.raises(RunError, match="is a file of the run itself; choose another place with --out"):
+            profile_layers(runs["conv"] / "recipe.yaml", runs["conv"] / "dense.safetensors", out=target)
+    finally:
+        if "/" in name:
+            target.parent.rmdir()
 
 
 @pytest.mark.parametrize(

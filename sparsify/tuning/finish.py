@@ -17,13 +17,14 @@ from sparsify.runs.held_out import add_test_figures
 from sparsify.runs.model_base import Build
 from sparsify.runs.run_folder import recipe_digest
 from sparsify.runs.save_load import load_run
+from sparsify.tuning import chosen_recipes
+from sparsify.tuning.chosen_recipes import BEST
 from sparsify.tuning.ledger import Ledger
 from sparsify.tuning.study_folder import PAGE, RECIPE, list_folders
 from sparsify.tuning.study_record import list_reasons, make_record
 from sparsify.tuning.trial_run import Setting, find_metric
 from sparsify_schemas.study import Study
 
-BEST = "best.yaml"
 _PAUSE = 0.2
 
 
@@ -119,16 +120,15 @@ def _find_builder(setting: Setting) -> Build | None:
 def _write_recipes(setting: Setting, record: Study) -> Study:
     """Write the recipe of each chosen trial, as `apply` takes it."""
     is_front = record.cost is not None
-    files = {}
+    texts, names = {}, {}
     for number in record.chosen:
         loaded = load(setting.folder / RECIPE, write_overrides(record.trials[number].parameters))
         recipe = add_defaults(loaded).recipe.model_copy(update={"search": None})
-        files[str(number)] = f"best-{number}.yaml" if is_front else BEST
-        write_bytes(setting.folder / files[str(number)], dump(recipe).encode())
-    for path in setting.folder.glob("best*.yaml"):  # of a study that had fewer trials
-        if path.name not in files.values():
-            path.unlink()
-    return record.model_copy(update={"recipes": files})
+        names[str(number)] = f"best-{number}.yaml" if is_front else BEST
+        texts[names[str(number)]] = dump(recipe)
+    kept = chosen_recipes.replace_recipes(setting.folder, texts)
+    notes = (*record.notes, *kept)
+    return record.model_copy(update={"recipes": names, "notes": notes})
 
 
 def _write_record(folder: Path, record: Study) -> None:

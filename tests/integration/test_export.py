@@ -346,20 +346,13 @@ def test_the_files_of_the_run_are_never_replaced(runs):
     verify_run(runs["conv"], run_folder.WEIGHTS)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "checkpoint.pt",
-        "before.pt",
-        "best.pt",
-        "uncut.safetensors",
-        "state.json",
-        "lock",
-        "log.jsonl",
-        "Best.pt",
-    ]
-    + ["base.json", "int8", "baselines/uniform"],
+OWN_NAMES = (
+    *("checkpoint.pt", "before.pt", "best.pt", "Best.pt", "uncut.safetensors", "state.json", "lock"),
+    *("log.jsonl", "base.json", "int8", "baselines/uniform"),
 )
+
+
+@pytest.mark.parametrize("name", OWN_NAMES)
 def test_names_that_a_run_uses_are_taken_by_no_other_file(runs, call, name):
     """Going on with a run removes and replaces them."""
     target = runs["conv"] / name

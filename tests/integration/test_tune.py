@@ -531,3 +531,34 @@ def test_epochs_are_counted_by_the_recipe_of_the_trial() -> None:
     for row, trial in zip(result.trials, trials, strict=True):
         assert sorted(trial.intermediate_values) == list(range(1, ran[row.number] + 1))
         assert row.epochs == ran[row.number] <= row.parameters["learn"] + 2
+
+
+def test_a_study_that_goes_on_keeps_what_the_user_wrote() -> None:
+    result = run_study(make_search({"parameters": BOTH, "trials": 1}))
+    folder, best = result.folder, result.best_recipe
+    written = best.read_text()
+    changed = written + "# a note of the user\n"
+    for name in ("best-of-mine.yaml", "best-7.yaml"):
+        (folder / name).write_text("mine: true\n")
+    best.write_text(changed)
+    result = sparsify.tune(resume=folder, trials=2)
+    assert (folder / "best.changed.yaml").read_text() == changed
+    assert "best.yaml was not as the study writes it, and is kept as best.changed.yaml" in result.study.notes
+    assert "a note of the user" not in best.read_text()
+    best.write_text(changed)
+    result = sparsify.tune(resume=folder, trials=3)
+    assert (folder / "best.changed-2.yaml").read_text() == changed
+    for name in ("best-of-mine.yaml", "best-7.yaml"):
+        assert (folder / name).read_text() == "mine: true\n"
+    before = sorted(path.name for path in folder.glob("best*"))
+    result = sparsify.tune(resume=folder, trials=4)
+    assert sorted(path.name for path in folder.glob("best*")) == before, "what it wrote itself it replaces"
+
+
+def test_points_that_left_the_front_leave_no_recipe() -> None:
+    recipe = make_search({"parameters": BOTH, "trials": 2, "objective": {"cost": "macs"}})
+    folder = run_study(recipe).folder
+    stale = folder / "best-9.yaml"
+    stale.write_text((folder / sorted(folder.glob("best-*.yaml"))[0].name).read_text())
+    result = sparsify.tune(resume=folder, trials=3)
+    assert sorted(path.name for path in folder.glob("best*")) == sorted(result.study.recipes.values())

@@ -30,9 +30,14 @@ def cut_in_place(
             "a model cannot be cut in the middle of a training on several processes; cut it between two "
             "trainings"
         )
-    training = model.training
     result = cut(plan, model, optimizer=optimizer, batches=batches)
-    thin = result.model
+    dense = become(model, result.model)
+    return Result(model, dense, plan, result.cuts, result.verdicts, result.followers, result.notes)
+
+
+def become(model: nn.Module, thin: nn.Module) -> nn.Module:
+    """Let a module object be the cut model from now on, and return another object that is the dense one."""
+    training = model.training
     compiled = model.__dict__.pop(COMPILED, None)  # of `model.compile()`; it calls this very object
     dense = nn.Module.__new__(type(model))
     dense.__dict__ = dict(model.__dict__)
@@ -44,4 +49,4 @@ def cut_in_place(
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()  # what was compiled knows the old shapes
     model.train(training)
-    return Result(model, dense, plan, result.cuts, result.verdicts, result.followers, result.notes)
+    return dense

@@ -181,9 +181,10 @@ def test_a_checkpoint_without_hooks_is_refused(tmp_path: Path) -> None:
         match=r"checkpoint-4/sparsify\.pt is missing: the checkpoint was written without SparsifyCallback",
     ):
         adapter.SparsifyCallback(plan(net, "proximal")).on_train_begin(
-            SimpleNamespace(output_dir=str(tmp_path)),
+            SimpleNamespace(output_dir=str(tmp_path), gradient_accumulation_steps=1),
             state,
             None,
+            train_dataloader=range(4),
             model=net,
             optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
         )
@@ -270,3 +271,180 @@ print("went on")
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=600
     )
     assert "went on" in done.stdout, done.stderr
+
+
+def fit_with_checkpoints(folder: Path, epochs: int = 3, resume: Path | None = None, **options: Any) -> Any:
+    """(callback, net) of a training in Lightning that is cut after its first epoch of four steps."""
+    lightning = import_module("lightning.pytorch")
+    adapter = import_module("sparsify.adapters.lightning")
+    net = model()
+    callback = adapter.SparsifyCallback(halving_plan(net), net, cut_after=1)
+    saver = lightning.callbacks.ModelCheckpoint(folder, filename="{step}", save_top_k=-1, **options)
+
+    class Module(lightning.LightningModule):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), lr=0.05)
+
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        callbacks=[callback, saver],
+        accelerator="cpu",
+        devices=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+    )
+    trainer.fit(Module(), DataLoader(TensorDataset(X, Y), 16), ckpt_path=resume)
+    return callback, net
+
+
+def test_lightning_resumes_after_its_cut_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    whole, net = fit_with_checkpoints(tmp_path / "whole")
+    for step in (4, 8):
+        resumed, other = fit_with_checkpoints(tmp_path / "other", resume=tmp_path / f"whole/step={step}.ckpt")
+        assert resumed.result.model is other and other[0].out_features == 4
+        assert resumed.result.cuts == whole.result.cuts and resumed.result.verdicts == whole.result.verdicts
+        for one, two in ((other, net), (resumed.result.dense, whole.result.dense)):
+            wanted = two.state_dict()
+            assert all(torch.equal(value, wanted[name]) for name, value in one.state_dict().items())
+            assert len(wanted) == len(one.state_dict())
+
+
+def test_lightning_cuts_a_checkpoint_that_was_written_right_before(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    whole, net = fit_with_checkpoints(tmp_path / "whole", every_n_train_steps=4)
+    stored = torch.load(tmp_path / "whole/step=4.ckpt", weights_only=False)
+    assert stored["state_dict"]["net.0.weight"].shape == (8, 6), "of the dense model"
+    resumed, other = fit_with_checkpoints(tmp_path / "other", resume=tmp_path / "whole/step=4.ckpt")
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), net.parameters(), strict=True))
+    assert resumed.result.cuts == whole.result.cuts
+
+
+def test_lightning_flushes_before_each_checkpoint(tmp_path: Path) -> None:
+    """The penalty acts every second step; a checkpoint after an odd one holds what it had saved up."""
+    pytest.importorskip("lightning")
+    fit_with_checkpoints(tmp_path, epochs=1, every_n_train_steps=1)
+    net = model()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
+    with sparsify.attach(halving_plan(net), net, optimizer, steps_per_epoch=4, steps=4) as hooks:
+        for step in range(3):
+            x, y = X[16 * step : 16 * step + 16], Y[16 * step : 16 * step + 16]
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+            hooks.flush()
+            stored = torch.load(tmp_path / f"step={step + 1}.ckpt", weights_only=False)["state_dict"]
+            torch.testing.assert_close(stored["net.0.weight"], net[0].weight.detach())
+
+
+def test_lightning_refuses_a_cut_that_never_comes() -> None:
+    pytest.importorskip("lightning")
+    adapter = import_module("sparsify.adapters.lightning")
+    net = model()
+    callback = adapter.SparsifyCallback(halving_plan(net), net, cut_after=3)
+    with pytest.raises(ModelError) as error:
+        fit(net, callback)
+    assert str(error.value) == (
+        "cut_after=3 is never reached: the training ends after 2 epochs; train longer, or cut earlier"
+    )
+    with pytest.raises(ModelError) as error:
+        adapter.SparsifyCallback(halving_plan(net), net, cut_after=0)
+    assert str(error.value) == "cut_after=0: the model is cut after a whole epoch, the first is 1"
+
+
+HUGGING_FACE = """
+import sys; sys.path[:0] = [{zoo!r}, {here!r}]
+import shim, torch, sparsify
+import test_adapters as parts
+from pathlib import Path
+from transformers import Trainer, TrainingArguments
+import sparsify.adapters.transformers as adapter
+rows = [{{"x": x, "labels": y}} for x, y in zip(parts.X, parts.Y)]
+rules = [{{"layers": "net.0", "group": "neuron", "penalty": parts.PENALTIES["proximal"], "sparsity": "50%"}}]
+
+def train(folder, resume=None, cut_after=1, **options):
+    torch.manual_seed(0)
+    wrapped = parts.Wrapped()
+    plan = sparsify.make_plan({{"version": 1, "title": "t", "rules": rules}}, wrapped, {{"x": parts.X[:2]}})
+    callback = adapter.SparsifyCallback(plan, cut_after=cut_after)
+    settings = {{"num_train_epochs": 3, "save_strategy": "epoch", **options}}
+    arguments = TrainingArguments(folder, per_device_train_batch_size=16, use_cpu=True, report_to=[],
+        disable_tqdm=True, seed=0, optim="adamw_torch", learning_rate=0.05, logging_strategy="no", **settings)
+    trainer = Trainer(wrapped, arguments, train_dataset=rows, callbacks=[callback])
+    trainer.train(resume_from_checkpoint=resume)
+    return callback, wrapped
+"""
+
+
+def run_hugging_face(code: str, folder: Path) -> None:
+    """In a process of its own, since transformers imports whatever vision package lies about."""
+    pytest.importorskip("transformers")
+    start = HUGGING_FACE.format(zoo=str(ROOT / "tests/zoo"), here=str(ROOT / "tests/integration"))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", f"{start}\n{code}\nprint('came to its end')"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=folder,
+    )
+    assert "came to its end" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_hugging_face_resumes_after_its_cut_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    run_hugging_face(
+        """
+for options in ({}, {"bf16": True}, {"save_strategy": "steps", "save_steps": 4}):
+    folder = f"out{len(options)}{options.get('bf16')}"
+    whole, net = train(folder, **options)
+    for step in (4, 8):
+        resumed, other = train(folder, f"{folder}/checkpoint-{step}", **options)
+        assert resumed.result.model is other and other.net[0].out_features == 4
+        assert resumed.result.cuts == whole.result.cuts and resumed.result.verdicts == whole.result.verdicts
+        for one, two in ((other, net), (resumed.result.dense, whole.result.dense)):
+            for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
+                assert torch.equal(a, b), (options, step)
+        assert not other._load_state_dict_pre_hooks and not resumed.result.dense._load_state_dict_pre_hooks
+try:
+    train("elsewhere", f"{folder}/checkpoint-12")
+except sparsify.SparsifyError as error:
+    assert "no sparsify.pt in elsewhere holds the cut; resume from a checkpoint in output_dir" in str(error)
+else:
+    raise AssertionError
+""",
+        tmp_path,
+    )
+
+
+@pytest.mark.slow
+def test_hugging_face_counts_the_steps_of_an_epoch_by_its_data(tmp_path: Path) -> None:
+    run_hugging_face(
+        """
+seen = []
+attach = adapter.attach
+adapter.attach = lambda *given, **named: seen.append(named) or attach(*given, **named)
+cases = ({"max_steps": 5}, {"num_train_epochs": 0.5}, {"num_train_epochs": 1.25}, {"num_train_epochs": 2})
+for options in cases:
+    train("out", cut_after=None, save_strategy="no", **options)
+train("out", cut_after=None, save_strategy="no", gradient_accumulation_steps=3, num_train_epochs=2)
+assert [one["steps_per_epoch"] for one in seen] == [4, 4, 4, 4, 2], seen
+assert [one["steps"] for one in seen] == [5, 2, 5, 8, 4], seen
+for cut_after, epochs in ((2, 1.5), (3, 2)):
+    try:
+        train("out", cut_after=cut_after, save_strategy="no", num_train_epochs=epochs)
+    except sparsify.SparsifyError as error:
+        assert str(error) == (f"cut_after={cut_after} is never reached: the training ends after {epochs:g} "
+            "epochs; train longer, or cut earlier")
+    else:
+        raise AssertionError(cut_after)
+""",
+        tmp_path,
+    )

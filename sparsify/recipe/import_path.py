@@ -1,8 +1,6 @@
 """Import what a dotted path in a recipe names: `package.module.thing` or `package.module:thing`."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -70,7 +68,7 @@ def load_module(name: str) -> ModuleType:
         return ImportError(f"importing '{name}' failed: {why}{hint}")
 
     missing: ModuleNotFoundError | None = None
-    with _current_folder(), run_user_code(f"importing '{name}'", failed, keep_chance=True):
+    with run_user_code(f"importing '{name}'", failed, keep_chance=True):
         try:
             return import_module(name)
         except ModuleNotFoundError as error:
@@ -80,13 +78,3 @@ def load_module(name: str) -> ModuleType:
             f"there is no module '{missing.name}' (looked in the installed packages and in {Path.cwd()})"
         ) from missing
     raise ImportError(f"importing '{name}' failed: {missing}") from missing
-
-
-@contextmanager
-def _current_folder() -> Iterator[None]:
-    folder = str(Path.cwd())
-    sys.path.append(folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)

@@ -26,12 +26,13 @@ def run_user_code(
         keep_chance: Put the random states of random, numpy and torch back too, silently.
 
     Gradients, default type and device, the number of threads and the working folder are put back with a
-    SparsifyWarning.
+    SparsifyWarning. Imports inside find modules of the working folder, which is searched last.
     """
     before = _Settings.read()
     chance = _read_chance() if keep_chance else ()
     try:
-        yield
+        with _search_folder(before.folder):
+            yield
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -43,6 +44,20 @@ def run_user_code(
         if changed:
             text = f"{name} {', '.join(changed)}; that was put back"
             warnings.warn(text, SparsifyWarning, stacklevel=3)
+
+
+@contextmanager
+def _search_folder(folder: str | None) -> Iterator[None]:
+    """Have imports search a folder last, unless they search it already."""
+    if folder is None or folder in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the code may have removed it
+            sys.path.remove(folder)
 
 
 @dataclass(frozen=True)

@@ -571,3 +571,52 @@ def test_sequences_of_one_length_in_one_set_alone_are_no_other_form() -> None:
     write_lines("train.jsonl", reviews(60, 0))
     write_lines("test.jsonl", [{"review": "good", "label": "yes"}, {"review": "dull", "label": "no"}])
     run(recipe(REVIEWS, "classification", "Reader", "up"))
+
+
+LATE_FILES = {
+    "late_net": "def build():\n    from late_parts import make\n    return make()\n",
+    "late_data": "def load():\n    from late_parts import rows\n    return rows(60), rows(20)\n",
+    "late_parts": """
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+def make(): return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+class Rows(Dataset):
+    def __init__(self, length): self.length = length
+    def __len__(self): return self.length
+    def __getitem__(self, number):
+        from late_example import draw
+        return draw(number)
+def rows(length): return Rows(length)
+""",
+    "late_example": """
+import torch
+def draw(number):
+    x = torch.randn(4, generator=torch.Generator().manual_seed(number))
+    return x, int(x[:3].argmax())
+""",
+}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_files_of_the_folder_that_are_imported_when_code_runs_are_found(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in LATE_FILES.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    recipe = {
+        "version": 1,
+        "title": "late",
+        "model": {"build": "late_net:build"},
+        "data": {"source": "late_data:load", "validation": "20%", "workers": workers},
+        "rules": [{"layers": "0", "group": "neuron", "sparsity": "25%"}],
+        "stages": [
+            {"kind": "train", "name": "learn", "epochs": 1, "optimizer": {"kind": "adam"}},
+            {"kind": "cut"},
+        ],
+    }
+    assert (sparsify.apply(recipe, from_scratch=True, timing=0.02) / "report.html").exists()
+    assert sys.path == before

@@ -119,3 +119,24 @@ def test_the_standard_streams_are_left_alone() -> None:
     with run_user_code("it", DataError):
         pass
     assert (sys.stdout, sys.stderr) == before
+
+
+def test_imports_inside_find_modules_of_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Searched last, and only inside: the path of the process stays as it was, whatever the code did."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "only_in_this_folder.py").write_text("VALUE = 3\n")
+    monkeypatch.delitem(sys.modules, "only_in_this_folder", raising=False)
+    before = list(sys.path)
+    with run_user_code("it", DataError):
+        assert sys.path == [*before, str(tmp_path)]
+        from only_in_this_folder import VALUE  # type: ignore[import-not-found]
+    assert sys.path == before and VALUE == 3
+    with run_user_code("it", DataError), run_user_code("it", DataError):
+        sys.path.remove(str(tmp_path))
+    assert sys.path == before
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *before])
+    with run_user_code("it", DataError):
+        pass
+    assert sys.path == [str(tmp_path), *before], "its place is kept where it is searched already"

@@ -562,3 +562,22 @@ def test_points_that_left_the_front_leave_no_recipe() -> None:
     stale.write_text((folder / sorted(folder.glob("best-*.yaml"))[0].name).read_text())
     result = sparsify.tune(resume=folder, trials=3)
     assert sorted(path.name for path in folder.glob("best*")) == sorted(result.study.recipes.values())
+
+
+def test_who_is_refused_from_another_machine_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = tmp_path / "journal.log"
+    result = run_study(write_own_modules(tmp_path, monkeypatch), storage=str(journal))
+    name = json.loads((result.folder / "tune.json").read_text())["name"]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    write_own_modules(Path(), monkeypatch)
+    Path("own_points.py").write_text(OWN_MODULES["own_points"].replace("manual_seed(0)", "manual_seed(1)"))
+    with pytest.raises(RunError) as error:
+        sparsify.tune(join=name, storage=str(journal))
+    assert str(error.value) == (
+        f"{Path.cwd() / 'own_points.py'} (data.source 'own_points:load') was changed since the study began; "
+        "start a new study with it"
+    )
+    assert not (Path("runs") / name).exists()

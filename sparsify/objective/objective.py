@@ -51,6 +51,12 @@ class Objective:
         """The metric that choices are made by."""
         return self.metrics[0].facts if self.metrics else LOSS
 
+    @property
+    def counts_elements(self) -> bool:
+        """Whether an example's loss weighs as much as it has tokens or pixels that count. A loss of the
+        user's own weighs all examples alike."""
+        return self.task.loss is None and self.task.kind in _IGNORING
+
 
 @dataclass(frozen=True)
 class Evaluation:

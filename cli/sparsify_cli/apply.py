@@ -46,6 +46,13 @@ def command(
         raise typer.BadParameter(
             f"--resume goes on in {resume}, and --out names another folder; leave it out"
         )
+    if resume is not None:
+        options = {"--from-scratch": from_scratch, "--strict": strict, "--allow": allow}
+        ignored = [option for option, given in options.items() if given]
+        if ignored:
+            raise typer.BadParameter(
+                f"--resume goes on as {resume} was started, and would ignore {ignored[0]}; leave it out"
+            )
     folder = [resume] if resume is not None else []
     try:
         with raise_on_sigterm():  # here too: an error after the signal must say how to resume

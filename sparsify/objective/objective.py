@@ -198,7 +198,8 @@ def mark_ignored(task: Task, targets: Any) -> Any:
     whole = isinstance(targets, Tensor) and not targets.is_floating_point()
     if not whole or task.ignore == IGNORED or task.kind not in _IGNORING:
         return targets
-    return targets.masked_fill(targets == task.ignore, IGNORED)
+    numbers = targets.long()  # bytes cannot hold -100
+    return numbers.masked_fill(numbers == task.ignore, IGNORED)
 
 
 _IGNORING = ("segmentation", "language_model", "masked_language_model")

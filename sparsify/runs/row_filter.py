@@ -68,8 +68,14 @@ def parse_condition(text: str, rows: Sequence[RunRow]) -> Condition:
     number = _NUMBER.fullmatch(found[3])
     if number is None:
         raise RunError(f"--where {text!r}: '{found[3]}' is no number; write one such as 50%, 0.5 or 1.5x")
-    named = found[1].replace("-", " ") if found[1] not in _FIELDS else None
+    named = _find_metric(found[1], rows)
     return Condition(field, holds, float(number[1]) / (100 if number[2] == "%" else 1), named)
+
+
+def _find_metric(name: str, rows: Sequence[RunRow]) -> str | None:
+    """The metric that a word calls by its own name, with `-` for spaces; None for a field."""
+    metrics = (row.judged_by for row in rows if row.judged_by is not None)
+    return next((own for own in metrics if name not in _FIELDS and own.replace(" ", "-") == name), None)
 
 
 def find_field(name: str, rows: Sequence[RunRow], option: str) -> str:
@@ -97,11 +103,11 @@ def sort_rows(rows: Sequence[RunRow], by: str) -> tuple[RunRow, ...]:
     turns it round. Rows whose value is unknown come last. Raises RunError."""
     field = find_field(by.removeprefix("-"), rows, "--sort")
     descending = (field in _DESCENDING) != by.startswith("-")
-    named = by.removeprefix("-").replace("-", " ")
+    named = _find_metric(by.removeprefix("-"), rows)
     known: list[RunRow] = []
     unknown: list[RunRow] = []
     for row in rows:
-        is_other = named not in _FIELDS and field == "metric" and row.judged_by != named
+        is_other = named is not None and row.judged_by != named
         (unknown if is_other or getattr(row, field) is None else known).append(row)
     if field == "metric" and known and known[0].better == "lower":
         descending = not descending

@@ -114,3 +114,12 @@ def test_accuracy_of_targets_that_are_no_numbers_of_classes_is_refused() -> None
     assert str(caught.value) == (
         "the targets have the shape (3, 3); accuracy needs the number of each example's class, (examples,)"
     )
+
+
+def test_masks_of_bytes_may_say_what_does_not_count() -> None:
+    masks = torch.tensor([[[0, 1], [255, 1]]], dtype=torch.uint8)
+    model = nn.Conv2d(1, 2, 1)
+    objective = sparsify.make_objective({"kind": "segmentation", "ignore": 255})
+    found = sparsify.evaluate(model, [(torch.ones(1, 1, 2, 2), masks)], objective)
+    expected = nn.functional.cross_entropy(model(torch.ones(1, 1, 2, 2)), masks.long(), ignore_index=255)
+    assert found.loss == pytest.approx(float(expected), rel=1e-6)

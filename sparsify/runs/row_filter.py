@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from sparsify.errors import RunError
@@ -35,6 +36,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
 }
 _CONDITION = re.compile(r"\s*([\w-]+)\s*(<=|>=|!=|<|>|==?)\s*(.+?)\s*")
+_PARTS = re.compile(r"([0-9]+)")
 _NUMBER = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|x)?")
 
 
@@ -70,6 +72,13 @@ def parse_condition(text: str, rows: Sequence[RunRow]) -> Condition:
         raise RunError(f"--where {text!r}: '{found[3]}' is no number; write one such as 50%, 0.5 or 1.5x")
     named = _find_metric(found[1], rows)
     return Condition(field, holds, float(number[1]) / (100 if number[2] == "%" else 1), named)
+
+
+def _find_order(field: str, row: RunRow) -> Any:
+    """What rows are sorted by: numbers inside names count as numbers, so that run 10 comes after run 2."""
+    if field != "name":
+        return getattr(row, field)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else part) for part in _PARTS.split(row.name)]
 
 
 def _find_metric(name: str, rows: Sequence[RunRow]) -> str | None:
@@ -111,5 +120,5 @@ def sort_rows(rows: Sequence[RunRow], by: str) -> tuple[RunRow, ...]:
         (unknown if is_other or getattr(row, field) is None else known).append(row)
     if field == "metric" and known and known[0].better == "lower":
         descending = not descending
-    known.sort(key=lambda row: getattr(row, field), reverse=descending)
+    known.sort(key=partial(_find_order, field), reverse=descending)
     return (*known, *unknown)

@@ -216,7 +216,9 @@ def test_weights_of_less_precision_in_any_order(folder: Path, dense: Path) -> No
     )
     run = adopt(folder, folder / "bf16.pt", dense=dense)
     assert torch.allclose(call(run), cut.bfloat16().float()(X).detach(), atol=1e-5)
-    assert "its weights are those of the dense model's units that stayed, rounded to bfloat16" in read_notes(run)
+    assert "its weights are those of the dense model's units that stayed, rounded to bfloat16" in read_notes(
+        run
+    )
 
 
 def test_layers_that_were_cut_apart(folder: Path, dense: Path) -> None:

@@ -20,3 +20,8 @@ def test_a_metric_is_asked_for_by_its_name_with_hyphens_or_spaces() -> None:
     assert names(sort_rows(ROWS, "mad-5")) == ["a-2", "a-1", "b-1"]
     assert names(sort_rows(ROWS, "-mad-5")) == ["a-1", "a-2", "b-1"]
     assert names(choose_rows(ROWS, ["metric<=1"])) == ["a-2", "b-1"]
+
+
+def test_names_are_sorted_by_their_numbers() -> None:
+    rows = tuple(RunRow(name, "complete") for name in ("hy-10", "2", "hy-2", "hy", "hy-2b"))
+    assert names(sort_rows(rows, "name")) == ["2", "hy", "hy-2", "hy-2b", "hy-10"]

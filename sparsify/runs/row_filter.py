@@ -78,7 +78,9 @@ def _find_order(field: str, row: RunRow) -> Any:
     """What rows are sorted by: numbers inside names count as numbers, so that run 10 comes after run 2."""
     if field != "name":
         return getattr(row, field)
-    return [(part.isdecimal(), int(part) if part.isdecimal() else part) for part in _PARTS.split(row.name)]
+    parts = _PARTS.split(row.name)
+    texts, numbers = parts[::2], (*parts[1::2], "-1")
+    return list(zip(texts, map(int, numbers), strict=True))
 
 
 def _find_metric(name: str, rows: Sequence[RunRow]) -> str | None:

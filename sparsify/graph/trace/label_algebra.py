@@ -41,6 +41,13 @@ class LabelAlgebra:
         self.join(aspect, rest)
         return rest
 
+    def tie_runs(self, axis_labels: AxisLabels, dim: int, length: int) -> None:
+        """Runs of `length` neighbours along a dimension are removed together."""
+        for aspect in axis_labels.aspects:
+            if dim in varying_dims(aspect) and aspect.shape[dim] % length == 0:
+                runs = torch.unflatten(aspect, dim, (-1, length))
+                self.join(runs, runs.narrow(dim + 1, 0, 1))
+
     def hold(self, aspect: Tensor, dims: set[int], reason: str) -> None:
         """These dimensions keep their size: tie along them and, if nothing else varies, fix the labels."""
         rest = self.tie(aspect, dims)

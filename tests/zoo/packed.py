@@ -126,6 +126,77 @@ class ThreeFirst(nn.Module):
         return self.proj(attend(*qkv.unbind(0)))
 
 
+class OneKey(nn.Module):
+    """Multi-query attention (Shazeer, arXiv:1911.02150), as in GPTBigCode: all queries, a key, a value."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.head_dim, self.embed_dim = config.head_dim, config.hidden_size
+        self.qkv = nn.Linear(config.hidden_size, config.hidden_size + 2 * self.head_dim)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).split((self.embed_dim, self.head_dim, self.head_dim), -1)
+        return self.out(attend(by_head(q, self.head_dim), k.unsqueeze(1), v.unsqueeze(1)))
+
+
+class OneKeyBehind(OneKey):
+    """Falcon: the key and the value behind the queries, [heads + 2, d]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = by_head(self.qkv(x), self.head_dim)
+        return self.out(attend(y[:, :-2], y[:, [-2]], y[:, [-1]]))
+
+
+class OneKeyApart(nn.Module):
+    """Gemma, 2 billion parameters: layers of their own, the key and the value expanded to all heads."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.q, self.out = (nn.Linear(config.hidden_size, config.hidden_size) for _ in range(2))
+        self.k, self.v = (nn.Linear(config.hidden_size, self.head_dim) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = by_head(self.q(x), self.head_dim)
+        return self.out(attend(q, self.k(x).unsqueeze(1), self.v(x).unsqueeze(1)))
+
+
+def turned(x: Tensor) -> Tensor:
+    """[N, heads, T, d] with the two halves of the places turned by the time."""
+    angle = torch.arange(x.shape[2], dtype=x.dtype)[:, None] / 3
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), -1)
+
+
+class LatentAttention(nn.Module):
+    """Multi-head latent attention of DeepSeek-V2 (arXiv:2405.04434): queries, and keys with values, by a
+    narrow layer each; the rotated part of the keys is one for all heads."""
+
+    def __init__(self, config: Config, rank: int = 8, rotated: int = 4, plain: int = 3) -> None:
+        super().__init__()
+        self.num_heads, self.v_head_dim = config.num_attention_heads, config.head_dim
+        self.kv_lora_rank, self.rope_dim, self.nope_dim = rank, rotated, plain
+        self.q_a, self.q_b = (
+            nn.Linear(config.hidden_size, 10),
+            nn.Linear(10, self.num_heads * (plain + rotated)),
+        )
+        self.kv_a = nn.Linear(config.hidden_size, rank + rotated)
+        self.kv_b = nn.Linear(rank, self.num_heads * (plain + self.v_head_dim))
+        self.out = nn.Linear(self.num_heads * self.v_head_dim, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.nope_dim, self.rope_dim]
+        q, q_rotated = by_head(self.q_b(self.q_a(x)), sum(parts)).split(parts, -1)
+        latent, k_rotated = self.kv_a(x).split([self.kv_lora_rank, self.rope_dim], -1)
+        kv = by_head(self.kv_b(latent), self.nope_dim + self.v_head_dim)
+        k, v = kv.split([self.nope_dim, self.v_head_dim], -1)
+        keys = k.new_empty(*k.shape[:-1], sum(parts))
+        keys[..., : self.nope_dim] = k
+        keys[..., self.nope_dim :] = turned(k_rotated.unsqueeze(1))
+        return self.out(attend(torch.cat([q, turned(q_rotated)], -1), keys, v))
+
+
 class Blocks(nn.Module):
     """Attentions and neurons in turn; all layers share one configuration."""
 
@@ -371,6 +442,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Drawn]] = {
     "heads side by side": (lambda: Blocks(HeadByHead), SEQUENCE),
     "heads in groups": (lambda: Blocks(GroupByGroup), SEQUENCE),
     "heads, three first": (lambda: Blocks(ThreeFirst), SEQUENCE),
+    "heads with one key": (lambda: Blocks(OneKey), SEQUENCE),
+    "heads before one key": (lambda: Blocks(OneKeyBehind), SEQUENCE),
+    "heads and one key apart": (lambda: Blocks(OneKeyApart), SEQUENCE),
+    "heads of latents": (lambda: Blocks(LatentAttention), SEQUENCE),
     "selective scan": (SelectiveScan, SEQUENCE),
     "partial convolutions": (
         lambda: _deepen(cbr(3, 16), PartialConvolution(16, 6), cbr(16, 12)),

@@ -34,6 +34,16 @@ class ChannelGroups:
     """whether each group has a statistic over its channels, so that a cut inside of it changes them"""
     inside: Ints | None = None
     """labels of places in every group that belong to no group, and stay where whole groups leave"""
+    stays: tuple[Ints | None, Ints | None] = (None, None)
+    """labels beside them that stay where whole groups leave, and where places leave"""
+    why_stays: str = ""
+    is_field: bool = False
+    """whether the groups are heads that share their places: a side on which neither can leave is not taken"""
+
+    def join_fixed(self) -> tuple[Joins, Joins]:
+        """What is joined on either side, with what stays joined to label 0, which no cut touches."""
+        whole, places = (() if own is None else [(own, np.zeros(1, np.int64))] for own in self.stays)
+        return [*self.whole, *whole], [*self.places, *places]
 
 
 @dataclass(frozen=True)
@@ -67,9 +77,14 @@ def choose_sides(
     sets = [int(touching[own.channels].max()) for own in groups]  # of what must stay it is 0
     for number, own in zip(sets, groups, strict=True):
         together[number].append(own)
-    leaves_whole = {
-        number: _count(whole, members) >= _count(places, members) for number, members in together.items()
-    }
+    leaves_whole = {}
+    for number, members in together.items():
+        fields = [own for own in members if own.is_field]
+        open_sides = [sum(side.count_units(own) > 1 for own in fields) for side in (whole, places)]
+        if open_sides[0] == open_sides[1]:
+            leaves_whole[number] = _count(whole, members) >= _count(places, members)
+        else:
+            leaves_whole[number] = open_sides[0] > open_sides[1]
     return [leaves_whole[number] for number in sets]
 
 

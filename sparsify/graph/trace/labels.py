@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsify.graph.trace.channel_groups import ChannelGroups, Joins, Leaving, Side, choose_sides
-from sparsify.graph.trace.made_labels import GroupOutputs
+from sparsify.graph.trace.made_labels import GroupOutputs, MergedPlaces
 
 Ints = NDArray[np.int64]
 
@@ -76,7 +76,8 @@ class Labels:
         self._doubts: list[tuple[Ints, str]] = []
         self.shapes: list[tuple[str, Ints]] = []
         """(module, labels along a dimension) of every reshape and split that ran in it"""
-        self.group_outputs: list[GroupOutputs] = []
+        self.made: list[GroupOutputs | MergedPlaces] = []
+        """labels that the call makes and that leave with others"""
         self.named: list[Axis] = []
         """places of tensors without labels (a state of zeros), named as something met them"""
         self.inputs: list[tuple[str, Ints]] = []
@@ -189,8 +190,8 @@ class Labels:
         self._channel_groups.clear()
         if not groups:
             return
-        whole = _make_edges([pair for own in groups for pair in own.whole])
-        places = _make_edges([pair for own in groups for pair in own.places])
+        ways = [own.join_fixed() for own in groups]
+        whole, places = (_make_edges([pair for way in ways for pair in way[side]]) for side in (0, 1))
         spread = _make_edges([(field, field.flat[:1]) for field in self._rectangles])
         every = [*self._edges, *whole, *places, *spread]
         a, b = (np.concatenate(ends) for ends in zip(_NO_EDGE, *every, strict=True))
@@ -201,6 +202,9 @@ class Labels:
             groups, choose_sides(groups, touching, *sides, leaving=leaving), strict=True
         ):
             self._edges += _make_edges(own.whole if leaves_whole else own.places)
+            stays = own.stays[0 if leaves_whole else 1]
+            if stays is not None:
+                self.fix(stays, own.why_stays)
             if own.inside is not None and leaves_whole:
                 self.fix(own.inside, "whole groups leave, and each has as many channels")
             if own.has_statistics and not leaves_whole:

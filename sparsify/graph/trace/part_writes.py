@@ -30,13 +30,13 @@ def follow_write(tracer: Follower, name: str, args: Any) -> None:
                 reason = f"it is written into a part of another tensor ({name})"
                 lost = []
                 for aspect in strange:
-                    whole = _hold_part(tracer, target, aspect, reason)
+                    whole = _hold_part(tracer, target, aspect)
                     if not _label_filled_base(tracer, target, [whole]):
                         lost.append(aspect)
                 tracer.fix(AxisLabels(own.shape, tuple(lost)), reason)
 
 
-def _hold_part(tracer: Follower, part: Tensor, aspect: Tensor, reason: str) -> Tensor:
+def _hold_part(tracer: Follower, part: Tensor, aspect: Tensor) -> Tensor:
     """The aspect along those dimensions alone that are whole ones of the tensor that is written into.
 
     Along the others it fills fixed places, which stay: heads leave, the places of each do not (the keys of

@@ -58,7 +58,17 @@ class LeavingTorch(TorchFunctionMode):
         way = LEAVES_TORCH.get(func)
         if way is not None:
             self._watch.protect(args, f"its values leave torch through {way}")
+        if func is Tensor.__getitem__ and type(args[1]) is tuple:
+            args = args[0], tuple(map(_write_as_slice, args[1]))
         return func(*args, **(kwargs or {}))
+
+
+def _write_as_slice(index: Any) -> Any:
+    """A list of one number as a slice, with the same result: torch makes a tensor of a list, without values
+    where it is traced."""
+    if type(index) is not list or len(index) != 1 or type(index[0]) is not int:
+        return index
+    return slice(index[0], index[0] + 1 or None)
 
 
 class Tracer(ModuleStack):  # type: ignore[no-untyped-call]

@@ -107,6 +107,83 @@ def test_a_cut_of_a_cut_model_goes_on_from_there() -> None:
     assert [m.qkv_proj.out_features for m in twice.attentions] == [20, 20]
 
 
+@pytest.mark.parametrize(
+    ("kind", "layer"), [("OneKey", "qkv"), ("OneKeyBehind", "qkv"), ("OneKeyApart", "q")]
+)
+def test_heads_leave_from_a_single_key_and_value(kind: str, layer: str) -> None:
+    """Each layer keeps heads of its own; the key and the value, of four places, stay."""
+    model: Any = make(lambda: packed.Blocks(getattr(packed, kind)))
+    result = cut(model, {"layers": f"attentions.0.{layer}", "group": "head"})
+    first, second = result.model.attentions
+    beside = 0 if layer == "q" else 8
+    assert [getattr(m, layer).out_features - beside for m in (first, second)] == [12, 24]
+    assert [m.out.in_features for m in (first, second)] == [12, 24]
+    assert result.verdicts[0].outcome == "equal"
+    narrowed: dict[str, Any] = {getattr(op, "tensor", ""): op for op in result.cuts.operations}
+    kept = [i for first, end in narrowed[f"attentions.0.{layer}.weight"].keep for i in range(first, end)]
+    assert [i % 4 for i in kept] == [0, 1, 2, 3] * (len(kept) // 4)
+    assert layer == "q" or kept[-8:] == list(range(24, 32))
+    again = replay_cuts(model, result.cuts)
+    again.load_state_dict(result.model.state_dict())
+    assert torch.equal(again.eval()(*ROWS), result.model.eval()(*ROWS))
+
+
+def test_why_a_single_key_and_value_stay() -> None:
+    model = make(lambda: packed.Blocks(packed.OneKeyApart))
+    plan = sparsify.make_plan(
+        {"version": 1, "title": "t", "rules": [{"layers": "*", "group": "weight", "sparsity": "50%"}]},
+        model,
+        ROWS,
+    )
+    reasons = {group.name: group.protected for group in plan.map.coupled if group.protected}
+    assert reasons == {
+        "attentions.0.k": "all heads share it",
+        "attentions.0.v": "it is flattened together with another dimension",
+        "attentions.1.k": "all heads share it",
+        "attentions.1.v": "it is flattened together with another dimension",
+        "head": "it feeds the network's output",
+    }
+
+
+def test_heads_and_ranks_of_latent_attention_leave() -> None:
+    model: Any = make(lambda: packed.Blocks(packed.LatentAttention))
+    result = cut(
+        model,
+        {"layers": "attentions.0.q_b", "group": "head"},
+        {"layers": "attentions.0.q_a"},
+        {"layers": "attentions.0.kv_a"},
+    )
+    own = result.model.attentions[0]
+    assert (own.num_heads, own.kv_lora_rank, own.rope_dim, own.nope_dim) == (3, 4, 4, 3)
+    assert tuple(own.q_b.weight.shape) == (3 * 7, 5)
+    assert tuple(own.kv_a.weight.shape) == (4 + 4, 24)  # the rotated part of the keys stays
+    assert tuple(own.kv_b.weight.shape) == (3 * 7, 4)
+    assert tuple(own.out.weight.shape) == (24, 3 * 4)
+    assert result.verdicts[0].outcome == "equal"
+    assert result.model.attentions[1].num_heads == 6
+
+
+class PairsBehind(nn.Module):
+    """Complex numbers, which must begin at even places, behind neurons in each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 12
+        self.a, self.b, self.fc = nn.Linear(6, 16), nn.Linear(12, 8), nn.Linear(8 + 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, rest = self.a(x).split([self.width, 4], -1)
+        turned = torch.view_as_complex(rest.unflatten(-1, (2, 2))) * 1j
+        return self.fc(torch.cat([self.b(first).relu(), torch.view_as_real(turned).flatten(-2)], -1))
+
+
+def test_what_is_beside_complex_numbers_in_a_row_leaves_in_twos() -> None:
+    model: Any = make(PairsBehind)
+    result = cut(model, {"layers": "a"})
+    assert [(w.group, w.width, w.kept) for w in result.cuts.widths] == [("a", 6, 3)]
+    assert result.model.a.out_features == 10 and result.verdicts[0].outcome == "equal"
+
+
 class SizesBesideConfig(packed.SplitBySizes):  # type: ignore[misc]
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -177,8 +177,36 @@ class Gather(Spec):
     """columns that stay, as half-open ranges"""
 
 
+class Select(Spec):
+    """A module selects places of a tensor that it is given: whoever makes it still makes those of all heads,
+    as the slopes of ALiBi, which would be others for fewer heads."""
+
+    op: Literal["select"] = "select"
+    module: Text
+    """dotted name of the module"""
+    argument: int | str
+    """place or name of the argument of its `forward`"""
+    dim: Whole
+    """dimension of the tensor; places repeat along it if its length is a multiple of `size`"""
+    size: Positive
+    """places before"""
+    keep: tuple[Range, ...]
+    """places that stay, as half-open ranges"""
+
+
 Operation = Annotated[
-    Shorten | Narrow | Replace | SetAttribute | Bypass | Silence | Zero | AddBias | Fold | Crop | Gather,
+    Shorten
+    | Narrow
+    | Replace
+    | SetAttribute
+    | Bypass
+    | Silence
+    | Zero
+    | AddBias
+    | Fold
+    | Crop
+    | Gather
+    | Select,
     Field(discriminator="op"),
 ]
 

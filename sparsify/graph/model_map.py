@@ -42,6 +42,19 @@ class Slice:
     spans: tuple[Span, ...]
 
 
+@dataclass(frozen=True)
+class Given:
+    """A tensor that a module is given, with places for units that no layer makes (the slopes of ALiBi)."""
+
+    module: str
+    argument: int | str
+    """place or name of the argument of `forward`"""
+    dim: int
+    size: int
+    """places, which may come again along the dimension, for each example"""
+    spans: tuple[Span, ...]
+
+
 UNREACHED = "no rule reaches it"
 """reason of a group that was not cut on trial, as no rule may cut it"""
 
@@ -67,6 +80,8 @@ class Coupled:
     settings: tuple[Slice, ...] = ()
     """further numbers, mostly in configurations (module:config.num_attention_heads), that equal the length of
     one of its dimensions: they follow it only where no cut succeeds without"""
+    given: tuple[Given, ...] = ()
+    """what modules are given for each unit, and nobody makes anew: they select what stays"""
 
     @property
     def is_reached(self) -> bool:

@@ -6,6 +6,7 @@ transposed convolutions; LSTMs that project. Each entry is as in further.py.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -195,6 +196,69 @@ class LatentAttention(nn.Module):
         keys[..., : self.nope_dim] = k
         keys[..., self.nope_dim :] = turned(k_rotated.unsqueeze(1))
         return self.out(attend(torch.cat([q, turned(q_rotated)], -1), keys, v))
+
+
+def slopes_of(heads: int) -> Tensor:
+    """The slopes of ALiBi (Press et al., arXiv:2108.12409), which depend on how many heads there are."""
+    return 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads)
+
+
+class Sloped(nn.Module):
+    """ALiBi with its slopes in a buffer that is saved, or that is not."""
+
+    def __init__(self, config: Config, saved: bool = True) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.register_buffer("slopes", slopes_of(self.num_heads).view(-1, 1, 1), persistent=saved)
+
+    def bias(self, x: Tensor) -> Tensor:
+        return self.get_buffer("slopes") * torch.arange(x.shape[1], dtype=x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.query_key_value(x).view(*x.shape[:2], self.num_heads, 3, self.head_dim)
+        q, k, v = (part.transpose(1, 2) for part in y.unbind(3))
+        scores = q @ k.mT / self.head_dim**0.5 + self.bias(x)
+        return self.dense((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class SlopedAnew(Sloped):
+    """The same, computed in each call from the number of heads."""
+
+    def bias(self, x: Tensor) -> Tensor:
+        times = torch.arange(x.shape[1], dtype=x.dtype)
+        return slopes_of(self.num_heads).to(x)[:, None, None] * times
+
+
+class SlopedByOther(HeadByHead):
+    """BLOOM: the attention is given the positions of all examples and heads, [examples * heads, 1, times]."""
+
+    def forward(self, x: Tensor, alibi: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        y = self.query_key_value(x).view(n, t, self.num_heads, 3, self.head_dim)
+        q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in y.unbind(3))
+        scores = alibi.baddbmm(q, k.mT, alpha=self.head_dim**-0.5).view(n, self.num_heads, t, t)
+        made = scores.softmax(-1).flatten(0, 1) @ v
+        return self.dense(made.view(n, self.num_heads, t, -1).transpose(1, 2).flatten(2))
+
+
+class Positions(nn.Module):
+    """Two attentions in turn, whose positions are made once, for as many heads as the configuration says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = Config()
+        self.embed, self.head = nn.Linear(6, 24), nn.Linear(24, 3)
+        self.attentions = nn.ModuleList(SlopedByOther(self.config) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        slopes = slopes_of(self.config.num_attention_heads).to(x)[:, None, None]
+        alibi = (slopes * torch.arange(x.shape[1], dtype=x.dtype)).repeat(len(x), 1, 1)
+        x = self.embed(x)
+        for attention in self.attentions:
+            x = x + attention(x, alibi=alibi)
+        return self.head(x.mean(1))
 
 
 class Blocks(nn.Module):
@@ -446,6 +510,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Drawn]] = {
     "heads before one key": (lambda: Blocks(OneKeyBehind), SEQUENCE),
     "heads and one key apart": (lambda: Blocks(OneKeyApart), SEQUENCE),
     "heads of latents": (lambda: Blocks(LatentAttention), SEQUENCE),
+    "heads with slopes": (lambda: Blocks(Sloped), SEQUENCE),
+    "heads with slopes, not saved": (lambda: Blocks(partial(Sloped, saved=False)), SEQUENCE),
+    "heads with slopes made for all": (Positions, SEQUENCE),
     "selective scan": (SelectiveScan, SEQUENCE),
     "partial convolutions": (
         lambda: _deepen(cbr(3, 16), PartialConvolution(16, 6), cbr(16, 12)),

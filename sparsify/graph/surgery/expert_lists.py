@@ -15,6 +15,7 @@ from sparsify_schemas.cuts import (
     Narrow,
     Operation,
     Replace,
+    Select,
     SetAttribute,
     Shorten,
     Silence,
@@ -78,7 +79,7 @@ def rename_operations(operations: Iterable[Operation], shortened: Sequence[Short
             tensor = rename(op.tensor, shortened)
             if tensor is not None:
                 yield op.model_copy(update={"tensor": tensor})
-        elif isinstance(op, SetAttribute | Replace | Bypass | Silence | AddBias):
+        elif isinstance(op, SetAttribute | Replace | Select | Bypass | Silence | AddBias):
             module = rename(op.module, shortened)
             if module is not None:
                 yield op.model_copy(update={"module": module})

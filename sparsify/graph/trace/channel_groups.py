@@ -42,8 +42,11 @@ class ChannelGroups:
 
     def join_fixed(self) -> tuple[Joins, Joins]:
         """What is joined on either side, with what stays joined to label 0, which no cut touches."""
-        whole, places = (() if own is None else [(own, np.zeros(1, np.int64))] for own in self.stays)
-        return [*self.whole, *whole], [*self.places, *places]
+        sides = []
+        for joins, own in zip((self.whole, self.places), self.stays, strict=True):
+            fixed = [] if own is None else [(own, np.zeros(1, np.int64))]
+            sides.append([*joins, *fixed])
+        return sides[0], sides[1]
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,15 @@ def choose_sides(
     leaves_whole = {}
     for number, members in together.items():
         fields = [own for own in members if own.is_field]
-        open_sides = [sum(side.count_units(own) > 1 for own in fields) for side in (whole, places)]
-        if open_sides[0] == open_sides[1]:
-            leaves_whole[number] = _count(whole, members) >= _count(places, members)
-        else:
-            leaves_whole[number] = open_sides[0] > open_sides[1]
+        one, other = _count_open(whole, fields), _count_open(places, fields)
+        more = _count(whole, members) >= _count(places, members)
+        leaves_whole[number] = more if one == other else one > other
     return [leaves_whole[number] for number in sets]
+
+
+def _count_open(side: Side, groups: Sequence[ChannelGroups]) -> int:
+    """How many of them can lose units."""
+    return sum(side.count_units(own) > 1 for own in groups)
 
 
 def _count(side: Side, groups: Sequence[ChannelGroups]) -> int:

@@ -140,7 +140,10 @@ class LabelAlgebra:
         it."""
         if cell.labels is not labels:
             cell.labels = labels
-            self.labels.note_length(cell.module, labels.numpy())
+            if cell.argument is None:
+                self.labels.note_length(cell.module, labels.numpy())
+            else:
+                self.labels.given.append((cell.module, cell.argument, cell.dim, labels.numpy()))
 
     def name_places(self, axis_labels: AxisLabels, dim: int) -> Tensor | None:
         """Labels of its own for the places of a flexible dimension, or those that it has met; None if it is

@@ -27,6 +27,8 @@ def join_or_offer(labels: Labels, aspect: Tensor, other: Tensor, is_summed: bool
             labels.join(aspect.numpy(), other.numpy())
         return
     channels, vector = aspect.squeeze().numpy(), other.flatten().numpy()
+    if is_summed:
+        labels.note_shared_key(channels)
     if along == {max(field)}:
         _offer(labels, channels, None, vector, SHARED if is_summed else TIED, is_summed)
     else:

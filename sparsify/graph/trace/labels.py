@@ -71,6 +71,7 @@ class Labels:
         self._statistics: list[tuple[Ints, frozenset[int]]] = []
         self._paired: list[Ints] = []
         self._rectangles: list[Ints] = []
+        self._share_key: list[Ints] = []
         self._channel_groups: dict[tuple[str | bytes | None, ...], ChannelGroups] = {}
         self._slices: dict[tuple[str, bytes], _Slices] = {}
         self._doubts: list[tuple[Ints, str]] = []
@@ -80,6 +81,9 @@ class Labels:
         """labels that the call makes and that leave with others"""
         self.named: list[Axis] = []
         """places of tensors without labels (a state of zeros), named as something met them"""
+        self.given: list[tuple[str, int | str, int, Ints]] = []
+        """(module, argument, dimension, labels along it) of tensors without labels that modules are given,
+        where the dimension has met labels"""
         self.inputs: list[tuple[str, Ints]] = []
         """(module, labels along a dimension) of what was given to modules that hold a number as large"""
         self.group_counts: list[tuple[str, Ints]] = []
@@ -116,6 +120,10 @@ class Labels:
     def note_pair(self, labels: Ints) -> None:
         """A product of two computed tensors (queries and keys) sums over these labels."""
         self._paired.append(labels)
+
+    def note_shared_key(self, labels: Ints) -> None:
+        """Heads with these labels are multiplied by one key."""
+        self._share_key.append(labels)
 
     def note_rectangle(self, labels: Ints) -> None:
         """These labels lie along several dimensions of a tensor: what is kept must be a rectangle again."""
@@ -191,7 +199,8 @@ class Labels:
         if not groups:
             return
         ways = [own.join_fixed() for own in groups]
-        whole, places = (_make_edges([pair for way in ways for pair in way[side]]) for side in (0, 1))
+        whole = _make_edges([pair for way in ways for pair in way[0]])
+        places = _make_edges([pair for way in ways for pair in way[1]])
         spread = _make_edges([(field, field.flat[:1]) for field in self._rectangles])
         every = [*self._edges, *whole, *places, *spread]
         a, b = (np.concatenate(ends) for ends in zip(_NO_EDGE, *every, strict=True))
@@ -286,6 +295,10 @@ class Labels:
     def is_paired(self, classes: Ints) -> NDArray[np.bool_]:
         """Whether a product without a weight sums over each class."""
         return self._mark_classes(self._paired, classes)
+
+    def shares_key(self, classes: Ints) -> NDArray[np.bool_]:
+        """Whether each class is of heads that one key serves."""
+        return self._mark_classes(self._share_key, classes)
 
     def _mark_classes(self, marked: Sequence[Ints], classes: Ints) -> NDArray[np.bool_]:
         found = np.zeros(self.count, dtype=bool)

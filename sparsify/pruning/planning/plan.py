@@ -133,6 +133,8 @@ def _drop_trial_facts(group: dict[str, Any]) -> None:
         del group[name]
     if group["least"] == 1:
         del group["least"]
+    if not group["given"]:
+        del group["given"]
 
 
 def _describe_calls(calls: tuple[RecordedCall, ...]) -> list[Any]:

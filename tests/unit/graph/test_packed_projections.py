@@ -18,7 +18,7 @@ import sparsify
 from sparsify.errors import RunError
 from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.pruning.cut import Result
-from sparsify_schemas.cuts import SetAttribute
+from sparsify_schemas.cuts import Select, SetAttribute
 
 sys.path.append(str(Path(__file__).parents[2] / "zoo"))
 packed: Any = importlib.import_module("packed")
@@ -161,6 +161,83 @@ def test_heads_and_ranks_of_latent_attention_leave() -> None:
     assert tuple(own.out.weight.shape) == (24, 3 * 4)
     assert result.verdicts[0].outcome == "equal"
     assert result.model.attentions[1].num_heads == 6
+
+
+SLOPED: dict[str, Callable[[], nn.Module]] = {
+    "saved": lambda: packed.Blocks(packed.Sloped),
+    "not saved": lambda: packed.Blocks(lambda config: packed.Sloped(config, saved=False)),
+    "made for all": packed.Positions,
+}
+
+
+@pytest.mark.parametrize("kind", SLOPED)
+def test_heads_leave_with_their_slopes(kind: str) -> None:
+    """Each layer keeps heads of its own, and of the slopes those of its heads."""
+    model: Any = make(SLOPED[kind])
+    result = cut(model, {"layers": "attentions.0.query_key_value", "group": "head"})
+    thin: Any = result.model
+    assert [m.num_heads for m in thin.attentions] == [3, 6]
+    assert result.verdicts[0].outcome == "equal"
+    narrowed: dict[str, Any] = {getattr(op, "tensor", ""): op for op in result.cuts.operations}
+    rows = narrowed["attentions.0.query_key_value.bias"].keep
+    heads = [i // 12 for first, end in rows for i in range(first, end, 12)]
+    selected = [op for op in result.cuts.operations if isinstance(op, Select)]
+    if kind == "made for all":
+        (op,) = selected
+        assert (op.module, op.argument, op.dim, op.size) == ("attentions.0", "alibi", 0, 6)
+        assert [i for first, end in op.keep for i in range(first, end)] == heads
+        assert thin.config.num_attention_heads == 6  # the slopes are made for as many
+    else:
+        assert not selected
+        assert torch.equal(thin.attentions[0].slopes, packed.slopes_of(6).view(-1, 1, 1)[heads])
+    again: Any = replay_cuts(model, result.cuts)
+    again.load_state_dict(thin.state_dict())
+    for batch in (1, 3):
+        (x,) = reference.fresh(ROWS, batch, 5)
+        assert torch.equal(again.eval()(x), thin.eval()(x))
+
+
+def test_a_layer_that_has_lost_heads_loses_more() -> None:
+    rule = {"layers": "attentions.0.query_key_value", "group": "head"}
+    once = cut(make(packed.Positions), rule).model.eval()
+    result = cut(once, {**rule, "sparsity": "34%"})
+    twice: Any = result.model
+    assert [m.num_heads for m in twice.attentions] == [2, 6]
+    (op,) = [op for op in result.cuts.operations if isinstance(op, Select)]
+    assert (op.module, op.size) == ("attentions.0", 3)
+
+
+def test_slopes_that_an_attention_makes_anew_keep_its_heads() -> None:
+    model = make(lambda: packed.Blocks(packed.SlopedAnew))
+    body = {"version": 1, "title": "t", "rules": [{"layers": "*", "group": "weight", "sparsity": "50%"}]}
+    plan = sparsify.make_plan(body, model, ROWS)
+    reasons = {group.name: group.protected for group in plan.map.coupled if group.protected}
+    assert reasons["attentions.0.query_key_value"] == "it is combined with something of fixed size"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"module": "attentions.7"},
+            "the cut log has 'attentions.7' select what it is given, which this model does not have; "
+            "was it built by the same recipe?",
+        ),
+        (
+            {"keep": ((4, 9),)},
+            "the cut log has 'attentions.0' select places that are out of order or beyond its 6",
+        ),
+    ],
+)
+def test_a_log_that_selects_what_is_not_there_is_refused(changes: dict[str, Any], message: str) -> None:
+    model = make(packed.Positions)
+    result = cut(model, {"layers": "attentions.0.query_key_value", "group": "head"})
+    operations = [
+        op.model_copy(update=changes) if isinstance(op, Select) else op for op in result.cuts.operations
+    ]
+    with pytest.raises(RunError) as caught:
+        replay_cuts(model, result.cuts.model_copy(update={"operations": tuple(operations)}))
+    assert str(caught.value) == message
 
 
 class PairsBehind(nn.Module):

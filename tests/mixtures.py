@@ -157,6 +157,25 @@ class Corrected(nn.Module):
         return self.shared(x) + made.view(x.shape)
 
 
+class Cosine(nn.Module):
+    """Scores are cosines with a learnt direction for each expert, over a temperature (arXiv:2204.09179)."""
+
+    def __init__(self, count: int = 6, off: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.down, self.scale = nn.Linear(12, 8), nn.Parameter(torch.tensor(0.4))
+        self.directions = nn.Parameter(torch.randn(count, 8))
+        self.experts = nn.ModuleList(expert() for _ in range(count))
+        self.off = off
+        """experts that count as not there, for the reference"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = F.normalize(self.down(x), dim=-1) @ F.normalize(self.directions, dim=-1).T / self.scale.exp()
+        scores[..., list(self.off)] = -torch.inf
+        best, places = scores.topk(2, -1)
+        shares = torch.zeros_like(scores).scatter(-1, places, best.softmax(-1))
+        return torch.stack([one(x) for one in self.experts], -2).mul(shares[..., None]).sum(-2)
+
+
 class Free(nn.Module):
     """Experts are weighted by the scores as they are."""
 

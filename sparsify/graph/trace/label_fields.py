@@ -62,20 +62,20 @@ def merge_or_none(labels: Labels, one: Tensor, other: Tensor) -> Tensor | None:
 
 
 def offer_part(labels: Labels, aspect: Tensor, dim: int, reason: str, taken: Tensor | None = None) -> bool:
-    """A part is taken of the heads of a field, at a fixed place along a dimension: heads leave where a trial
-    cut shows that the part follows them, or the same places of all heads.
+    """A part is taken of a field, at a fixed place along a dimension: heads or places leave along it where a
+    trial cut shows that the part follows them, or along the other one.
 
-    taken: the labels of heads that are taken by number, which stay (the key and the value of Falcon, behind
+    taken: the labels of those that are taken by number, which stay (the key and the value of Falcon, behind
     its queries). False, with nothing done, where it is no field.
     """
     field = varying_dims(aspect)
     if len(field) != 2 or dim not in field:
         return False
     own = aspect.squeeze().numpy()
-    own = own if dim == min(field) else own.T
-    stays = None if taken is None else taken.flatten().numpy()
+    number = None if taken is None else taken.flatten().numpy()
+    stays = (number, None) if dim == min(field) else (None, number)
     whole, along = [(own, own[:, :1])], [(own, own[:1])]
-    labels.note_channel_groups(ChannelGroups(own, whole, along, False, None, (stays, None), reason))
+    labels.note_channel_groups(ChannelGroups(own, whole, along, False, None, stays, reason))
     labels.doubt(own, reason)
     return True
 

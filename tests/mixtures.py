@@ -157,6 +157,22 @@ class Corrected(nn.Module):
         return self.shared(x) + made.view(x.shape)
 
 
+class Named(TopTwo):
+    """Switch Transformers and NLLB as transformers writes them: experts in a ModuleDict, called by name."""
+
+    def __init__(self, count: int = 6, top_k: int = 2) -> None:
+        super().__init__(count, top_k)
+        self.experts = nn.ModuleDict({f"expert_{number}": expert() for number in range(count)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.gate(x).softmax(-1).topk(self.top_k, -1)
+        made = torch.zeros_like(x)
+        for number in range(self.num_experts):
+            share = (weights * (chosen == number)).sum(-1, keepdim=True)
+            made = made + self.experts[f"expert_{number}"](x) * share
+        return made
+
+
 class Cosine(nn.Module):
     """Scores are cosines with a learnt direction for each expert, over a temperature (arXiv:2204.09179)."""
 
@@ -212,6 +228,7 @@ CUTTABLE: dict[str, tuple[Callable[[], nn.Module], Experts]] = {
     "soft": (Soft, Experts({"mix.router.weight": 0})),
     "switch": (Switch, Experts({"mix.router.weight": 0})),
     "top two": (TopTwo, Experts({"mix.gate.weight": 0})),
+    "named": (Named, Experts({"mix.gate.weight": 0})),
     "noisy": (Noisy, Experts({"mix.w_gate": 1})),
     "two gates": (Tasks, Experts({"mix.gates.0.weight": 0, "mix.gates.1.weight": 0})),
     "stacked": (Stacked, Experts({"mix.gate": 1})),

@@ -40,12 +40,14 @@ class Narrow(Spec):
 
 
 class Shorten(Spec):
-    """ModuleList <- the members that stay, numbered anew. It comes first: what follows in the log calls
-    members by their new numbers."""
+    """ModuleList or ModuleDict <- the members that stay, numbered anew. It comes first: what follows in the
+    log calls members by their new numbers."""
 
     op: Literal["shorten"] = "shorten"
     module: Text
-    """dotted name of the ModuleList, whose members are the experts of a mixture"""
+    """dotted name of the list, whose members are the experts of a mixture"""
+    prefix: str = ""
+    """what stands before the number in the names of members: expert_"""
     size: Positive
     """its members before; replay refuses a model where they differ"""
     keep: tuple[Range, ...]

@@ -193,6 +193,20 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], list[dict[str, Any]]
     ),
     "bloom": ("BloomForCausalLM", BLOOM, IDS, [half("*dense_h_to_4h")], {}),
     "gpt-bigcode": ("GPTBigCodeForCausalLM", GPT2, IDS, [half("*c_fc")], {"n_inner": 96}),
+    "switch": (
+        "SwitchTransformersForConditionalGeneration",
+        {
+            **T5,
+            "num_decoder_layers": 2,
+            "num_experts": 4,
+            "num_sparse_encoder_layers": 1,
+            "num_sparse_decoder_layers": 1,
+            "expert_capacity": 64,
+        },
+        BOTH,
+        [half("*mlp", "expert")],
+        {"num_experts": 2},
+    ),
     "t5": ("T5ForConditionalGeneration", T5, BOTH, [half("*wi")], {"d_ff": 48}),
     "vit": (
         "ViTForImageClassification",

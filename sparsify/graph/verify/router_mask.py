@@ -30,7 +30,7 @@ class _RouterMask(ModuleStack):  # type: ignore[no-untyped-call]
         super().__init__()
         self._lost, self._count = lost, count
         self._weights = {id(weight): weight for weight in weights}
-        """all weights, and what is computed from a router's alone; so that no other tensor gets an id of theirs"""
+        """all weights, and what is computed from a router's alone: no other tensor gets an id of theirs"""
 
     def run_operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]

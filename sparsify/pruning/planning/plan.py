@@ -125,6 +125,9 @@ def _describe_map(map: ModelMap) -> dict[str, Any]:
         _drop_trial_facts(group)
     for part in (*told["branches"], *told["mixtures"]):
         _drop_trial_facts(part["group"])
+    for mixture in told["mixtures"]:
+        if not mixture["prefix"]:
+            del mixture["prefix"]
     return told
 
 

@@ -84,7 +84,7 @@ class _Structure:
         return not kind.__module__.startswith("torch.")
 
     def find_prefix(self, name: str) -> str | None:
-        """What stands before the numbers 0, 1, ... in the names of its members; None if it is no such list."""
+        """What stands before the numbers 0, 1, ... in the names of its members; None if it is no list."""
         module = self.modules[name]
         keys = list(module._modules)
         if not isinstance(module, nn.ModuleList | nn.ModuleDict) or not keys:

@@ -152,21 +152,26 @@ def count_same_classes(dense: Tensor, cut: Tensor) -> int | None:
 def _find_example_axes(model: nn.Module, inputs: Inputs, examples: int) -> list[int | None]:
     """Of each floating-point output, the dimension that counts the examples; None where none does.
 
-    It is the first one that is as long as the call has examples, with one example more and one less.
+    It is the first one that is as long as the call has examples, with one example more and one less. Where no
+    output has one, as of a model whose inputs have time first, the rows of outputs of one shape are compared.
     """
     many = min(examples, 3)
-    counts = [many] if many == 1 else [many, many - 1]
+    counts = (many,) if many == 1 else (many, many - 1)
     with torch.no_grad():
         calls = [call_model(model, take_examples(inputs, examples, 0, count)) for count in counts]
     axes: list[int | None] = []
+    shapes = []
     for outputs in zip(*map(_list_outputs, calls), strict=True):
+        shapes.append({output.shape for output in outputs})
         lengths = list(zip(*(output.shape for output in outputs), strict=False))
-        axes.append(lengths.index(tuple(counts)) if tuple(counts) in lengths else None)
-    if all(axis is None for axis in axes):
-        raise ModelError(
-            "no dimension of the model's outputs counts its examples, so its outputs cannot be compared"
-        )
-    return axes
+        axes.append(lengths.index(counts) if counts in lengths else None)
+    if any(axis is not None for axis in axes):
+        return axes
+    if all(len(own) == 1 for own in shapes):
+        return [0] * len(axes)
+    raise ModelError(
+        "no dimension of the model's outputs counts its examples, so its outputs cannot be compared"
+    )
 
 
 def _list_by_example(model: nn.Module, inputs: Inputs, axes: list[int | None]) -> list[Tensor]:

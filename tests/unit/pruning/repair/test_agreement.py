@@ -91,13 +91,23 @@ def test_examples_are_found_in_any_dimension_of_the_outputs(steps: int, examples
     assert found.same_prediction is None
 
 
-def test_outputs_without_a_dimension_for_examples_cannot_be_compared() -> None:
-    class Summary(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.mean(0)
+class Summary(nn.Module):
+    """What becomes of all examples together: rows of one number, or of ever more."""
 
+    def __init__(self, grows: bool) -> None:
+        super().__init__()
+        self.grows = grows
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(0).repeat(2 * len(x) + 1 if self.grows else 1)
+
+
+def test_outputs_without_a_dimension_for_examples() -> None:
+    x = torch.randn(20, 3)
+    found = measure_agreement(Summary(False), Summary(False), (x,), 20)
+    assert found.correlation == pytest.approx(1) and found.error == 0
     with pytest.raises(ModelError, match="no dimension of the model's outputs counts its examples"):
-        measure_agreement(Summary(), Summary(), (torch.randn(20, 3),), 20)
+        measure_agreement(Summary(True), Summary(True), (x,), 20)
 
 
 def test_large_outputs_come_in_small_calls(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,11 @@ def _take_one(w: Follower, axis_labels: AxisLabels, dim: int, place: int, reason
     for aspect in axis_labels.aspects:
         if dim in varying_dims(aspect):
             taken = aspect.select(dim, place)
-            if not follows or not offer_part(w.labels, aspect, dim, reason, taken):
+            if follows and offer_part(w.labels, aspect, dim, reason, taken):
+                continue
+            if reason == SLICED:
+                w.algebra.hold_blocks(replace(axis_labels, aspects=(aspect,)), dim, 1, reason)
+            else:
                 w.algebra.hold(aspect, {dim}, reason)
 
 

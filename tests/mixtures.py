@@ -157,6 +157,41 @@ class Corrected(nn.Module):
         return self.shared(x) + made.view(x.shape)
 
 
+class Named(TopTwo):
+    """Switch Transformers and NLLB as transformers writes them: experts in a ModuleDict, called by name."""
+
+    def __init__(self, count: int = 6, top_k: int = 2) -> None:
+        super().__init__(count, top_k)
+        self.experts = nn.ModuleDict({f"expert_{number}": expert() for number in range(count)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.gate(x).softmax(-1).topk(self.top_k, -1)
+        made = torch.zeros_like(x)
+        for number in range(self.num_experts):
+            share = (weights * (chosen == number)).sum(-1, keepdim=True)
+            made = made + self.experts[f"expert_{number}"](x) * share
+        return made
+
+
+class Cosine(nn.Module):
+    """Scores are cosines with a learnt direction for each expert, over a temperature (arXiv:2204.09179)."""
+
+    def __init__(self, count: int = 6, off: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.down, self.scale = nn.Linear(12, 8), nn.Parameter(torch.tensor(0.4))
+        self.directions = nn.Parameter(torch.randn(count, 8))
+        self.experts = nn.ModuleList(expert() for _ in range(count))
+        self.off = off
+        """experts that count as not there, for the reference"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = F.normalize(self.down(x), dim=-1) @ F.normalize(self.directions, dim=-1).T / self.scale.exp()
+        scores[..., list(self.off)] = -torch.inf
+        best, places = scores.topk(2, -1)
+        shares = torch.zeros_like(scores).scatter(-1, places, best.softmax(-1))
+        return torch.stack([one(x) for one in self.experts], -2).mul(shares[..., None]).sum(-2)
+
+
 class Free(nn.Module):
     """Experts are weighted by the scores as they are."""
 
@@ -193,6 +228,7 @@ CUTTABLE: dict[str, tuple[Callable[[], nn.Module], Experts]] = {
     "soft": (Soft, Experts({"mix.router.weight": 0})),
     "switch": (Switch, Experts({"mix.router.weight": 0})),
     "top two": (TopTwo, Experts({"mix.gate.weight": 0})),
+    "named": (Named, Experts({"mix.gate.weight": 0})),
     "noisy": (Noisy, Experts({"mix.w_gate": 1})),
     "two gates": (Tasks, Experts({"mix.gates.0.weight": 0, "mix.gates.1.weight": 0})),
     "stacked": (Stacked, Experts({"mix.gate": 1})),

@@ -163,17 +163,17 @@ def _rename_members(op: Shorten, names: Mapping[str, str]) -> dict[str, str]:
     stay = _listed(op.keep).tolist()
     found = {}
     for name, first in names.items():
-        number, _, rest = name.removeprefix(f"{op.module}.").partition(".")
+        member, _, rest = name.removeprefix(f"{op.module}.").partition(".")
         if not name.startswith(f"{op.module}."):
             found[name] = first
-        elif int(number) in stay:
-            found[f"{op.module}.{stay.index(int(number))}.{rest}"] = first
+        elif (number := int(member.removeprefix(op.prefix))) in stay:
+            found[f"{op.module}.{op.prefix}{stay.index(number)}.{rest}"] = first
     return found
 
 
 def _list_left(op: Shorten, names: Mapping[str, str]) -> list[str]:
     """The first names of the tensors of members that leave."""
-    gone = tuple(f"{op.module}.{at}." for at in _complement(op.keep, op.size))
+    gone = tuple(f"{op.module}.{op.prefix}{at}." for at in _complement(op.keep, op.size))
     return [first for name, first in names.items() if name.startswith(gone)]
 
 

@@ -9,7 +9,7 @@ import typer
 
 from sparsify.errors import SparsifyError
 from sparsify.events import Event, Listener, RunStarted
-from sparsify.reporting.headline import describe_missed
+from sparsify.reporting.headline import list_missed
 from sparsify.reporting.report_file import read_report
 from sparsify_cli.options import Allow, OptionalModelFile, Out, Overrides, Quiet, Strict
 from sparsify_cli.render import say, show_json
@@ -46,6 +46,13 @@ def command(
         raise typer.BadParameter(
             f"--resume goes on in {resume}, and --out names another folder; leave it out"
         )
+    if resume is not None:
+        options = {"--from-scratch": from_scratch, "--strict": strict, "--allow": allow}
+        ignored = [option for option, given in options.items() if given]
+        if ignored:
+            raise typer.BadParameter(
+                f"--resume goes on as {resume} was started, and would ignore {ignored[0]}; leave it out"
+            )
     folder = [resume] if resume is not None else []
     try:
         with raise_on_sigterm():  # here too: an error after the signal must say how to resume
@@ -112,7 +119,7 @@ def _show_report(run: Path, as_json: bool) -> None:
     else:
         show_report(found)
     say(f"saved in {run}; with plots: sparsify report {run} --open")
-    missed = [describe_missed(limit) for limit in found.limits if not limit.met]
+    missed = list_missed(found)
     if missed:
         say(f"missed: {'; '.join(missed)}")
         raise typer.Exit(3)

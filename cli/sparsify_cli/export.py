@@ -120,7 +120,7 @@ def _parse_axes(texts: Iterable[str]) -> dict[str, dict[int, str]]:
         name, _, axis = where.rpartition(":")
         if not part and not found:
             continue
-        if not name or not axis.removeprefix("-").isdigit():
+        if not name or not axis.removeprefix("-").isdecimal():
             raise typer.BadParameter(
                 f"'{part}' is not NAME:AXIS or NAME:AXIS=DIMENSION, such as x:2 or x:2=height",
                 param_hint="--dynamic",

@@ -153,8 +153,8 @@ def _seeds_table(found: tuple[SeedSummary, ...]) -> Table:
             give_or_take(format_share, row.macs),
             give_or_take(format_share, row.params),
             give_or_take(format_share, row.time),
-            give_or_take(figure, row.metric),
-            MISSING if row.model == "cut" else give_or_take(change, row.behind),
+            give_or_take(figure, row.metric, percent),
+            MISSING if row.model == "cut" else give_or_take(change, row.behind, percent),
         )
         for row in found
     )
@@ -172,7 +172,7 @@ def _left_out(found: tuple[SeedSummary, ...], listed: tuple[RunRow, ...]) -> Tab
     note = (
         "mean ± standard deviation over the runs. time: fraction of the dense model's on the first target. "
         "The metric: on the test set, else on the validation set. "
-        "cut is ahead by: that of the cut model minus that of this model, seed by seed."
+        "cut is ahead by: how much better that of the cut model is than that of this model, seed by seed."
     )
     used = {name for row in found for name in row.runs}
     left_out = []
@@ -186,12 +186,14 @@ def _left_out(found: tuple[SeedSummary, ...], listed: tuple[RunRow, ...]) -> Tab
     return Table("", (), (), tuple(notes))
 
 
-def give_or_take(shown: Callable[[float | None], str], figure: Spread | None) -> str:
-    """'91.20 % ± 0.13': the deviation in the unit of the mean."""
+def give_or_take(shown: Callable[[float | None], str], figure: Spread | None, percent: bool = True) -> str:
+    """'91.20 % ± 0.13', '1.887 ± 0.26': the deviation in the unit of the mean."""
     if figure is None:
         return MISSING
     text = shown(figure.mean)
-    return text if figure.deviation is None else f"{text} ± {100 * figure.deviation:.2f}"
+    if figure.deviation is None:
+        return text
+    return f"{text} ± {100 * figure.deviation:.2f}" if percent else f"{text} ± {figure.deviation:.2g}"
 
 
 def _format_speed(row: RunRow) -> str:

@@ -14,7 +14,7 @@ from sparsify_cli.stopping import StoppedError
 from sparsify_schemas.profile import By, Curve, Profile, Tolerance, read_tolerance
 
 _TITLES: dict[By, str] = {
-    "ablation": "validation accuracy with this fraction of a layer's units removed",
+    "ablation": "validation {metric} with this fraction of a layer's units removed",
     "taylor": "predicted validation loss (first order) with this fraction of a layer's units removed",
     "gsm": "fraction of a layer's units below the threshold, by the fraction of all units below it",
 }
@@ -145,7 +145,8 @@ def _make_tables(found: Profile) -> tuple[str, Table]:
         if found.by == "gsm":
             meaning = f"fraction below the threshold when {found.tolerance} of all units are"
         notes.append(f"limit: {meaning}; `keep: {{limits: FILE}}` in a rule applies it.")
-    return whole, Table(f"Sensitivity by {found.by}: {_TITLES[found.by]}", heads, rows, tuple(notes))
+    title = _TITLES[found.by].format(metric=found.judged_by.name)
+    return whole, Table(f"Sensitivity by {found.by}: {title}", heads, rows, tuple(notes))
 
 
 def _make_row(found: Profile, curve: Curve, shares: list[float]) -> tuple[str, ...]:

@@ -40,12 +40,14 @@ class Narrow(Spec):
 
 
 class Shorten(Spec):
-    """ModuleList <- the members that stay, numbered anew. It comes first: what follows in the log calls
-    members by their new numbers."""
+    """ModuleList or ModuleDict <- the members that stay, numbered anew. It comes first: what follows in the
+    log calls members by their new numbers."""
 
     op: Literal["shorten"] = "shorten"
     module: Text
-    """dotted name of the ModuleList, whose members are the experts of a mixture"""
+    """dotted name of the list, whose members are the experts of a mixture"""
+    prefix: str = ""
+    """what stands before the number in the names of members: expert_"""
     size: Positive
     """its members before; replay refuses a model where they differ"""
     keep: tuple[Range, ...]
@@ -177,8 +179,36 @@ class Gather(Spec):
     """columns that stay, as half-open ranges"""
 
 
+class Select(Spec):
+    """A module selects places of a tensor that it is given: whoever makes it still makes those of all heads,
+    as the slopes of ALiBi, which would be others for fewer heads."""
+
+    op: Literal["select"] = "select"
+    module: Text
+    """dotted name of the module"""
+    argument: int | str
+    """place or name of the argument of its `forward`"""
+    dim: Whole
+    """dimension of the tensor; places repeat along it if its length is a multiple of `size`"""
+    size: Positive
+    """places before"""
+    keep: tuple[Range, ...]
+    """places that stay, as half-open ranges"""
+
+
 Operation = Annotated[
-    Shorten | Narrow | Replace | SetAttribute | Bypass | Silence | Zero | AddBias | Fold | Crop | Gather,
+    Shorten
+    | Narrow
+    | Replace
+    | SetAttribute
+    | Bypass
+    | Silence
+    | Zero
+    | AddBias
+    | Fold
+    | Crop
+    | Gather
+    | Select,
     Field(discriminator="op"),
 ]
 

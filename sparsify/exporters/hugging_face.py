@@ -17,6 +17,7 @@ from sparsify.forward.copies import copy_model
 from sparsify.graph.peft_adapters import has_adapters
 from sparsify.graph.surgery.transformers_config import find_config
 from sparsify.runs.model_base import Base, Build
+from sparsify_schemas.cuts import Select
 
 _OTHERS = "--format pt2, onnx and safetensors take the model as it is"
 
@@ -78,7 +79,7 @@ def save_pretrained(model: nn.Module, given: Folder, folder: Path) -> tuple[str,
     notes: tuple[str, ...] = ()
     with torch.random.fork_rng(devices=[]), redirect_stderr(StringIO()):  # no progress bars
         try:
-            made = _with_config(model)
+            made = _with_config(model, given)
         except ModelError as cause:
             if given.merged:
                 raise ModelError(
@@ -125,8 +126,14 @@ def push(folder: Path, repository: str) -> None:
         ) from error
 
 
-def _with_config(model: nn.Module) -> Any:
+def _with_config(model: nn.Module, given: Folder) -> Any:
     """A new model with the weights, built from a configuration of its widths. Raises ModelError."""
+    for op in (op for cuts in given.base.cuts for op in cuts.operations):
+        if isinstance(op, Select):
+            raise ModelError(
+                f"'{op.module}' selects its heads' of what {type(model).__name__} makes for {op.size} heads "
+                "(slopes of positions), which it would make otherwise for fewer"
+            )
     config = find_config(model)
     made: Any = type(model)(config).to(_dtype(model))
     made.load_state_dict(model.state_dict())

@@ -23,6 +23,7 @@ from sparsify_schemas.cuts import (
     Gather,
     Narrow,
     Replace,
+    Select,
     SetAttribute,
     Shorten,
     Silence,
@@ -73,6 +74,25 @@ class $cut($dense):
                     setattr(owner, part, copy(getattr(owner, part)))
                     owner = getattr(owner, part)
                 setattr(owner, attribute, value)
+        for name, *own in cut.get("selected", ()):
+            self.get_submodule(name).register_forward_pre_hook(Select(*own), with_kwargs=True)
+
+
+class Select:
+    """Before a module that has lost heads: takes its own of what it is given for all of them (slopes)."""
+
+    def __init__(self, argument, dim, size, keep):
+        self.argument, self.dim, self.size, self.keep = argument, dim, size, keep
+
+    def __call__(self, module, args, kwargs):
+        given = dict(enumerate(args)) | kwargs
+        if self.argument not in given:
+            return args, kwargs
+        taken = given[self.argument]
+        if isinstance(taken, torch.Tensor) and taken.shape[self.dim] % self.size == 0:
+            places = torch.arange(taken.shape[self.dim]).view(-1, self.size)[:, self.keep].flatten()
+            given[self.argument] = taken.index_select(self.dim, places.to(taken.device))
+        return tuple(given[place] for place in range(len(args))), {key: given[key] for key in kwargs}
 
 
 class Skipped(nn.Module):
@@ -126,8 +146,11 @@ def describe_changes(dense: nn.Module, cut: nn.Module, rounds: Sequence[Cuts]) -
     stored = cut.state_dict()
     skipped: dict[str, Any] = {}
     attributes: dict[str, dict[str, Any]] = {}
+    selected: list[Select] = []
     for op in (op for cuts in rounds for op in cuts.operations):
         match op:
+            case Select():
+                selected.append(op)
             case Replace() | Crop() | Gather():
                 raise ModelError(
                     f"{NAME} cannot hold '{op.module}', which sparsify computes by a module of its own"
@@ -154,7 +177,15 @@ def describe_changes(dense: nn.Module, cut: nn.Module, rounds: Sequence[Cuts]) -
         raise ModelError(f"{NAME} cannot hold '{unknown[0]}', which the dense model does not have")
     there = {name for name, _ in cut.named_modules()}
     kept = {name: values for name, values in attributes.items() if name in there}
-    return {"shapes": shapes, "attributes": kept, "skipped": skipped}
+    found = {"shapes": shapes, "attributes": kept, "skipped": skipped}
+    selections = [_describe_selection(op) for op in selected if op.module in there]
+    return {**found, "selected": selections} if selections else found
+
+
+def _describe_selection(op: Select) -> list[Any]:
+    """What the constructor of the file's hook takes, behind the name of the module."""
+    keep = [place for first, end in op.keep for place in range(first, end)]
+    return [op.module, op.argument, op.dim, op.size, keep]
 
 
 def make_config(config: Any, dense: nn.Module, changes: Mapping[str, Any]) -> Any:

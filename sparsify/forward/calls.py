@@ -182,7 +182,7 @@ def all_tensors(inputs: Inputs) -> list[Tensor]:
 def argument_name(each: Call, path: str) -> str:
     """The name that the model's method has for the tensor: 'mask' for the third positional argument."""
     head, dot, rest = path.partition(".")
-    place = int(head) if head.isdigit() else -1
+    place = int(head) if head.isdecimal() else -1
     if isinstance(each.inputs, Mapping) or not 0 <= place < len(each.names):
         return path
     return f"{each.names[place]}{dot}{rest}"

@@ -1,13 +1,13 @@
 """From labels to coupled groups: units that are removed as a whole, grouped by the slices that they reach."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sparsify.graph.length_attributes import set_unlikely_aside
-from sparsify.graph.model_map import Coupled, Slice, Span
+from sparsify.graph.model_map import Coupled, Given, Slice, Span
 from sparsify.graph.trace.labels import CREATED, Axis, Ints, Labels
 
 
@@ -46,6 +46,8 @@ def find_coupled_groups(
     doubts = labels.why_doubted(classes)
     lengths = _keep_unambiguous([(name, classes[own]) for name, own in written])
     stated = _keep_unambiguous([(name, classes[own]) for name, own in settings])
+    shares_key = labels.shares_key(classes)
+    given = list(_read_given(labels, classes))
     (members,) = np.nonzero(kinds)
     taken: dict[str, int] = defaultdict(int)
     order = {made: i for i, made in enumerate(producers)}
@@ -63,7 +65,7 @@ def find_coupled_groups(
             for vector in reaches[kinds[unit]]
         }
         slices = tuple(_make_slice(axes[axis], own[vector], labels) for axis, vector in reached)
-        sizes, aside = set_unlikely_aside(tuple(_list_sizes(lengths, units)))
+        sizes, aside = set_unlikely_aside(tuple(_list_sizes(lengths, units)), bool(shares_key[unit]))
         called = name if taken[name] == 1 else f"{name}#{taken[name]}"
         reason = texts[reasons[unit]] if reasons[unit] >= 0 else None
         yield Coupled(
@@ -75,7 +77,34 @@ def find_coupled_groups(
             bool(paired[unit]),
             doubt=doubts.get(unit),
             settings=(*_list_sizes(stated, units), *aside),
+            given=tuple(_list_given(given, units)),
         )
+
+
+def _read_given(labels: Labels, classes: Ints) -> Iterator[tuple[Given, Ints]]:
+    """What modules are given, without spans, and the classes of its places, each of which comes once."""
+    seen = set()
+    for module, argument, dim, own in labels.given:
+        if (module, argument, dim, own.tobytes()) in seen:
+            continue
+        seen.add((module, argument, dim, own.tobytes()))
+        found = classes[own]
+        size = next(n for n in range(1, len(found) + 1) if _repeats(found, n))
+        if size > 1:
+            yield Given(module, argument, dim, size, ()), found[:size]
+
+
+def _repeats(classes: Ints, size: int) -> bool:
+    """Whether the first so many come again and again."""
+    return len(classes) % size == 0 and bool((classes.reshape(-1, size) == classes[:size]).all())
+
+
+def _list_given(given: Iterable[tuple[Given, Ints]], units: Ints) -> Iterable[Given]:
+    """What modules are given for these units."""
+    for one, own in given:
+        held = compress_spans(*_locate_units(own, units))
+        if held:
+            yield replace(one, spans=held)
 
 
 def _list_sizes(lengths: Iterable[LengthAttribute], units: Ints) -> Iterable[Slice]:

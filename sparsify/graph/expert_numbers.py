@@ -20,11 +20,12 @@ def rename(name: str, shortened: Iterable[Shorten]) -> str | None:
     """The name of a module or tensor in the model with shorter lists; None if it left."""
     for op in shortened:
         if name.startswith(f"{op.module}."):
-            number, dot, rest = name[len(op.module) + 1 :].partition(".")
+            member, dot, rest = name[len(op.module) + 1 :].partition(".")
+            number = member.removeprefix(op.prefix)
             stay = list_kept_members(op)
             if not number.isdecimal() or int(number) not in stay:
                 return None
-            return f"{op.module}.{stay.index(int(number))}{dot}{rest}"
+            return f"{op.module}.{op.prefix}{stay.index(int(number))}{dot}{rest}"
     return name
 
 
@@ -62,7 +63,8 @@ def _find_dense_name(name: str, before: Sequence[Shorten]) -> str:
     """The name that a group had before lists got shorter."""
     for op in reversed(before):
         if name.startswith(f"{op.module}."):
-            number, dot, rest = name[len(op.module) + 1 :].partition(".")
+            member, dot, rest = name[len(op.module) + 1 :].partition(".")
+            number = member.removeprefix(op.prefix)
             if number.isdecimal():
-                name = f"{op.module}.{list_kept_members(op)[int(number)]}{dot}{rest}"
+                name = f"{op.module}.{op.prefix}{list_kept_members(op)[int(number)]}{dot}{rest}"
     return name

@@ -7,7 +7,7 @@ from itertools import combinations, islice, product
 
 from sparsify.graph.model_map import Coupled, Slice
 from sparsify.graph.name_kinds import name_kind
-from sparsify.graph.surgery.width_names import is_head_count, names_another_thing
+from sparsify.graph.surgery.width_names import counts_heads_of_a_key, is_head_count, names_another_thing
 
 TRIALS = 32
 """how many combinations are tried for one group"""
@@ -66,9 +66,14 @@ def add_the_same(found: Coupled, before: Coupled, others: Iterable[Coupled]) -> 
     return alike
 
 
-def set_unlikely_aside(sizes: Sequence[Slice]) -> tuple[list[Slice], list[Slice]]:
-    """(the attributes, those whose name says that they are no width, as `kernel_size` and `num_patches`)"""
+def set_unlikely_aside(sizes: Sequence[Slice], share_key: bool) -> tuple[list[Slice], list[Slice]]:
+    """(the attributes, those whose name says that they are no width, as `kernel_size` and `num_patches`)
+
+    share_key: whether the units are heads that share one key, and so are all that a key is repeated for.
+    """
     aside = [size for size in sizes if names_another_thing(_last_word(size))]
+    if share_key:
+        aside = [size for size in aside if not counts_heads_of_a_key(_last_word(size))]
     return [size for size in sizes if size not in aside], aside
 
 

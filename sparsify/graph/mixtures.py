@@ -1,8 +1,9 @@
 """Find the experts of a mixture and the router that chooses among them, by what a model's modules hold.
 
-Experts are the members of a ModuleList that are built alike, or they lie along the first dimension of stacked
-parameters [experts, inputs, outputs]. A router is a weight with as many rows as there are experts, or as many
-columns where a user's own module holds it. The smallest module that holds both is the mixture.
+Experts are the members of a ModuleList or ModuleDict that are built alike, or they lie along the first
+dimension of stacked parameters [experts, inputs, outputs]. A router is a weight with as many rows as there
+are experts, or as many columns where a user's own module holds it. The smallest module that holds both is the
+mixture.
 
 These are proposals: `verify/mixture_trials` cuts them on trial, and keeps what computes what the dense model
 does with the scores of the removed experts at minus infinity.
@@ -33,6 +34,8 @@ class _Place:
     module: str
     count: int
     lists: tuple[str, ...]
+    prefix: str
+    """what stands before the number in the names of members"""
     stacks: tuple[str, ...]
     """modules that hold stacked parameters"""
     routers: tuple[tuple[str, int], ...]
@@ -80,23 +83,34 @@ class _Structure:
         kind = type(self.modules[tensor.rpartition(".")[0]])
         return not kind.__module__.startswith("torch.")
 
+    def find_prefix(self, name: str) -> str | None:
+        """What stands before the numbers 0, 1, ... in the names of its members; None if it is no list."""
+        module = self.modules[name]
+        keys = list(module._modules)
+        if not isinstance(module, nn.ModuleList | nn.ModuleDict) or not keys:
+            return None
+        prefix = keys[0].removesuffix("0")
+        counted = [f"{prefix}{at}" for at in range(len(keys))]
+        return prefix if keys == counted else None
+
     def count_members(self, name: str) -> int:
         """How many experts a list may hold: members of one class with tensors of the same names, which share
         none with anything else, and which nothing else holds. 0 for another module."""
         module = self.modules[name]
-        if not isinstance(module, nn.ModuleList) or len(module) < 2:
+        members = list(module.children()) if self.find_prefix(name) is not None else []
+        if len(members) < 2:
             return 0
-        if any(self.holders[part] > 1 for member in module for part in member.modules()):
+        if any(self.holders[part] > 1 for member in members for part in member.modules()):
             return 0
-        kinds = {type(member) for member in module}
+        kinds = {type(member) for member in members}
         built = set()
-        for at in range(len(module)):
-            own = self.inside(f"{name}.{at}")
-            if any(not self.first[tensor].startswith(f"{name}.{at}.") for tensor in own):
+        for key in module._modules:
+            own = self.inside(f"{name}.{key}")
+            if any(not self.first[tensor].startswith(f"{name}.{key}.") for tensor in own):
                 return 0
-            start = len(f"{name}.{at}.")
+            start = len(f"{name}.{key}.")
             built.add(tuple((tensor[start:], self.tensors[tensor].dim()) for tensor in own))
-        return len(module) if len(kinds) == len(built) == 1 and built != {()} else 0
+        return len(members) if len(kinds) == len(built) == 1 and built != {()} else 0
 
 
 def _find_places(found: _Structure) -> list[list[_Place]]:
@@ -142,13 +156,15 @@ def _look_inside(
     for count in sorted(counts, reverse=True):
         every = [name for name, own in open_lists.items() if own == count]
         inside = tuple(f"{name}." for name in every)
-        own_lists = tuple(name for name in every if not name.startswith(inside))
+        outer = [name for name in every if not name.startswith(inside)]
+        prefix = (found.find_prefix(outer[0]) or "") if outer else ""
+        own_lists = tuple(name for name in outer if found.find_prefix(name) == prefix)
         members = tuple(f"{name}." for name in own_lists)
         alike = [name for name, own in open_stacks.items() if count in own]
         own_stacks = tuple(name for name in alike if not f"{name}.".startswith(members))
         routers = tuple(_list_routers(found, module, count, members))
         if routers and (own_lists or own_stacks):
-            yield _Place(module, count, own_lists, own_stacks, routers)
+            yield _Place(module, count, own_lists, prefix, own_stacks, routers)
 
 
 def _meets(name: str, claimed: Sequence[str]) -> bool:
@@ -208,7 +224,7 @@ def _list_counts(found: _Structure, place: _Place, everything: bool) -> Iterator
     members = tuple(f"{name}." for name in place.lists)
     start = f"{place.module}." if place.module else ""
     for name, module in found.modules.items():
-        if name != place.module and (not name.startswith(start) or f"{name}.".startswith(members)):
+        if name != place.module and (not name.startswith(start) or name.startswith(members)):
             continue
         implied = attributes(module)
         for key, value in vars(module).items():
@@ -229,7 +245,7 @@ def _make_mixture(
     groups = _count_groups(found, place)
     size = place.count // groups
     spans = tuple(Span(group * size, 0, size) for group in range(groups))
-    slices = [part for name in lists for part in _list_members(found, name, place.count, size)]
+    slices = [part for name in lists for part in _list_members(found, name, place, size)]
     beside = {name.rpartition(".")[0] for name, _ in routers} | {place.module}
     vectors = [name for holder in sorted(beside) for name in found.held(holder)]
     vectors = [name for name in vectors if tuple(found.tensors[name].shape) == (place.count,)]
@@ -249,6 +265,7 @@ def _make_mixture(
         kind,
         spans,
         lists,
+        place.prefix,
         stacks,
         routers,
         offsets,
@@ -256,10 +273,10 @@ def _make_mixture(
     )
 
 
-def _list_members(found: _Structure, name: str, count: int, size: int) -> Iterator[Slice]:
+def _list_members(found: _Structure, name: str, place: _Place, size: int) -> Iterator[Slice]:
     """All tensors of the members of a list, each with the unit that it leaves with."""
-    for expert in range(count):
-        for tensor in found.inside(f"{name}.{expert}"):
+    for expert in range(place.count):
+        for tensor in found.inside(f"{name}.{place.prefix}{expert}"):
             length = (*found.tensors[tensor].shape[:1], 1)[0]
             yield Slice(tensor, 0, "whole", (Span(0, expert % size, 1, length),))
 

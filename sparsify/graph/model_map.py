@@ -42,6 +42,19 @@ class Slice:
     spans: tuple[Span, ...]
 
 
+@dataclass(frozen=True)
+class Given:
+    """A tensor that a module is given, with places for units that no layer makes (the slopes of ALiBi)."""
+
+    module: str
+    argument: int | str
+    """place or name of the argument of `forward`"""
+    dim: int
+    size: int
+    """places, which may come again along the dimension, for each example"""
+    spans: tuple[Span, ...]
+
+
 UNREACHED = "no rule reaches it"
 """reason of a group that was not cut on trial, as no rule may cut it"""
 
@@ -58,15 +71,16 @@ class Coupled:
     protected: str | None = None
     """why no unit may be removed; None if units may"""
     paired: bool = False
-    """a product of two computed tensors (queries and keys) sums over the units, so no weight reads them
-    there"""
+    """a product of two computed tensors (queries and keys) sums over the units: no weight reads them there"""
     least: int = 1
-    """units without which the layer does not run: a router that takes the two best experts needs two"""
+    """units without which the layer does not run: a router that takes two experts needs two"""
     doubt: str | None = None
     """why no unit may be removed where a trial cut of them fails; None if the trial itself says why"""
     settings: tuple[Slice, ...] = ()
     """further numbers, mostly in configurations (module:config.num_attention_heads), that equal the length of
     one of its dimensions: they follow it only where no cut succeeds without"""
+    given: tuple[Given, ...] = ()
+    """what modules are given for each unit, and nobody makes anew: they select what stays"""
 
     @property
     def is_reached(self) -> bool:
@@ -184,7 +198,9 @@ class Mixture(_Part):
     experts: tuple[Span, ...] = ()
     """which experts belong to which units"""
     lists: tuple[str, ...] = ()
-    """each ModuleList whose members are the experts; none where they lie in stacked tensors alone"""
+    """each ModuleList or ModuleDict whose members are the experts; none where all lie in stacked tensors"""
+    prefix: str = ""
+    """what stands before the number in the names of members"""
     stacks: tuple[str, ...] = ()
     """each module that holds stacked tensors of all experts"""
     routers: tuple[tuple[str, int], ...] = ()
@@ -196,7 +212,7 @@ class Mixture(_Part):
     ancestors: tuple[str, ...] = ()
     """names of the classes that its own is derived from, nearest first"""
     plain: str = ""
-    """name of its module in the model without adapters of peft, where that is another one"""
+    """its name in the model without adapters of peft, where that is another one"""
 
     @property
     def count(self) -> int:
@@ -219,10 +235,9 @@ class Mixture(_Part):
         return sorted(found)
 
     def list_members(self, kept: Iterable[int]) -> list[str]:
-        """The beginnings of the names of all tensors of members of lists that leave where these units
-        stay."""
+        """The beginnings of the names of all tensors of members that leave where these units stay."""
         removed = self.list_removed(kept) if self.lists else []
-        return [f"{name}.{expert}." for name in self.lists for expert in removed]
+        return [f"{name}.{self.prefix}{expert}." for name in self.lists for expert in removed]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from math import gcd
 import numpy as np
 
 from sparsify.graph.coupled_groups import compress_spans
-from sparsify.graph.model_map import Coupled, Slice
+from sparsify.graph.model_map import Coupled, Given, Slice, Span
 
 
 def bundle_groups(groups: Sequence[Coupled]) -> Iterable[tuple[Coupled, tuple[str, ...]]]:
@@ -58,6 +58,7 @@ def _bundle(stream: Coupled, beside: Sequence[Coupled], width: int) -> tuple[Cou
     bound = (stream, *beside)
     parts = tuple(_coarsen_slice(part, group.width // width) for group in bound for part in group.slices)
     stated = tuple(_coarsen_slice(part, group.width // width) for group in bound for part in group.settings)
+    given = tuple(_coarsen_given(one, group.width // width) for group in bound for one in group.given)
     statistics = any(group.statistics for group in bound)
     paired = any(group.paired for group in bound)
     doubt = next((group.doubt for group in bound if group.doubt), None)
@@ -69,6 +70,7 @@ def _bundle(stream: Coupled, beside: Sequence[Coupled], width: int) -> tuple[Cou
         paired=paired,
         doubt=doubt,
         settings=stated,
+        given=given,
     )
     return bundle, tuple(group.name for group in bound)
 
@@ -85,7 +87,15 @@ def _tensor_names(group: Coupled) -> set[str]:
 
 def _coarsen_slice(part: Slice, times: int) -> Slice:
     """The same places, with `times` units merged into one."""
-    places = [np.arange(span.start, span.start + span.units * span.repeat) for span in part.spans]
-    units = [np.repeat(np.arange(span.unit, span.unit + span.units), span.repeat) for span in part.spans]
+    return replace(part, spans=_coarsen_spans(part.spans, times))
+
+
+def _coarsen_given(given: Given, times: int) -> Given:
+    return replace(given, spans=_coarsen_spans(given.spans, times))
+
+
+def _coarsen_spans(spans: Sequence[Span], times: int) -> tuple[Span, ...]:
+    places = [np.arange(span.start, span.start + span.units * span.repeat) for span in spans]
+    units = [np.repeat(np.arange(span.unit, span.unit + span.units), span.repeat) for span in spans]
     found, order = np.concatenate(units) // times, np.argsort(np.concatenate(places))
-    return replace(part, spans=compress_spans(np.concatenate(places)[order], found[order]))
+    return compress_spans(np.concatenate(places)[order], found[order])

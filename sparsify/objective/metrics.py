@@ -38,13 +38,14 @@ class Metric:
 
 
 class Accuracy:
-    """The share of examples whose largest output is that of their class."""
+    """The share of examples whose largest output is that of their class; of one output, class 1 where it is
+    above 0."""
 
     def __init__(self) -> None:
         self._right, self._count = 0, 0
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """outputs [N, classes], targets [N]."""
+        """outputs [N, classes], [N, 1] or [N], targets [N]."""
         self._right += int(are_right(outputs, targets).sum())
         self._count += len(targets)
 
@@ -54,8 +55,18 @@ class Accuracy:
 
 
 def are_right(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Whether each example is classified rightly: [N]."""
-    return outputs.argmax(dim=1) == targets
+    """Whether each example is classified rightly: [N]. One output is the logit of class 1.
+
+    Raises DataError where the targets are no numbers of classes.
+    """
+    if targets.dim() != 1 and targets.shape != (len(targets), 1):
+        raise DataError(
+            f"the targets have the shape {tuple(targets.shape)}; accuracy needs the number of each example's "
+            "class, (examples,)"
+        )
+    if outputs.dim() == 1 or outputs.shape[1] == 1:
+        return (outputs.reshape(len(outputs)) > 0) == targets.reshape(len(targets))
+    return outputs.argmax(dim=1) == targets.reshape(len(targets))
 
 
 Prepare = Callable[[Any, Any], tuple[Tensor, Tensor]]

@@ -51,6 +51,12 @@ class Objective:
         """The metric that choices are made by."""
         return self.metrics[0].facts if self.metrics else LOSS
 
+    @property
+    def counts_elements(self) -> bool:
+        """Whether an example's loss weighs as much as it has tokens or pixels that count. A loss of the
+        user's own weighs all examples alike."""
+        return self.task.loss is None and self.task.kind in _IGNORING
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -192,7 +198,8 @@ def mark_ignored(task: Task, targets: Any) -> Any:
     whole = isinstance(targets, Tensor) and not targets.is_floating_point()
     if not whole or task.ignore == IGNORED or task.kind not in _IGNORING:
         return targets
-    return targets.masked_fill(targets == task.ignore, IGNORED)
+    numbers = targets.long()  # bytes cannot hold -100
+    return numbers.masked_fill(numbers == task.ignore, IGNORED)
 
 
 _IGNORING = ("segmentation", "language_model", "masked_language_model")

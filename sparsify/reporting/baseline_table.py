@@ -19,6 +19,7 @@ from sparsify.formatting.verdict_text import verdict_words
 from sparsify.reporting import table_titles
 from sparsify_schemas.baseline import Baseline as Kind
 from sparsify_schemas.report import Baseline, Latency, Report, Side
+from sparsify_schemas.task import Facts
 
 SLOWER = 1.05
 """A baseline whose time is this many times that of the cut model is called slower.
@@ -131,9 +132,9 @@ def _baseline_notes(report: Report) -> Iterator[str]:
     yield from _describe_peers(report)
     leads = []
     for baseline in report.baselines:
-        lead = _metric_lead(report.cut, baseline.side)
+        lead = _metric_lead(report, baseline.side)
         if lead is not None:
-            leads.append(f"{metric_change(lead, report.metric.percent)} over {baseline.kind}")
+            leads.append(_describe_lead(lead, report.metric, baseline.kind))
     if leads:
         chance = "a few tenths of a point" if report.metric.percent else "a small difference"
         yield (
@@ -184,10 +185,20 @@ def _warn_of_slower(report: Report) -> Iterator[str]:
             )
 
 
-def _metric_lead(cut: Side, other: Side) -> float | None:
-    """Difference on the test set, or on the validation set where there is no test set."""
+def _describe_lead(lead: float, judged_by: Facts, kind: str) -> str:
+    """'+1.25 pp over random'; of a metric that is better when lower, 'lower by 0.125 than random'."""
+    if judged_by.better == "higher":
+        return f"{metric_change(lead, judged_by.percent)} over {kind}"
+    change = metric_change(abs(lead), judged_by.percent).removeprefix("+")
+    return f"{'lower' if lead >= 0 else 'higher'} by {change} than {kind}"
+
+
+def _metric_lead(report: Report, other: Side) -> float | None:
+    """How much better the cut model is on the test set, or on the validation set where there is no test
+    set."""
+    cut = report.cut
     if is_known(cut.test_metric):
         own, others = cut.test_metric, other.test_metric
     else:
         own, others = cut.validation_metric, other.validation_metric
-    return None if own is None or others is None else own - others
+    return None if own is None or others is None else report.metric.worse_by(own, others)

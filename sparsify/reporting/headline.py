@@ -18,13 +18,13 @@ from sparsify.formatting.numbers import (
 from sparsify.formatting.verdict_text import verdict_words
 from sparsify.reporting.latency_table import timing_words
 from sparsify_schemas.report import Limit, Report
+from sparsify_schemas.task import Facts
 
 _LABELS = {
     "budget.macs": "MACs",
     "budget.params": "parameters",
     "budget.bytes": "bytes",
     "budget.peak_memory": "peak memory",
-    "budget.accuracy_drop": "drop of validation accuracy",
 }
 
 
@@ -42,17 +42,26 @@ def write_headline(report: Report) -> str:
     parts += [timing_words(timing, report.environment.cores) for timing in report.latency]
     parts.append(_describe_metric(report))
     text = f"{', '.join(parts)}; {verdict_words(report.verdict)}."
-    missed = [describe_missed(limit) for limit in report.limits if not limit.met]
+    missed = list_missed(report)
     return f"{text} Missed: {', '.join(missed)}." if missed else text
 
 
-def describe_missed(limit: Limit) -> str:
-    """'MACs 26.1 % (limit 25 %)'."""
-    return f"{limit_name(limit)} {format_limit(limit, limit.achieved)} (limit {space_unit(limit.asked)})"
+def list_missed(report: Report) -> list[str]:
+    """'MACs 26.1 % (limit 25 %)' for each limit that does not hold."""
+    missed = []
+    for limit in report.limits:
+        if not limit.met:
+            achieved = format_limit(limit, limit.achieved)
+            missed.append(f"{limit_name(limit, report.metric)} {achieved} (limit {space_unit(limit.asked)})")
+    return missed
 
 
-def limit_name(limit: Limit) -> str:
-    """'MACs' for budget.macs, 'time on laptop' for budget.latency.laptop; other limits keep their path."""
+def limit_name(limit: Limit, judged_by: Facts) -> str:
+    """'MACs' for budget.macs, 'time on laptop' for budget.latency.laptop, 'drop of validation accuracy' or
+    'rise of validation rmse' for budget.accuracy_drop; other limits keep their path."""
+    if limit.what == "budget.accuracy_drop":
+        change = "drop" if judged_by.better == "higher" else "rise"
+        return f"{change} of validation {judged_by.name}"
     target = limit.what.removeprefix("budget.latency.")
     if target != limit.what:
         return f"time on {target}"
@@ -62,7 +71,7 @@ def limit_name(limit: Limit) -> str:
 def format_limit(limit: Limit, value: float) -> str:
     """A value in the unit in which the recipe gives the limit: a percentage, a count, a size or a time."""
     if limit.what == "budget.accuracy_drop":
-        return format_points(value) if limit.asked.endswith("pp") else add_sign(metric(value, percent=False))
+        return format_points(value) if limit.asked.endswith("pp") else _format_share_of_dense(limit, value)
     if limit.asked.endswith("%"):
         return format_share(value)
     if limit.what.startswith("budget.latency."):
@@ -70,6 +79,14 @@ def format_limit(limit: Limit, value: float) -> str:
     if limit.what in ("budget.bytes", "budget.peak_memory"):
         return format_size(value, limit.asked)
     return format_count(value)
+
+
+def _format_share_of_dense(limit: Limit, value: float) -> str:
+    """A change of the deciding metric as a share of the dense model's, '+3.2 %', where the limit is one."""
+    if not limit.asked.endswith("%") or not limit.limit:
+        return add_sign(metric(value, percent=False))
+    asked = float(limit.asked.removesuffix("%")) / 100
+    return add_sign(format_share(asked * value / limit.limit))
 
 
 def _describe_metric(report: Report) -> str:

@@ -160,7 +160,7 @@ def _list_batches(sizes: Sequence[int]) -> str:
 def _limits_table(report: Report) -> Table:
     rows = tuple(
         (
-            limit_name(limit),
+            limit_name(limit, report.metric),
             _describe_asked(limit),
             format_limit(limit, limit.achieved),
             "met" if limit.met else "MISSED",

@@ -99,7 +99,11 @@ def describe_training(state: Mapping[str, Tensor], model: nn.Module) -> str:
     floats = [name for name, value in state.items() if name in own and value.is_floating_point()]
     moved = [name for name in floats if not torch.equal(own[name].to(state[name].dtype), state[name])]
     if not moved:
-        return "its weights are those of the dense model's units that stayed, bit for bit"
+        same = "its weights are those of the dense model's units that stayed"
+        rounded = [name for name in floats if not torch.equal(own[name], state[name].to(own[name]))]
+        if rounded:
+            return f"{same}, rounded to {str(state[rounded[0]].dtype).removeprefix('torch.')}"
+        return f"{same}, bit for bit"
     squares = [(float((own[n] - state[n]).double().square().sum()), n) for n in moved]
     total = sum(float(own[name].double().square().sum()) for name in floats) or 1.0
     share = (sum(square for square, _ in squares) / total) ** 0.5

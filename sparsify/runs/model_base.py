@@ -46,7 +46,8 @@ class Base:
             else:
                 raise RunError(
                     "the run does not say how its model is built, as its recipe has no `model:`; "
-                    "pass load_run(folder, build=callable)"
+                    "write `model:` into the recipe of the next run; in Python, pass build=callable, which "
+                    "returns the dense model"
                 )
         for cuts in self.cuts:
             model = replay_cuts(model, cuts)

@@ -135,10 +135,16 @@ def agreement_after_cut(
 ) -> Agreement | None:
     """How far the cut model's outputs follow those of the dense model.
 
-    None without data, or where a batch of inputs is a list, such as one of images of different sizes.
+    None without data, where a batch of inputs is a list, such as one of images of different sizes, or where
+    outputs cannot be compared by example.
     """
     found = None if run.datasets is None else _training_examples(run, checkpoint, COMPARED)
-    return None if found is None else measure_agreement(dense, model, *found, classes=_names_classes(run))
+    if found is None:
+        return None
+    try:
+        return measure_agreement(dense, model, *found, classes=_names_classes(run))
+    except ModelError:
+        return None
 
 
 def _names_classes(run: Run) -> bool:

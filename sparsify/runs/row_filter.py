@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from sparsify.errors import RunError
@@ -35,6 +36,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
 }
 _CONDITION = re.compile(r"\s*([\w-]+)\s*(<=|>=|!=|<|>|==?)\s*(.+?)\s*")
+_PARTS = re.compile(r"([0-9]+)")
 _NUMBER = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|x)?")
 
 
@@ -68,8 +70,23 @@ def parse_condition(text: str, rows: Sequence[RunRow]) -> Condition:
     number = _NUMBER.fullmatch(found[3])
     if number is None:
         raise RunError(f"--where {text!r}: '{found[3]}' is no number; write one such as 50%, 0.5 or 1.5x")
-    named = found[1].replace("-", " ") if found[1] not in _FIELDS else None
+    named = _find_metric(found[1], rows)
     return Condition(field, holds, float(number[1]) / (100 if number[2] == "%" else 1), named)
+
+
+def _find_order(field: str, row: RunRow) -> Any:
+    """What rows are sorted by: numbers inside names count as numbers, so that run 10 comes after run 2."""
+    if field != "name":
+        return getattr(row, field)
+    parts = _PARTS.split(row.name)
+    texts, numbers = parts[::2], (*parts[1::2], "-1")
+    return list(zip(texts, map(int, numbers), strict=True))
+
+
+def _find_metric(name: str, rows: Sequence[RunRow]) -> str | None:
+    """The metric that a word calls by its own name, with `-` for spaces; None for a field."""
+    metrics = (row.judged_by for row in rows if row.judged_by is not None)
+    return next((own for own in metrics if name not in _FIELDS and own.replace(" ", "-") == name), None)
 
 
 def find_field(name: str, rows: Sequence[RunRow], option: str) -> str:
@@ -97,13 +114,13 @@ def sort_rows(rows: Sequence[RunRow], by: str) -> tuple[RunRow, ...]:
     turns it round. Rows whose value is unknown come last. Raises RunError."""
     field = find_field(by.removeprefix("-"), rows, "--sort")
     descending = (field in _DESCENDING) != by.startswith("-")
-    named = by.removeprefix("-").replace("-", " ")
+    named = _find_metric(by.removeprefix("-"), rows)
     known: list[RunRow] = []
     unknown: list[RunRow] = []
     for row in rows:
-        is_other = named not in _FIELDS and field == "metric" and row.judged_by != named
+        is_other = named is not None and row.judged_by != named
         (unknown if is_other or getattr(row, field) is None else known).append(row)
     if field == "metric" and known and known[0].better == "lower":
         descending = not descending
-    known.sort(key=lambda row: getattr(row, field), reverse=descending)
+    known.sort(key=partial(_find_order, field), reverse=descending)
     return (*known, *unknown)

@@ -43,7 +43,7 @@ class SeedSummary:
     metric: Spread | None
     """The deciding metric on the test set, else on the validation set."""
     behind: Spread | None
-    """Metric of the cut model minus that of this model, seed by seed."""
+    """How much better the metric of the cut model is than that of this model, seed by seed."""
     judged_by: str
     """What the metric is called."""
     percent: bool
@@ -106,7 +106,7 @@ def _summarize_model(
 ) -> SeedSummary:
     reports = [report for _, report in runs]
     pairs = [(report, side) for report, (side, _) in zip(reports, sides, strict=True)]
-    behind = [_subtract_known(_metric(report.cut), _metric(side)) for report, side in pairs]
+    behind = [_find_lead(report, side) for report, side in pairs]
     return SeedSummary(
         title=reports[0].title,
         recipe=recipe,
@@ -135,8 +135,10 @@ def _metric(side: Side) -> float | None:
     return side.validation_metric if side.test_metric is None else side.test_metric
 
 
-def _subtract_known(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
+def _find_lead(report: Report, side: Side) -> float | None:
+    """How much better the cut model is."""
+    own, other = _metric(report.cut), _metric(side)
+    return None if own is None or other is None else report.metric.worse_by(own, other)
 
 
 def _make_spread(values: Sequence[float | None]) -> Spread | None:

@@ -127,7 +127,7 @@ def _find_right(run: StageRun, outputs: Any, targets: Any, others: Any, mix: Mix
 def _count_for_process(run: StageRun, targets: Any) -> Tensor | int:
     """What the sum of losses of this process is divided by: its examples; or the tokens and pixels that
     count in the batches of all processes, over their number, since DDP takes the mean of their gradients."""
-    if run.objective.task.kind in ("language_model", "masked_language_model", "segmentation"):
+    if run.objective.counts_elements:
         own = count_targets(run.objective.task.kind, targets).sum()
         every: Tensor = run.accelerator.reduce(own, "sum")
         share: Tensor = every.clamp(min=1) / run.accelerator.num_processes

@@ -12,7 +12,7 @@ from sparsify.errors import SparsifyError, describe_error, first_line
 from sparsify.events import EpochDone, Event, Listener
 from sparsify.recipe import load
 from sparsify.recipe.search_space import write_overrides
-from sparsify.reporting.headline import describe_missed
+from sparsify.reporting.headline import list_missed
 from sparsify.reporting.report_file import read_report
 from sparsify.runs import run_folder
 from sparsify.runs.apply import apply
@@ -153,7 +153,7 @@ def judge_report(recipe: Recipe, report: Report, row: StudyTrial) -> StudyTrial:
     name = recipe.search.objective.metric
     costs = count_costs(report.cut, report.latency, is_dense=False)
     row = row.model_copy(update={"metric": find_metric(report, report.cut, name), "costs": costs})
-    missed = [describe_missed(limit) for limit in report.limits if not limit.met]
+    missed = list_missed(report)
     if missed:
         return row.model_copy(update={"reason": f"missed: {'; '.join(missed)}"})
     if row.metric is None or not math.isfinite(row.metric):

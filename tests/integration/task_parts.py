@@ -85,6 +85,16 @@ def masked_sentences() -> Any:
     return _Sentences(200, 0, masked=True), _Sentences(40, 1, masked=True)
 
 
+def equal_sentences() -> Any:
+    """Sentences of one length, for a language model."""
+    starts = torch.arange(200)[:, None] % (WORDS - 1)
+    rows = 1 + (starts + torch.arange(TOKENS)) % (WORDS - 1)
+    parts = []
+    for part in (rows[:160], rows[160:]):
+        parts.append({"input_ids": part, "attention_mask": torch.ones_like(part), "labels": part})
+    return tuple(parts)
+
+
 class _Boxes(torch.utils.data.Dataset):
     """Images with a number of points each: targets of another length for every example."""
 
@@ -225,6 +235,17 @@ def token_loss(outputs: dict[str, Tensor], targets: list[Tensor]) -> Tensor:
     """Cross-entropy of the tokens, out of the mapping that the model returns."""
     padded = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=-100)
     return nn.functional.cross_entropy(outputs["logits"].flatten(0, 1), padded.flatten(), ignore_index=-100)
+
+
+def pixel_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The mean over the pixels that count, which the built-in loss of a segmentation is."""
+    resized = nn.functional.interpolate(outputs, targets.shape[1:], mode="bilinear", align_corners=False)
+    return nn.functional.cross_entropy(resized, targets, ignore_index=-100)
+
+
+def next_token_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The mean over all tokens but the first, which the built-in loss of a language model is."""
+    return nn.functional.cross_entropy(outputs[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
 
 
 def constant_loss(outputs: Tensor, _targets: Any) -> Tensor:

@@ -216,7 +216,9 @@ def test_weights_of_less_precision_in_any_order(folder: Path, dense: Path) -> No
     )
     run = adopt(folder, folder / "bf16.pt", dense=dense)
     assert torch.allclose(call(run), cut.bfloat16().float()(X).detach(), atol=1e-5)
-    assert "its weights are those of the dense model's units that stayed, bit for bit" in read_notes(run)
+    assert "its weights are those of the dense model's units that stayed, rounded to bfloat16" in read_notes(
+        run
+    )
 
 
 def test_layers_that_were_cut_apart(folder: Path, dense: Path) -> None:
@@ -512,6 +514,14 @@ def test_adopted_files_are_no_seeds_of_one_run(tmp_path: Path, dense: Path) -> N
         adopt(tmp_path, path, dense=dense)
     summaries = summarize_seeds(tmp_path / "runs")
     assert [row.runs for row in summaries if row.model == "cut"] == [("adopted-1",), ("adopted-2",)]
+
+
+def test_weights_of_half_the_precision_are_rounded(folder: Path, dense: Path) -> None:
+    cut = cut_by_a_script(make_dense())
+    run = adopt(folder, save(cut.half(), folder / "half.pt"), dense=dense)
+    assert "its weights are those of the dense model's units that stayed, rounded to float16" in read_notes(
+        run
+    )
 
 
 def test_a_run_needs_no_adoption(folder: Path, dense: Path) -> None:

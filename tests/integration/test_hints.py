@@ -60,6 +60,15 @@ def test_a_resumed_run_stays_where_it_is(capsys: pytest.CaptureFixture[str]) -> 
     assert "--resume goes on in half, and --out names another folder; leave it out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [["--from-scratch"], ["--strict"], ["--allow", "numpy"]])
+def test_a_resumed_run_goes_on_as_it_was_started(
+    option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["apply", "--resume", "half", *option]) == 2
+    message = f"--resume goes on as half was started, and would ignore {option[0]}; leave it out"
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_penalty_of_scales_where_there_are_none(capsys: pytest.CaptureFixture[str]) -> None:
     """LeNet-5 has no normalisation; digits_cnn has some."""
     penalty = {"kind": "bn_scale", "strength": 1e-4}

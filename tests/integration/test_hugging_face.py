@@ -71,6 +71,15 @@ DEEPSEEK = {
     "qk_nope_head_dim": 8,
     "v_head_dim": 8,
 }
+BLOOM = {
+    "vocab_size": 50,
+    "hidden_size": 48,
+    "n_layer": 2,
+    "n_head": 4,
+    "use_cache": False,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 VIT = {**SMALL, "image_size": 32, "patch_size": 8}
 IDS = {"input_ids": {"shape": [2, 9], "dtype": "int64"}}
 BOTH = {**IDS, "decoder_input_ids": {"shape": [2, 7], "dtype": "int64"}}
@@ -167,6 +176,36 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], list[dict[str, Any]]
         IDS,
         [half("*mlp", "expert")],
         {"n_routed_experts": 4, "n_shared_experts": 1, "n_group": 2},
+    ),
+    "deepseek-v3-heads": (
+        "DeepseekV3ForCausalLM",
+        {**DEEPSEEK, "kv_lora_rank": 20, "q_lora_rank": 28, "qk_rope_head_dim": 6},
+        IDS,
+        [half("*q_b_proj", "head"), half("*q_a_proj"), half("*kv_a_proj_with_mqa")],
+        {"num_attention_heads": 2, "q_lora_rank": 14, "kv_lora_rank": 10, "v_head_dim": 8},
+    ),
+    "gemma": (
+        "GemmaForCausalLM",
+        {**CAUSAL, "num_key_value_heads": 1, "head_dim": 12},
+        IDS,
+        [half("*q_proj", "head")],
+        {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 12},
+    ),
+    "bloom": ("BloomForCausalLM", BLOOM, IDS, [half("*dense_h_to_4h")], {}),
+    "gpt-bigcode": ("GPTBigCodeForCausalLM", GPT2, IDS, [half("*c_fc")], {"n_inner": 96}),
+    "switch": (
+        "SwitchTransformersForConditionalGeneration",
+        {
+            **T5,
+            "num_decoder_layers": 2,
+            "num_experts": 4,
+            "num_sparse_encoder_layers": 1,
+            "num_sparse_decoder_layers": 1,
+            "expert_capacity": 64,
+        },
+        BOTH,
+        [half("*mlp", "expert")],
+        {"num_experts": 2},
     ),
     "t5": ("T5ForConditionalGeneration", T5, BOTH, [half("*wi")], {"d_ff": 48}),
     "vit": (
@@ -379,6 +418,18 @@ BEYOND: dict[str, tuple[str, list[dict[str, Any]], str]] = {
         r"'model\.layers\.0\.self_attn\.o_proj\.weight' is 48x24 and "
         r"'model\.layers\.1\.self_attn\.o_proj\.weight' 48x48, but Phi3Config has one number for both; "
         r"keep: \{uniform: true\} in a rule for both gives them the same width",
+    ),
+    "heads with slopes": (
+        "bloom",
+        [half("*query_key_value", "head", uniform=False)],
+        r"'transformer\.h\.0\.self_attention' selects its heads' of what BloomForCausalLM makes for 4 heads "
+        r"\(slopes of positions\), which it would make otherwise for fewer",
+    ),
+    "heads of one key": (
+        "gpt-bigcode",
+        [half("*c_attn", "head")],
+        r"no number in GPTBigCodeConfig makes 'transformer\.h\.0\.attn\.c_attn\.weight' 48x48: "
+        r"it stays 96x48",
     ),
     "a block less": (
         "llama",

@@ -215,6 +215,34 @@ def test_a_task_is_trained_cut_and_judged(kind: str, tmp_path: Path) -> None:
     assert f"test {name}" in page and "accuracy" not in page.replace("token_accuracy", "")
 
 
+SEGMENTATION = {"kind": "segmentation", "ignore": 255}
+OWN_LOSSES = {
+    "segmentation": (recipe(SEGMENTATION, "conv_net", "squares", "0", "filter"), "pixel_loss"),
+    "language model": (
+        recipe({"kind": "language_model", "outputs": "logits"}, "TextModel", "equal_sentences", "up"),
+        "next_token_loss",
+    ),
+}
+"""each with a loss of its own that is the built-in one"""
+
+
+@pytest.mark.parametrize("kind", OWN_LOSSES)
+def test_a_loss_of_ones_own_trains_as_the_same_loss_built_in(kind: str, tmp_path: Path) -> None:
+    """By an optimizer that feels how large gradients are."""
+    given, loss = OWN_LOSSES[kind]
+    learn = {"kind": "train", "name": "learn", "epochs": 2, "batch": 32}
+    learn["optimizer"] = {"kind": "sgd", "lr": 0.3}
+    ends = []
+    for more in ({}, {"loss": f"task_parts:{loss}"}):
+        told = {**given, "task": given["task"] | more, "stages": [learn, {"kind": "cut", "repair": False}]}
+        run = apply(told, from_scratch=True, out=tmp_path / "runs", timing=0.02)
+        ends.append((verify_run(run).history[-1].loss, load_dense(run).state_dict()))
+    (built_in, weights), (own, others) = ends
+    assert own == pytest.approx(built_in, rel=1e-5)
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["a part of the outputs", "language model", "masked", "own"])
 def test_a_task_is_repaired(kind: str, tmp_path: Path) -> None:
     """Mappings and sequences of different lengths too."""
@@ -446,6 +474,11 @@ def test_the_limit_of_a_metric_that_falls_is_in_its_own_unit(tmp_path: Path) -> 
     assert report.dense.validation_metric is not None and report.cut.validation_metric is not None
     assert limit.limit == pytest.approx(0.05 * report.dense.validation_metric)
     assert limit.achieved == pytest.approx(report.cut.validation_metric - report.dense.validation_metric)
+    share = 100 * limit.achieved / report.dense.validation_metric
+    (row,) = [line for line in (run / "report.md").read_text().splitlines() if "of validation rmse" in line]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:2] == ["rise of validation rmse", "at most 5 %"]
+    assert float(cells[2].removesuffix(" %")) == pytest.approx(share, abs=0.06)
     assert report.search is not None
     for trial in report.search.trials:
         assert trial.inside == (trial.drop <= limit.limit + 1e-9)

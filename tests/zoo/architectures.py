@@ -54,6 +54,15 @@ SPEECH = {
     "num_conv_pos_embeddings": 8,
     "num_conv_pos_embedding_groups": 4,
 }
+LATENT = {
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 14,
+    "head_dim": 6,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 20,
+    "kv_lora_rank": 18,
+}
 STAGES = {"hidden_sizes": [16, 24], "depths": [1, 1]}
 TEXT: dict[str, dict[str, Any]] = {
     "albert": {"num_hidden_groups": 1},
@@ -67,9 +76,12 @@ TEXT: dict[str, dict[str, Any]] = {
     "ctrl": {"dff": 96},
     "deberta": {},
     "deberta-v2": {},
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT,
     "ernie": {},
     "ernie4_5": {},
     "exaone4": {},
+    "falcon": {"ffn_hidden_size": 96},
     "fnet": {"tpu_short_seq_length": 9},
     "gemma": {},
     "gemma2": {},
@@ -177,7 +189,8 @@ def build(kind: str) -> nn.Module:
 
     plain = tf.AutoConfig.for_model(kind)
     own = ALL[kind]
-    sizes = {key: value for key, value in SIZES.items() if hasattr(plain, key)}
+    computed = {key for key in SIZES if isinstance(getattr(type(plain), key, None), property)}
+    sizes = {key: value for key, value in SIZES.items() if hasattr(plain, key) and key not in computed}
     if kind == "segformer":
         return tf.SegformerForSemanticSegmentation(tf.SegformerConfig(**own))
     config = type(plain)(**(sizes | own))

@@ -6,6 +6,7 @@ transposed convolutions; LSTMs that project. Each entry is as in further.py.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -124,6 +125,140 @@ class ThreeFirst(nn.Module):
         n, t, _ = x.shape
         qkv = self.qkv(x).reshape(n, t, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         return self.proj(attend(*qkv.unbind(0)))
+
+
+class OneKey(nn.Module):
+    """Multi-query attention (Shazeer, arXiv:1911.02150), as in GPTBigCode: all queries, a key, a value."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.head_dim, self.embed_dim = config.head_dim, config.hidden_size
+        self.qkv = nn.Linear(config.hidden_size, config.hidden_size + 2 * self.head_dim)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).split((self.embed_dim, self.head_dim, self.head_dim), -1)
+        return self.out(attend(by_head(q, self.head_dim), k.unsqueeze(1), v.unsqueeze(1)))
+
+
+class OneKeyBehind(OneKey):
+    """Falcon: the key and the value behind the queries, [heads + 2, d]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = by_head(self.qkv(x), self.head_dim)
+        return self.out(attend(y[:, :-2], y[:, [-2]], y[:, [-1]]))
+
+
+class OneKeyApart(nn.Module):
+    """Gemma, 2 billion parameters: layers of their own, the key and the value expanded to all heads."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.q, self.out = (nn.Linear(config.hidden_size, config.hidden_size) for _ in range(2))
+        self.k, self.v = (nn.Linear(config.hidden_size, self.head_dim) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = by_head(self.q(x), self.head_dim)
+        return self.out(attend(q, self.k(x).unsqueeze(1), self.v(x).unsqueeze(1)))
+
+
+def turned(x: Tensor) -> Tensor:
+    """[N, heads, T, d] with the two halves of the places turned by the time."""
+    angle = torch.arange(x.shape[2], dtype=x.dtype)[:, None] / 3
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), -1)
+
+
+class LatentAttention(nn.Module):
+    """Multi-head latent attention of DeepSeek-V2 (arXiv:2405.04434): queries, and keys with values, by a
+    narrow layer each; the rotated part of the keys is one for all heads."""
+
+    def __init__(self, config: Config, rank: int = 8, rotated: int = 4, plain: int = 3) -> None:
+        super().__init__()
+        self.num_heads, self.v_head_dim = config.num_attention_heads, config.head_dim
+        self.kv_lora_rank, self.rope_dim, self.nope_dim = rank, rotated, plain
+        self.q_a, self.q_b = (
+            nn.Linear(config.hidden_size, 10),
+            nn.Linear(10, self.num_heads * (plain + rotated)),
+        )
+        self.kv_a = nn.Linear(config.hidden_size, rank + rotated)
+        self.kv_b = nn.Linear(rank, self.num_heads * (plain + self.v_head_dim))
+        self.out = nn.Linear(self.num_heads * self.v_head_dim, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.nope_dim, self.rope_dim]
+        q, q_rotated = by_head(self.q_b(self.q_a(x)), sum(parts)).split(parts, -1)
+        latent, k_rotated = self.kv_a(x).split([self.kv_lora_rank, self.rope_dim], -1)
+        kv = by_head(self.kv_b(latent), self.nope_dim + self.v_head_dim)
+        k, v = kv.split([self.nope_dim, self.v_head_dim], -1)
+        keys = k.new_empty(*k.shape[:-1], sum(parts))
+        keys[..., : self.nope_dim] = k
+        keys[..., self.nope_dim :] = turned(k_rotated.unsqueeze(1))
+        return self.out(attend(torch.cat([q, turned(q_rotated)], -1), keys, v))
+
+
+def slopes_of(heads: int) -> Tensor:
+    """The slopes of ALiBi (Press et al., arXiv:2108.12409), which depend on how many heads there are."""
+    return 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads)
+
+
+class Sloped(nn.Module):
+    """ALiBi with its slopes in a buffer that is saved, or that is not."""
+
+    def __init__(self, config: Config, saved: bool = True) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.register_buffer("slopes", slopes_of(self.num_heads).view(-1, 1, 1), persistent=saved)
+
+    def bias(self, x: Tensor) -> Tensor:
+        return self.get_buffer("slopes") * torch.arange(x.shape[1], dtype=x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.query_key_value(x).view(*x.shape[:2], self.num_heads, 3, self.head_dim)
+        q, k, v = (part.transpose(1, 2) for part in y.unbind(3))
+        scores = q @ k.mT / self.head_dim**0.5 + self.bias(x)
+        return self.dense((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class SlopedAnew(Sloped):
+    """The same, computed in each call from the number of heads."""
+
+    def bias(self, x: Tensor) -> Tensor:
+        times = torch.arange(x.shape[1], dtype=x.dtype)
+        return slopes_of(self.num_heads).to(x)[:, None, None] * times
+
+
+class SlopedByOther(HeadByHead):
+    """BLOOM: the attention is given the positions of all examples and heads, [examples * heads, 1, times]."""
+
+    def forward(self, x: Tensor, alibi: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        y = self.query_key_value(x).view(n, t, self.num_heads, 3, self.head_dim)
+        q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in y.unbind(3))
+        scores = alibi.baddbmm(q, k.mT, alpha=self.head_dim**-0.5).view(n, self.num_heads, t, t)
+        made = scores.softmax(-1).flatten(0, 1) @ v
+        return self.dense(made.view(n, self.num_heads, t, -1).transpose(1, 2).flatten(2))
+
+
+class Positions(nn.Module):
+    """Two attentions in turn, whose positions are made once, for as many heads as the configuration says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = Config()
+        self.embed, self.head = nn.Linear(6, 24), nn.Linear(24, 3)
+        self.attentions = nn.ModuleList(SlopedByOther(self.config) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        slopes = slopes_of(self.config.num_attention_heads).to(x)[:, None, None]
+        alibi = (slopes * torch.arange(x.shape[1], dtype=x.dtype)).repeat(len(x), 1, 1)
+        x = self.embed(x)
+        for attention in self.attentions:
+            x = x + attention(x, alibi=alibi)
+        return self.head(x.mean(1))
 
 
 class Blocks(nn.Module):
@@ -371,6 +506,13 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Drawn]] = {
     "heads side by side": (lambda: Blocks(HeadByHead), SEQUENCE),
     "heads in groups": (lambda: Blocks(GroupByGroup), SEQUENCE),
     "heads, three first": (lambda: Blocks(ThreeFirst), SEQUENCE),
+    "heads with one key": (lambda: Blocks(OneKey), SEQUENCE),
+    "heads before one key": (lambda: Blocks(OneKeyBehind), SEQUENCE),
+    "heads and one key apart": (lambda: Blocks(OneKeyApart), SEQUENCE),
+    "heads of latents": (lambda: Blocks(LatentAttention), SEQUENCE),
+    "heads with slopes": (lambda: Blocks(Sloped), SEQUENCE),
+    "heads with slopes, not saved": (lambda: Blocks(partial(Sloped, saved=False)), SEQUENCE),
+    "heads with slopes made for all": (Positions, SEQUENCE),
     "selective scan": (SelectiveScan, SEQUENCE),
     "partial convolutions": (
         lambda: _deepen(cbr(3, 16), PartialConvolution(16, 6), cbr(16, 12)),

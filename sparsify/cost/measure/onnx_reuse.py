@@ -99,7 +99,7 @@ def _free_shapes(proto: "ModelProto", changed: Collection[int], free: int) -> No
 
 def _set_groups(proto: "ModelProto", before: Mapping[str, int]) -> None:
     """Give depthwise convolutions as many groups as channels. before: the channels that the pattern had."""
-    now = {entry.name: entry.dims[0] for entry in proto.graph.initializer}
+    now = {entry.name: entry.dims[0] for entry in proto.graph.initializer if entry.dims}
     for node in proto.graph.node:
         for attribute in node.attribute if node.op_type == "Conv" else ():
             if attribute.name == "group" and attribute.i == before.get(node.input[1]) != 1:

@@ -193,7 +193,7 @@ class ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
 
     def _units_of(self, labels: Tensor) -> Tensor:
         """The removed unit that each label belongs to, or -1."""
-        self._units = extend_marks(self._units, self.labels.count, self.labels.group_outputs, -1)
+        self._units = extend_marks(self._units, self.labels.count, self.labels.made, -1)
         return self._units[labels]
 
     def _mark_kept_outputs(self, out: Tensor, along: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Experts that are members of a ModuleList: the list gets shorter, and its members new numbers."""
+"""Experts that are members of a ModuleList or ModuleDict: it gets shorter, and its members new numbers."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -15,6 +15,7 @@ from sparsify_schemas.cuts import (
     Narrow,
     Operation,
     Replace,
+    Select,
     SetAttribute,
     Shorten,
     Silence,
@@ -29,7 +30,8 @@ def list_shortened(model_map: ModelMap, keep: Keep) -> tuple[Shorten, ...]:
         if lost:
             stay = np.setdiff1d(np.arange(mixture.count), lost)
             for name in mixture.lists:
-                found.append(Shorten(module=name, size=mixture.count, keep=to_ranges(stay)))
+                own = Shorten(module=name, prefix=mixture.prefix, size=mixture.count, keep=to_ranges(stay))
+                found.append(own)
     return tuple(found)
 
 
@@ -44,7 +46,7 @@ def shorten_lists(model: nn.Module, shortened: Iterable[Shorten]) -> None:
         own = model.get_submodule(op.module)
         own._modules.clear()
         for number, member in enumerate(kept):
-            own._modules[str(number)] = member
+            own._modules[f"{op.prefix}{number}"] = member
 
 
 def _find_members(model: nn.Module, op: Shorten) -> list[nn.Module]:
@@ -52,7 +54,7 @@ def _find_members(model: nn.Module, op: Shorten) -> list[nn.Module]:
         own = model.get_submodule(op.module)
     except AttributeError:
         own = None
-    if not isinstance(own, nn.ModuleList):
+    if not isinstance(own, nn.ModuleList | nn.ModuleDict):
         raise RunError(
             f"the cut log shortens '{op.module}', which is no ModuleList in this model; "
             "was it built by the same recipe?"
@@ -66,7 +68,12 @@ def _find_members(model: nn.Module, op: Shorten) -> list[nn.Module]:
         raise RunError(
             f"the cut log keeps members of '{op.module}' that are out of order or beyond its {op.size}"
         )
-    return list(own)
+    if list(own._modules) != [f"{op.prefix}{at}" for at in range(op.size)]:
+        raise RunError(
+            f"the cut log calls the first member of '{op.module}' '{op.prefix}0', this model calls it "
+            f"'{next(iter(own._modules))}'; was it built by the same recipe?"
+        )
+    return [member for member in own._modules.values() if member is not None]
 
 
 def rename_operations(operations: Iterable[Operation], shortened: Sequence[Shorten]) -> Iterator[Operation]:
@@ -78,7 +85,7 @@ def rename_operations(operations: Iterable[Operation], shortened: Sequence[Short
             tensor = rename(op.tensor, shortened)
             if tensor is not None:
                 yield op.model_copy(update={"tensor": tensor})
-        elif isinstance(op, SetAttribute | Replace | Bypass | Silence | AddBias):
+        elif isinstance(op, SetAttribute | Replace | Select | Bypass | Silence | AddBias):
             module = rename(op.module, shortened)
             if module is not None:
                 yield op.model_copy(update={"module": module})

@@ -17,6 +17,7 @@ from sparsify.graph.model_map import Branch, ModelMap
 from sparsify.graph.names import all_names, canonical_names, walk_modules
 from sparsify.graph.surgery import module_integers
 from sparsify.graph.surgery.expert_lists import list_shortened, rename_operations, shorten_lists
+from sparsify.graph.surgery.given_heads import list_selections, select_heads
 from sparsify.graph.surgery.indices import Keep as Keep
 from sparsify.graph.surgery.indices import indices_of_units as indices_of_units
 from sparsify.graph.surgery.indices import to_indices as to_indices
@@ -55,18 +56,20 @@ def cut(model: nn.Module, model_map: ModelMap, keep: Keep, plan: str) -> tuple[n
     )
     swaps = [op for op in changes if isinstance(op, Replace)]
     sets = [op for op in changes if isinstance(op, SetAttribute)]
+    selections = list_selections(model_map, keep, removed_branches(model_map, keep))
+    select_heads(copy, selections)
     shortened = list_shortened(model_map, keep)
     shorten_lists(copy, shortened)
-    done = rename_operations((*_log_narrowing(model_map, steps), *swaps, *stubs, *sets), shortened)
+    made = (*_log_narrowing(model_map, steps), *swaps, *stubs, *sets, *selections)
+    done = rename_operations(made, shortened)
     return copy, Cuts(plan=plan, widths=widths, operations=(*shortened, *done))
 
 
 def cut_on_trial(model: nn.Module, model_map: ModelMap, keep: Keep) -> nn.Module:
     """The same cut, without a log."""
-    gone = removed_indices(model_map, keep)
-    copy, _ = _narrow_model(
-        model, gone, _kept_by_tensor(model_map, gone), tuple(_list_stubs(removed_branches(model_map, keep)))
-    )
+    gone, removed = removed_indices(model_map, keep), removed_branches(model_map, keep)
+    copy, _ = _narrow_model(model, gone, _kept_by_tensor(model_map, gone), tuple(_list_stubs(removed)))
+    select_heads(copy, list_selections(model_map, keep, removed))
     shorten_lists(copy, list_shortened(model_map, keep))
     return copy
 

@@ -13,6 +13,7 @@ from sparsify.graph.surgery.biases import create_bias
 from sparsify.graph.surgery.compact_layers import are_ascending, compact_layers
 from sparsify.graph.surgery.expert_lists import shorten_lists
 from sparsify.graph.surgery.explained_numbers import is_explained
+from sparsify.graph.surgery.given_heads import select_heads
 from sparsify.graph.surgery.operations import KeptIndices, _copy_narrowed, _set_attribute, to_indices
 from sparsify.graph.surgery.width_names import Meaning, read_meaning
 from sparsify.nn import attention
@@ -25,6 +26,7 @@ from sparsify_schemas.cuts import (
     Gather,
     Narrow,
     Replace,
+    Select,
     SetAttribute,
     Shorten,
     Silence,
@@ -44,6 +46,7 @@ def replay_cuts(model: nn.Module, cuts: Cuts) -> nn.Module:
     sets: list[SetAttribute] = []
     reshaped: list[Crop | Gather] = []
     biased: list[str] = []
+    selections: list[Select] = []
     shortened = [op for op in cuts.operations if isinstance(op, Shorten)]
     if shortened:  # what follows in the log calls members of lists by their new numbers
         model = copy_model(model)
@@ -67,6 +70,8 @@ def replay_cuts(model: nn.Module, cuts: Cuts) -> nn.Module:
                 reshaped.append(op)
             case AddBias():
                 biased.append(op.module)
+            case Select():
+                selections.append(op)
             case Shorten():
                 pass  # done
             case Zero() | Fold():
@@ -85,6 +90,7 @@ def replay_cuts(model: nn.Module, cuts: Cuts) -> nn.Module:
     for name in biased:
         create_bias(copy, name)
     compact_layers(copy, reshaped)
+    select_heads(copy, selections)
     return copy
 
 

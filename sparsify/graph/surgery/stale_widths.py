@@ -220,6 +220,8 @@ def _new_lengths(module: str, held: HeldNumber, kind: Meaning, value: int, known
         return _new_values(known.lengths[source].outputs, value)
     if "." in held.path:
         between = _new_values(_lengths_between_children(module, known), value)
+        if alike and kind is Meaning.WIDTH:
+            alike |= between & {value}  # the stream keeps its width, whatever the attentions call their own
         return alike or between or _new_values(_lengths_below(module, known, tensors_only=True), value)
     inside = _new_values(_lengths_below(module, known, children_only=True), value)
     match kind:

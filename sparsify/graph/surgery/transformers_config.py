@@ -205,7 +205,8 @@ def find_head_size(model: Any) -> tuple[Change, ...]:
     """The head size as a change: many models read it from an optional field of their configuration."""
     values = [vars(module).get("head_dim") for module in model.modules()]
     sizes = {value for value in values if type(value) is int}
-    if len(sizes) != 1 or "head_dim" in vars(model.config):
+    computed = isinstance(getattr(type(model.config), "head_dim", None), property)
+    if len(sizes) != 1 or computed or "head_dim" in vars(model.config):
         return ()
     return ((("head_dim",), sizes.pop()),)
 

@@ -107,6 +107,13 @@ def is_head_count(name: str) -> bool:
     )
 
 
+def counts_heads_of_a_key(name: str) -> bool:
+    """Whether it says how many query heads share a key and a value: num_key_value_groups, n_rep."""
+    words = set(_split_words(name))
+    of_a_key = "groups" in words and bool(words & {"key", "kv"})
+    return of_a_key or bool(words & {"rep", "repeats"}) or words >= {"queries", "per"}
+
+
 def is_expert_count(name: str) -> bool:
     """Whether it counts the experts that a router chooses among: num_experts, n_routed_experts."""
     words = _split_words(name)

@@ -21,6 +21,10 @@ class SharedLength:
     labels: Tensor | None = None
     module: str = ""
     """that created the tensor: an attribute of it may hold the length"""
+    argument: int | str | None = None
+    """place or name under which the module is given the tensor, if it did not create it"""
+    dim: int = 0
+    """of the tensor that it is given"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,6 +34,19 @@ class ChannelGroups:
     """whether each group has a statistic over its channels, so that a cut inside of it changes them"""
     inside: Ints | None = None
     """labels of places in every group that belong to no group, and stay where whole groups leave"""
+    stays: tuple[Ints | None, Ints | None] = (None, None)
+    """labels beside them that stay where whole groups leave, and where places leave"""
+    why_stays: str = ""
+    is_field: bool = False
+    """whether the groups are heads that share their places: a side on which neither can leave is not taken"""
+
+    def join_fixed(self) -> tuple[Joins, Joins]:
+        """What is joined on either side, with what stays joined to label 0, which no cut touches."""
+        sides = []
+        for joins, own in zip((self.whole, self.places), self.stays, strict=True):
+            fixed = [] if own is None else [(own, np.zeros(1, np.int64))]
+            sides.append([*joins, *fixed])
+        return sides[0], sides[1]
 
 
 @dataclass(frozen=True)
@@ -67,10 +80,18 @@ def choose_sides(
     sets = [int(touching[own.channels].max()) for own in groups]  # of what must stay it is 0
     for number, own in zip(sets, groups, strict=True):
         together[number].append(own)
-    leaves_whole = {
-        number: _count(whole, members) >= _count(places, members) for number, members in together.items()
-    }
+    leaves_whole = {}
+    for number, members in together.items():
+        fields = [own for own in members if own.is_field]
+        one, other = _count_open(whole, fields), _count_open(places, fields)
+        more = _count(whole, members) >= _count(places, members)
+        leaves_whole[number] = more if one == other else one > other
     return [leaves_whole[number] for number in sets]
+
+
+def _count_open(side: Side, groups: Sequence[ChannelGroups]) -> int:
+    """How many of them can lose units."""
+    return sum(side.count_units(own) > 1 for own in groups)
 
 
 def _count(side: Side, groups: Sequence[ChannelGroups]) -> int:

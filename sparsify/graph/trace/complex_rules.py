@@ -11,7 +11,14 @@ from sparsify.graph.trace.rule_api import Follower, Op, Rule
 
 
 def _view_as_complex(w: Follower, op: Op) -> AxisLabels:
-    """[..., 2] -> [...]: both parts of a number are removed together."""
+    """[..., 2] -> [...]: both parts of a number are removed together.
+
+    Numbers that lie in a part of each row of a tensor must begin at even places in all rows, so what is
+    beside them in a row leaves in twos (the latent of keys and values of DeepSeek-V2).
+    """
+    rows = op.args[0]._base
+    if rows is not None and rows.dim() and not op.args[0].is_contiguous():
+        w.algebra.tie_runs(w.labels_of(rows), rows.dim() - 1, 2)
     x = w.labels_of(op.args[0])
     last = len(x.shape) - 1
     paired = w.algebra.hold_all(x, {last}, "it is one part of complex numbers")

@@ -13,6 +13,7 @@ from sparsify.graph.trace.axis_labels import (
 )
 from sparsify.graph.trace.channel_groups import ChannelGroups
 from sparsify.graph.trace.label_algebra import FIXED, LabelAlgebra, labels_along
+from sparsify.graph.trace.label_fields import join_or_offer
 from sparsify.graph.trace.labels import CREATED
 from sparsify.graph.trace.made_labels import GroupOutputs
 
@@ -31,7 +32,7 @@ def follow_product(
     theirs = [x for x in over_b if k_b in varying_dims(x)]
     for x in ours:
         for y in theirs:
-            algebra.join(x, y)
+            join_or_offer(algebra.labels, x, y, is_summed=True)
     _meet_lengths(algebra, a, k_a, theirs)
     _meet_lengths(algebra, b, k_b, ours)
     for mine, against, firm in (
@@ -181,7 +182,7 @@ def _offer_transposed_groups(
     read, made = ours.numpy().reshape(groups, -1), out.numpy().reshape(groups, -1)
     inside = None if columns is None else columns.numpy()
     of_weight = np.zeros(1, np.int64) if inside is None else inside  # label 0: no cut touches it
-    algebra.labels.group_outputs.append(GroupOutputs(made, read, inside))
+    algebra.labels.made.append(GroupOutputs(made, read, inside))
     whole = [(read, read[:, :1]), (made, read[:, :1])]
     places = [(read, read[:1]), (made, of_weight[None])]
     algebra.labels.note_channel_groups(ChannelGroups(read, whole, places, False, inside), counted_by)

@@ -19,7 +19,7 @@ from sparsify.graph.trace.axis_labels import (
     take_first,
     varying_dims,
 )
-from sparsify.graph.trace.channel_groups import ChannelGroups
+from sparsify.graph.trace.label_fields import FLATTENED, join_or_offer, merge_or_none
 from sparsify.graph.trace.labels import CREATED, TIED, Labels
 
 FIXED = "it is combined with something of fixed size"
@@ -40,6 +40,13 @@ class LabelAlgebra:
         rest = take_first(aspect, dims)
         self.join(aspect, rest)
         return rest
+
+    def tie_runs(self, axis_labels: AxisLabels, dim: int, length: int) -> None:
+        """Runs of `length` neighbours along a dimension are removed together."""
+        for aspect in axis_labels.aspects:
+            if dim in varying_dims(aspect) and aspect.shape[dim] % length == 0:
+                runs = torch.unflatten(aspect, dim, (-1, length))
+                self.join(runs, runs.narrow(dim + 1, 0, 1))
 
     def hold(self, aspect: Tensor, dims: set[int], reason: str) -> None:
         """These dimensions keep their size: tie along them and, if nothing else varies, fix the labels."""
@@ -133,7 +140,10 @@ class LabelAlgebra:
         it."""
         if cell.labels is not labels:
             cell.labels = labels
-            self.labels.note_length(cell.module, labels.numpy())
+            if cell.argument is None:
+                self.labels.note_length(cell.module, labels.numpy())
+            else:
+                self.labels.given.append((cell.module, cell.argument, cell.dim, labels.numpy()))
 
     def name_places(self, axis_labels: AxisLabels, dim: int) -> Tensor | None:
         """Labels of its own for the places of a flexible dimension, or those that it has met; None if it is
@@ -183,28 +193,10 @@ class LabelAlgebra:
         for theirs in other.aspects:
             if varying_dims(theirs) & varying_dims(aspect):
                 if not joined:
-                    self._join_or_offer(aspect, theirs)
+                    join_or_offer(self.labels, aspect, theirs)
                 real -= varying_dims(theirs)
         if real:
             self.hold(aspect, real, FIXED)
-
-    def _join_or_offer(self, aspect: Tensor, other: Tensor) -> None:
-        """Join labels that meet; a vector that meets a field of heads and places is joined with it only on
-        the side on which it must leave too."""
-        if len(varying_dims(aspect)) < len(varying_dims(other)):
-            aspect, other = other, aspect
-        along, field = varying_dims(other), varying_dims(aspect)
-        if len(field) != 2 or len(along) != 1 or not along < field:
-            self.join(aspect, other)
-            return
-        channels, vector = aspect.squeeze().numpy(), other.flatten().numpy()
-        stays = [(vector, np.zeros(1, np.int64))]  # joined with label 0, which no cut touches
-        rows, columns = [(channels, channels[:, :1])], [(channels, channels[:1])]
-        if along == {max(field)}:
-            own = ChannelGroups(channels, rows + stays, [*columns, (channels[:1], vector[None])], False)
-        else:
-            own = ChannelGroups(channels, [*rows, (channels[:, :1], vector[:, None])], columns + stays, False)
-        self.labels.note_channel_groups(own)
 
     def consume(self, aspect: Tensor) -> None:
         """A product sums over these labels of a parameter: the parameter's dimension is a consumer's input
@@ -280,7 +272,7 @@ class LabelAlgebra:
         )
         return AxisLabels(
             shape,
-            self._merge_moved(results),
+            self._merge_moved(results, axis_labels.parameter),
             axis_labels.parameter,
             self._move_flexible_dims(axis_labels, change, shape),
         )
@@ -306,24 +298,27 @@ class LabelAlgebra:
         )
         return kept | flexible_dims(shape, alike - {e for e, _ in kept})
 
-    def _merge_moved(self, aspects: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    def _merge_moved(self, aspects: Iterable[Tensor], parameter: bool) -> tuple[Tensor, ...]:
         """Merge aspects that vary along a common dimension after a move.
 
-        Labels that move together are joined (a diagonal); of two flattened dimensions the finer one is
-        kept.
+        Labels that move together are joined (a diagonal); of two flattened dimensions one may leave, in a
+        parameter the finer one.
         """
         live = [a for a in aspects if varying_dims(a)]
         if sum(len(varying_dims(a)) for a in live) == len(set().union(*map(varying_dims, live))):
             return tuple(live)
         found: list[Tensor] = []
         for aspect in sorted(live, key=lambda a: -len(np.unique(a.numpy()))):
-            other = next((o for o in found if varying_dims(o) & varying_dims(aspect)), None)
-            if other is None:
+            own = varying_dims(aspect)
+            at = next((i for i, other in enumerate(found) if varying_dims(other) & own), None)
+            if at is None:
                 found.append(aspect)
-            elif _is_coarser(aspect, other):
-                self.join(aspect, other)
+            elif _is_coarser(aspect, found[at]):
+                self.join(aspect, found[at])
+            elif not parameter and (field := merge_or_none(self.labels, aspect, found[at])) is not None:
+                found[at] = field
             else:
-                self.hold(aspect, varying_dims(aspect), "it is flattened together with another dimension")
+                self.hold(aspect, own, FLATTENED)
         return tuple(found)
 
     def hold_blocks(self, axis_labels: AxisLabels, dim: int, length: int, reason: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsify.graph.trace.channel_groups import ChannelGroups, Joins, Leaving, Side, choose_sides
-from sparsify.graph.trace.made_labels import GroupOutputs
+from sparsify.graph.trace.made_labels import GroupOutputs, MergedPlaces
 
 Ints = NDArray[np.int64]
 
@@ -71,14 +71,19 @@ class Labels:
         self._statistics: list[tuple[Ints, frozenset[int]]] = []
         self._paired: list[Ints] = []
         self._rectangles: list[Ints] = []
+        self._share_key: list[Ints] = []
         self._channel_groups: dict[tuple[str | bytes | None, ...], ChannelGroups] = {}
         self._slices: dict[tuple[str, bytes], _Slices] = {}
         self._doubts: list[tuple[Ints, str]] = []
         self.shapes: list[tuple[str, Ints]] = []
         """(module, labels along a dimension) of every reshape and split that ran in it"""
-        self.group_outputs: list[GroupOutputs] = []
+        self.made: list[GroupOutputs | MergedPlaces] = []
+        """labels that the call makes and that leave with others"""
         self.named: list[Axis] = []
         """places of tensors without labels (a state of zeros), named as something met them"""
+        self.given: list[tuple[str, int | str, int, Ints]] = []
+        """(module, argument, dimension, labels along it) of tensors without labels that modules are given,
+        where the dimension has met labels"""
         self.inputs: list[tuple[str, Ints]] = []
         """(module, labels along a dimension) of what was given to modules that hold a number as large"""
         self.group_counts: list[tuple[str, Ints]] = []
@@ -115,6 +120,10 @@ class Labels:
     def note_pair(self, labels: Ints) -> None:
         """A product of two computed tensors (queries and keys) sums over these labels."""
         self._paired.append(labels)
+
+    def note_shared_key(self, labels: Ints) -> None:
+        """Heads with these labels are multiplied by one key."""
+        self._share_key.append(labels)
 
     def note_rectangle(self, labels: Ints) -> None:
         """These labels lie along several dimensions of a tensor: what is kept must be a rectangle again."""
@@ -189,8 +198,9 @@ class Labels:
         self._channel_groups.clear()
         if not groups:
             return
-        whole = _make_edges([pair for own in groups for pair in own.whole])
-        places = _make_edges([pair for own in groups for pair in own.places])
+        ways = [own.join_fixed() for own in groups]
+        whole = _make_edges([pair for way in ways for pair in way[0]])
+        places = _make_edges([pair for way in ways for pair in way[1]])
         spread = _make_edges([(field, field.flat[:1]) for field in self._rectangles])
         every = [*self._edges, *whole, *places, *spread]
         a, b = (np.concatenate(ends) for ends in zip(_NO_EDGE, *every, strict=True))
@@ -201,6 +211,9 @@ class Labels:
             groups, choose_sides(groups, touching, *sides, leaving=leaving), strict=True
         ):
             self._edges += _make_edges(own.whole if leaves_whole else own.places)
+            stays = own.stays[0 if leaves_whole else 1]
+            if stays is not None:
+                self.fix(stays, own.why_stays)
             if own.inside is not None and leaves_whole:
                 self.fix(own.inside, "whole groups leave, and each has as many channels")
             if own.has_statistics and not leaves_whole:
@@ -282,6 +295,10 @@ class Labels:
     def is_paired(self, classes: Ints) -> NDArray[np.bool_]:
         """Whether a product without a weight sums over each class."""
         return self._mark_classes(self._paired, classes)
+
+    def shares_key(self, classes: Ints) -> NDArray[np.bool_]:
+        """Whether each class is of heads that one key serves."""
+        return self._mark_classes(self._share_key, classes)
 
     def _mark_classes(self, marked: Sequence[Ints], classes: Ints) -> NDArray[np.bool_]:
         found = np.zeros(self.count, dtype=bool)

@@ -75,14 +75,6 @@ def _addr(w: Follower, op: Op) -> AxisLabels:
     return w.algebra.join_elementwise(op.out.shape, [w.labels_of(op.args[0]), column, row])
 
 
-def _tie_runs(w: Follower, axis_labels: AxisLabels, dim: int, length: int) -> None:
-    """Runs of `length` neighbours along a dimension are removed together."""
-    for aspect in axis_labels.aspects:
-        if dim in varying_dims(aspect) and aspect.shape[dim] % length == 0:
-            runs = torch.unflatten(aspect, dim, (-1, length))
-            w.algebra.join(runs, runs.narrow(dim + 1, 0, 1))
-
-
 def _grouped_mm(w: Follower, op: Op) -> AxisLabels:
     """Runs of rows, each times its own matrix of a stack: [rows, K] x [experts, K, N]; or a batch of
     products."""
@@ -93,8 +85,7 @@ def _grouped_mm(w: Follower, op: Op) -> AxisLabels:
                 w.labels_of(value), set(range(value.dim())), "it says which expert takes a row"
             )
     for tensor in (x, stack):  # it takes whole runs of 16 bytes: of eight numbers at least, in half precision
-        _tie_runs(
-            w,
+        w.algebra.tie_runs(
             w.labels_of(tensor),
             tensor.dim() - 1,
             8 if tensor.shape[-1] % 8 == 0 else 16 // tensor.element_size(),

@@ -27,11 +27,27 @@ def follow_write(tracer: Follower, name: str, args: Any) -> None:
             )
             strange = [aspect for aspect in axis_labels.aspects if not varying_dims(aspect) <= lies]
             if strange and not _label_filled_base(tracer, target, strange):
-                lost = [aspect for aspect in strange if not _label_filled_base(tracer, target, [aspect])]
-                tracer.fix(
-                    AxisLabels(own.shape, tuple(lost)),
-                    f"it is written into a part of another tensor ({name})",
-                )
+                reason = f"it is written into a part of another tensor ({name})"
+                lost = []
+                for aspect in strange:
+                    whole = _hold_part(tracer, target, aspect)
+                    if not _label_filled_base(tracer, target, [whole]):
+                        lost.append(aspect)
+                tracer.fix(AxisLabels(own.shape, tuple(lost)), reason)
+
+
+def _hold_part(tracer: Follower, part: Tensor, aspect: Tensor) -> Tensor:
+    """The aspect along those dimensions alone that are whole ones of the tensor that is written into.
+
+    Along the others it fills fixed places, which stay: heads leave, the places of each do not (the keys of
+    DeepSeek's attention, written beside their rotated part).
+    """
+    base = part._base
+    if base is None:
+        return aspect
+    whole, varying = tracer.labels_of(base), varying_dims(aspect)
+    fixed = {d for d in varying if len(_find_whole_dims(part, d, base, whole)) != 1}
+    return tracer.algebra.tie(aspect, fixed) if varying - fixed else aspect
 
 
 def follow_write_by_number(tracer: Follower, name: str, target: Tensor, made: AxisLabels | None) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparsify.graph.broadcast_shapes import drop_lengths, find_common_shape, vector_shape
 from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
+from sparsify.graph.trace.label_fields import offer_part
 from sparsify.graph.trace.operators import read_argument, wrap_dim
 from sparsify.graph.trace.rule_api import Follower, Op, Rule
 
@@ -59,7 +60,7 @@ def _cut_apart(
     for aspect in axis_labels.aspects:
         if follows and varying_dims(aspect) == {dim}:
             w.note_slice(aspect.flatten(), length, reason)
-        else:
+        elif length or not follows or not offer_part(w.labels, aspect, dim, reason):
             w.algebra.hold_blocks(replace(axis_labels, aspects=(aspect,)), dim, length, reason)
 
 
@@ -75,10 +76,22 @@ def _unbind(w: Follower, op: Op) -> list[AxisLabels]:
 
 def _select(w: Follower, op: Op) -> AxisLabels:
     axis_labels, dim = w.labels_of(op.args[0]), wrap_dim(op.args[1], op.args[0])
+    _take_one(w, axis_labels, dim, op.args[2], "a fixed index of it is taken")
+    return w.algebra.move_labels(axis_labels, lambda t: t.select(dim, op.args[2]))
+
+
+def _take_one(w: Follower, axis_labels: AxisLabels, dim: int, place: int, reason: str) -> None:
+    """One index of a dimension is taken: it stays, and so do the others unless they are heads."""
+    follows = w.follows_widths(axis_labels.shape[dim] - 1)
     for aspect in axis_labels.aspects:
         if dim in varying_dims(aspect):
-            w.algebra.hold(aspect, {dim}, "a fixed index of it is taken")
-    return w.algebra.move_labels(axis_labels, lambda t: t.select(dim, op.args[2]))
+            taken = aspect.select(dim, place)
+            if follows and offer_part(w.labels, aspect, dim, reason, taken):
+                continue
+            if reason == SLICED:
+                w.algebra.hold_blocks(replace(axis_labels, aspects=(aspect,)), dim, 1, reason)
+            else:
+                w.algebra.hold(aspect, {dim}, reason)
 
 
 def _slice(w: Follower, op: Op) -> AxisLabels:
@@ -94,7 +107,9 @@ def _slice(w: Follower, op: Op) -> AxisLabels:
     start = max(start + size, 0) if start < 0 else min(start, size)  # as Python's slices, beyond the ends
     if kept < size:
         whole = kept and size % kept == 0 and (start % kept == 0 if step == 1 else size == kept * step)
-        if step == 1:
+        if kept == 1:
+            _take_one(w, axis_labels, dim, start, SLICED)
+        elif step == 1:
             _cut_apart(w, axis_labels, dim, [kept], kept if whole else 0, SLICED)
         else:
             _strided(w, axis_labels, dim, step if whole else 0)

@@ -20,8 +20,14 @@ from sparsify.forward.opaque import LEAVES_TORCH, is_nested, is_scripted, is_spa
 from sparsify.graph.layer_types import layer_type
 from sparsify.graph.names import named_tensors, walk_modules
 from sparsify.graph.surgery.module_integers import find_numbers
-from sparsify.graph.trace.axis_labels import AxisLabels, flexible_dims, take_first, varying_dims
+from sparsify.graph.trace.axis_labels import (
+    AxisLabels,
+    flexible_dims,
+    take_first,
+    varying_dims,
+)
 from sparsify.graph.trace.choose_rule import follow_operator
+from sparsify.graph.trace.given_tensors import count_heads, offer_given
 from sparsify.graph.trace.index_rules import WRITES_IN_PLACE
 from sparsify.graph.trace.known_labels import KnownResult, MetaLabels
 from sparsify.graph.trace.label_algebra import LabelAlgebra
@@ -58,7 +64,17 @@ class LeavingTorch(TorchFunctionMode):
         way = LEAVES_TORCH.get(func)
         if way is not None:
             self._watch.protect(args, f"its values leave torch through {way}")
+        if func is Tensor.__getitem__ and type(args[1]) is tuple:
+            args = args[0], tuple(map(_write_as_slice, args[1]))
         return func(*args, **(kwargs or {}))
+
+
+def _write_as_slice(index: Any) -> Any:
+    """A list of one number as a slice, with the same result: torch makes a tensor of a list, without values
+    where it is traced."""
+    if type(index) is not list or len(index) != 1 or type(index[0]) is not int:
+        return index
+    return slice(index[0], index[0] + 1 or None)
 
 
 class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
@@ -87,11 +103,16 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         self.modules: dict[str, nn.Module] = {}
         self.own_numbers: dict[str, frozenset[int]] = {}
         """module of a user's own -> the integers that it holds"""
+        self.head_counts: dict[str, frozenset[int]] = {}
+        """module of a user's own -> those that count heads, as their names say"""
 
-    def enter_tensor(self, name: str, tensor: Tensor) -> None:
-        """Give a parameter or buffer its labels: one per index of each dimension."""
+    def enter_tensor(self, name: str, tensor: Tensor, lengths: Collection[int] | None = None) -> None:
+        """Give a parameter or buffer its labels: one per index of each dimension, or of those with one of
+        these lengths."""
         aspects = []
         for dim, size in enumerate(tensor.shape):
+            if lengths is not None and size not in lengths:
+                continue
             axis = self.labels.add_axis(name, dim, size)
             if size > 1:
                 shape = [1] * tensor.dim()
@@ -103,19 +124,23 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
 
     def enter_model(self, model: nn.Module) -> None:
         """Label every parameter and saved buffer. A buffer that is not saved (rotary frequencies) is a
-        constant."""
+        constant, but for dimensions as long as its module has heads (slopes of ALiBi)."""
+        self.modules = dict(walk_modules(model))
         for name, tensor, saved in named_tensors(model):
-            if saved and not is_nested(tensor):
-                self.enter_tensor(name, tensor)
+            if is_nested(tensor):
+                continue
+            counts = None if saved else count_heads(self.modules[name.rpartition(".")[0]])
+            if counts is None or (counts.intersection(tensor.shape) and tensor.is_floating_point()):
+                self.enter_tensor(name, tensor, counts)
                 if is_sparse(tensor):
                     self.fix(self.labels_unread(tensor), f"the sparse tensor '{name}' keeps its shape")
-        self.modules = dict(walk_modules(model))
         for name, module in self.modules.items():
             if isinstance(module, COMPARES_WIDTH):
                 self.comparing.add(name)
             if not type(module).__module__.startswith("torch."):
                 numbers = (value for value in vars(module).values() if type(value) is int)
                 self.own_numbers[name] = frozenset(numbers)
+                self.head_counts[name] = count_heads(module)
             attribute = layer_type(module).group_count
             if attribute is not None:
                 self.group_counts[name] = attribute, getattr(module, attribute)
@@ -284,10 +309,13 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
             self.within.append(name)
             self.labels.ran.add(name)
             self.on_enter(name, args, kwargs)
+            before = offer_given(self, name, self.head_counts.get(name, ()), args, kwargs)
             try:
                 return forward(*args, **kwargs)
             finally:
                 self.within.pop()
+                for tensor, axis_labels in before:
+                    self.set_labels(tensor, axis_labels)
 
         return run
 

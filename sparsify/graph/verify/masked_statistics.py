@@ -93,13 +93,13 @@ class MaskedTracer(Tracer):  # type: ignore[no-untyped-call]
 
     def _leaves(self, labels: Tensor) -> Tensor:
         """Whether each label is removed."""
-        self.removed = extend_marks(self.removed, self.labels.count, self.labels.group_outputs, False)
+        self.removed = extend_marks(self.removed, self.labels.count, self.labels.made, False)
         return self.removed[labels]
 
     def mark_named(self) -> Tensor:
         """Whether each label that the call made is removed: those of zeros leave with what they are joined
         with."""
-        removed = extend_marks(self.removed, self.labels.count, self.labels.group_outputs, False).numpy()
+        removed = extend_marks(self.removed, self.labels.count, self.labels.made, False).numpy()
         classes = self.labels.find_joined()
         leaving = np.setdiff1d(classes[removed], classes[:1])  # label 0 stays
         for axis in self.labels.named:

@@ -12,38 +12,38 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from sparsify.graph.model_map import Mixture
 from sparsify.graph.names import all_names
 from sparsify.graph.surgery.indices import Keep
 from sparsify.graph.trace.module_stack import ModuleStack
 
-_SAME_VALUES = frozenset(
-    "t transpose permute view _unsafe_view reshape _to_copy to clone detach alias expand unsqueeze squeeze "
-    "contiguous lift_fresh".split()
-)
-"""operators whose result has the values of their first operand, in another form"""
-
 
 class _RouterMask(ModuleStack):  # type: ignore[no-untyped-call]
-    """Sets scores of removed experts to minus infinity in what is computed from a router's weight."""
+    """Sets scores of removed experts to minus infinity in what data make of a router's weight.
+
+    What is computed from weights alone on the way, such as rows of length 1 for a cosine, is followed.
+    """
 
     def __init__(self, lost: dict[int, Tensor], count: dict[int, int], weights: Sequence[Tensor]) -> None:
         super().__init__()
         self._lost, self._count = lost, count
-        self._kept = list(weights)
-        """so that no other tensor gets the id of one of them"""
+        self._weights = {id(weight): weight for weight in weights}
+        """all weights, and what is computed from a router's alone: no other tensor gets an id of theirs"""
 
     def run_operator(self, func: Any, args: Any, kwargs: Any) -> Any:
-        own = next((id(v) for v in args if isinstance(v, Tensor) and id(v) in self._lost), None)
+        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        own = next((id(value) for value in given if id(value) in self._lost), None)
         out = func(*args, **kwargs)
         if own is None or not isinstance(out, Tensor):
             return out
-        if func._schema.name.partition("::")[2] in _SAME_VALUES:
-            self._kept.append(out)
-            self._lost[id(out)], self._count[id(out)] = self._lost[own], self._count[own]
-            return out
         dims = [dim for dim, size in enumerate(out.shape) if size == self._count[own]]
+        if all(id(value) in self._weights or not value.dim() for value in given):
+            self._weights[id(out)] = out
+            if dims:
+                self._lost[id(out)], self._count[id(out)] = self._lost[own], self._count[own]
+            return out
         if not dims or not out.is_floating_point():
             return out
         places = self._lost[own].to(out.device)
@@ -55,7 +55,7 @@ def mask_experts(wide: nn.Module, mixtures: Sequence[Mixture], keep: Keep) -> It
     """Run the model with the scores of removed experts at minus infinity; does nothing without any."""
     lost: dict[int, Tensor] = {}
     count: dict[int, int] = {}
-    values, weights = all_names(wide), list[Tensor]()
+    values = all_names(wide)
     before: list[tuple[Tensor, Tensor]] = []
     for mixture in mixtures:
         gone = torch.tensor(mixture.list_removed(keep.get(mixture.name, range(mixture.group.width))))
@@ -63,7 +63,6 @@ def mask_experts(wide: nn.Module, mixtures: Sequence[Mixture], keep: Keep) -> It
             continue
         for name, _ in mixture.routers:
             lost[id(values[name])], count[id(values[name])] = gone, mixture.count
-            weights.append(values[name])
         for name in mixture.offsets:
             before.append((values[name], values[name].detach().clone()))
             with torch.no_grad():
@@ -72,7 +71,7 @@ def mask_experts(wide: nn.Module, mixtures: Sequence[Mixture], keep: Keep) -> It
         yield
         return
     try:
-        with _RouterMask(lost, count, weights):
+        with _RouterMask(lost, count, list(values.values())):
             yield
     finally:
         with torch.no_grad():

@@ -185,7 +185,7 @@ def _fit(moments: _Moments, axis: int, ridge: float) -> _Prediction:
     square = moments.square / moments.rows - torch.outer(shortcut, shortcut)
     product = moments.product / moments.rows - torch.outer(shortcut, branch)
     # Shortcuts that are zero everywhere predict nothing.
-    size = square.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
+    size = square.diagonal().mean().clamp(min=1e-30)
     square.diagonal().add_(ridge * size)
     matrix = torch.linalg.solve(square, product)
     return _Prediction(matrix.float(), (branch - shortcut @ matrix).float(), axis)

@@ -125,6 +125,9 @@ def _describe_map(map: ModelMap) -> dict[str, Any]:
         _drop_trial_facts(group)
     for part in (*told["branches"], *told["mixtures"]):
         _drop_trial_facts(part["group"])
+    for mixture in told["mixtures"]:
+        if not mixture["prefix"]:
+            del mixture["prefix"]
     return told
 
 
@@ -133,6 +136,8 @@ def _drop_trial_facts(group: dict[str, Any]) -> None:
         del group[name]
     if group["least"] == 1:
         del group["least"]
+    if not group["given"]:
+        del group["given"]
 
 
 def _describe_calls(calls: tuple[RecordedCall, ...]) -> list[Any]:

@@ -48,9 +48,10 @@ def measure_agreement(
     compared = _Comparison(processes)
     start, size = 0, FIRST_CHUNK
     with eval_mode(dense, model):
+        axes = _find_example_axes(dense, inputs, examples)
         while start < examples:
             part = take_examples(inputs, examples, start, start + size)
-            outputs = _call_models(dense, model, part)
+            outputs = [_list_by_example(one, part, axes) for one in (dense, model)]
             compared.add(*outputs)
             start += size
             size = _fit_chunk(outputs[0], min(size, examples - start + size))
@@ -148,9 +149,37 @@ def count_same_classes(dense: Tensor, cut: Tensor) -> int | None:
     return int((dense.argmax(dim=1) == cut.argmax(dim=1)).sum())
 
 
-def _call_models(dense: nn.Module, model: nn.Module, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
+def _find_example_axes(model: nn.Module, inputs: Inputs, examples: int) -> list[int | None]:
+    """Of each floating-point output, the dimension that counts the examples; None where none does.
+
+    It is the first one that is as long as the call has examples, with one example more and one less. Where no
+    output has one, as of a model whose inputs have time first, the rows of outputs of one shape are compared.
+    """
+    many = min(examples, 3)
+    counts = (many,) if many == 1 else (many, many - 1)
     with torch.no_grad():
-        return _list_outputs(call_model(dense, inputs)), _list_outputs(call_model(model, inputs))
+        calls = [call_model(model, take_examples(inputs, examples, 0, count)) for count in counts]
+    axes: list[int | None] = []
+    shapes = []
+    for outputs in zip(*map(_list_outputs, calls), strict=True):
+        shapes.append({output.shape for output in outputs})
+        lengths = list(zip(*(output.shape for output in outputs), strict=False))
+        axes.append(lengths.index(counts) if counts in lengths else None)
+    if any(axis is not None for axis in axes):
+        return axes
+    if all(len(own) == 1 for own in shapes):
+        return [0] * len(axes)
+    raise ModelError(
+        "no dimension of the model's outputs counts its examples, so its outputs cannot be compared"
+    )
+
+
+def _list_by_example(model: nn.Module, inputs: Inputs, axes: list[int | None]) -> list[Tensor]:
+    """What the model returns for each example, [N, ...] of each output that has a dimension for them."""
+    with torch.no_grad():
+        outputs = _list_outputs(call_model(model, inputs))
+    pairs = zip(outputs, axes, strict=True)
+    return [output.movedim(axis, 0) for output, axis in pairs if axis is not None]
 
 
 def _list_outputs(output: object) -> list[Tensor]:
@@ -165,7 +194,7 @@ def _join_outputs(found: list[Tensor]) -> Tensor:
     """The only output as it is, of several a row for each example."""
     if len(found) == 1:
         return found[0]
-    return torch.cat([one.reshape(len(one), -1) for one in found if len(one) == len(found[0])], dim=1)
+    return torch.cat([one.reshape(len(one), -1) for one in found], dim=1)
 
 
 def take_examples(inputs: Inputs, examples: int, start: int, end: int) -> Inputs:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sparsify.distributed import add_over_processes, counts_of
+from sparsify.errors import ModelError
 from sparsify.forward.call_model import call_model, require_values
 from sparsify.forward.calls import Inputs
 from sparsify.forward.trial_calls import eval_mode
@@ -31,7 +32,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
         How many normalisations have new statistics: those that ran.
 
     Raises:
-        ModelError: There are no batches.
+        ModelError: There are no batches, or one example, which has no variance where values are single.
 
     Source: re-calibration of batch normalisation after a cut (EagleEye, arXiv:2007.02491).
 
@@ -43,7 +44,12 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
     require_values(model)
     inputs, count = collect_examples(batches, sys.maxsize, "calibrate")
     with eval_mode(model):
-        return reestimate_statistics(model, inputs, count)
+        try:
+            return reestimate_statistics(model, inputs, count)
+        except ValueError as error:
+            if count > 1:
+                raise
+            raise ModelError("one example has no variance at a normalisation; calibrate needs two") from error
 
 
 def reestimate_statistics(model: nn.Module, inputs: Inputs, examples: int, processes: Any = None) -> int:

@@ -17,7 +17,7 @@ from sparsify.formatting.numbers import (
     metric_change,
 )
 from sparsify.formatting.verdict_text import verdict_words
-from sparsify.reporting.headline import describe_missed
+from sparsify.reporting.headline import list_missed
 from sparsify.reporting.html.figure_text import format_pair
 from sparsify.reporting.html.markup import NOTHING, Html, tag
 from sparsify.reporting.html.plots import draw_bar
@@ -116,7 +116,7 @@ def _draw_metric(report: Report) -> Iterator[Html]:
 
 
 def _draw_verdict(report: Report) -> Html:
-    missed = [describe_missed(limit) for limit in report.limits if not limit.met]
+    missed = list_missed(report)
     verdict = report.verdict
     if missed:
         return _draw_tile("Limits", "MISSED", "; ".join(missed), role="bad")

@@ -18,7 +18,7 @@ import sparsify
 from sparsify.errors import RunError
 from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.pruning.cut import Result
-from sparsify_schemas.cuts import SetAttribute
+from sparsify_schemas.cuts import Select, SetAttribute
 
 sys.path.append(str(Path(__file__).parents[2] / "zoo"))
 packed: Any = importlib.import_module("packed")
@@ -105,6 +105,160 @@ def test_a_cut_of_a_cut_model_goes_on_from_there() -> None:
     twice: Any = cut(once, {"layers": "attentions.1.qkv_proj", "group": "head"}).model
     assert [m.config.num_attention_heads for m in twice.attentions] == [3, 3]
     assert [m.qkv_proj.out_features for m in twice.attentions] == [20, 20]
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer"), [("OneKey", "qkv"), ("OneKeyBehind", "qkv"), ("OneKeyApart", "q")]
+)
+def test_heads_leave_from_a_single_key_and_value(kind: str, layer: str) -> None:
+    """Each layer keeps heads of its own; the key and the value, of four places, stay."""
+    model: Any = make(lambda: packed.Blocks(getattr(packed, kind)))
+    result = cut(model, {"layers": f"attentions.0.{layer}", "group": "head"})
+    first, second = result.model.attentions
+    beside = 0 if layer == "q" else 8
+    assert [getattr(m, layer).out_features - beside for m in (first, second)] == [12, 24]
+    assert [m.out.in_features for m in (first, second)] == [12, 24]
+    assert result.verdicts[0].outcome == "equal"
+    narrowed: dict[str, Any] = {getattr(op, "tensor", ""): op for op in result.cuts.operations}
+    kept = [i for first, end in narrowed[f"attentions.0.{layer}.weight"].keep for i in range(first, end)]
+    assert [i % 4 for i in kept] == [0, 1, 2, 3] * (len(kept) // 4)
+    assert layer == "q" or kept[-8:] == list(range(24, 32))
+    again = replay_cuts(model, result.cuts)
+    again.load_state_dict(result.model.state_dict())
+    assert torch.equal(again.eval()(*ROWS), result.model.eval()(*ROWS))
+
+
+def test_why_a_single_key_and_value_stay() -> None:
+    model = make(lambda: packed.Blocks(packed.OneKeyApart))
+    plan = sparsify.make_plan(
+        {"version": 1, "title": "t", "rules": [{"layers": "*", "group": "weight", "sparsity": "50%"}]},
+        model,
+        ROWS,
+    )
+    reasons = {group.name: group.protected for group in plan.map.coupled if group.protected}
+    assert reasons == {
+        "attentions.0.k": "all heads share it",
+        "attentions.0.v": "it is flattened together with another dimension",
+        "attentions.1.k": "all heads share it",
+        "attentions.1.v": "it is flattened together with another dimension",
+        "head": "it feeds the network's output",
+    }
+
+
+def test_heads_and_ranks_of_latent_attention_leave() -> None:
+    model: Any = make(lambda: packed.Blocks(packed.LatentAttention))
+    result = cut(
+        model,
+        {"layers": "attentions.0.q_b", "group": "head"},
+        {"layers": "attentions.0.q_a"},
+        {"layers": "attentions.0.kv_a"},
+    )
+    own = result.model.attentions[0]
+    assert (own.num_heads, own.kv_lora_rank, own.rope_dim, own.nope_dim) == (3, 4, 4, 3)
+    assert tuple(own.q_b.weight.shape) == (3 * 7, 5)
+    assert tuple(own.kv_a.weight.shape) == (4 + 4, 24)  # the rotated part of the keys stays
+    assert tuple(own.kv_b.weight.shape) == (3 * 7, 4)
+    assert tuple(own.out.weight.shape) == (24, 3 * 4)
+    assert result.verdicts[0].outcome == "equal"
+    assert result.model.attentions[1].num_heads == 6
+
+
+SLOPED: dict[str, Callable[[], nn.Module]] = {
+    "saved": lambda: packed.Blocks(packed.Sloped),
+    "not saved": lambda: packed.Blocks(lambda config: packed.Sloped(config, saved=False)),
+    "made for all": packed.Positions,
+}
+
+
+@pytest.mark.parametrize("kind", SLOPED)
+def test_heads_leave_with_their_slopes(kind: str) -> None:
+    """Each layer keeps heads of its own, and of the slopes those of its heads."""
+    model: Any = make(SLOPED[kind])
+    result = cut(model, {"layers": "attentions.0.query_key_value", "group": "head"})
+    thin: Any = result.model
+    assert [m.num_heads for m in thin.attentions] == [3, 6]
+    assert result.verdicts[0].outcome == "equal"
+    narrowed: dict[str, Any] = {getattr(op, "tensor", ""): op for op in result.cuts.operations}
+    rows = narrowed["attentions.0.query_key_value.bias"].keep
+    heads = [i // 12 for first, end in rows for i in range(first, end, 12)]
+    selected = [op for op in result.cuts.operations if isinstance(op, Select)]
+    if kind == "made for all":
+        (op,) = selected
+        assert (op.module, op.argument, op.dim, op.size) == ("attentions.0", "alibi", 0, 6)
+        assert [i for first, end in op.keep for i in range(first, end)] == heads
+        assert thin.config.num_attention_heads == 6  # the slopes are made for as many
+    else:
+        assert not selected
+        assert torch.equal(thin.attentions[0].slopes, packed.slopes_of(6).view(-1, 1, 1)[heads])
+    again: Any = replay_cuts(model, result.cuts)
+    again.load_state_dict(thin.state_dict())
+    for batch in (1, 3):
+        (x,) = reference.fresh(ROWS, batch, 5)
+        assert torch.equal(again.eval()(x), thin.eval()(x))
+
+
+def test_a_layer_that_has_lost_heads_loses_more() -> None:
+    rule = {"layers": "attentions.0.query_key_value", "group": "head"}
+    once = cut(make(packed.Positions), rule).model.eval()
+    result = cut(once, {**rule, "sparsity": "34%"})
+    twice: Any = result.model
+    assert [m.num_heads for m in twice.attentions] == [2, 6]
+    (op,) = [op for op in result.cuts.operations if isinstance(op, Select)]
+    assert (op.module, op.size) == ("attentions.0", 3)
+
+
+def test_slopes_that_an_attention_makes_anew_keep_its_heads() -> None:
+    model = make(lambda: packed.Blocks(packed.SlopedAnew))
+    body = {"version": 1, "title": "t", "rules": [{"layers": "*", "group": "weight", "sparsity": "50%"}]}
+    plan = sparsify.make_plan(body, model, ROWS)
+    reasons = {group.name: group.protected for group in plan.map.coupled if group.protected}
+    assert reasons["attentions.0.query_key_value"] == "it is combined with something of fixed size"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"module": "attentions.7"},
+            "the cut log has 'attentions.7' select what it is given, which this model does not have; "
+            "was it built by the same recipe?",
+        ),
+        (
+            {"keep": ((4, 9),)},
+            "the cut log has 'attentions.0' select places that are out of order or beyond its 6",
+        ),
+    ],
+)
+def test_a_log_that_selects_what_is_not_there_is_refused(changes: dict[str, Any], message: str) -> None:
+    model = make(packed.Positions)
+    result = cut(model, {"layers": "attentions.0.query_key_value", "group": "head"})
+    operations = [
+        op.model_copy(update=changes) if isinstance(op, Select) else op for op in result.cuts.operations
+    ]
+    with pytest.raises(RunError) as caught:
+        replay_cuts(model, result.cuts.model_copy(update={"operations": tuple(operations)}))
+    assert str(caught.value) == message
+
+
+class PairsBehind(nn.Module):
+    """Complex numbers, which must begin at even places, behind neurons in each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 12
+        self.a, self.b, self.fc = nn.Linear(6, 16), nn.Linear(12, 8), nn.Linear(8 + 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, rest = self.a(x).split([self.width, 4], -1)
+        turned = torch.view_as_complex(rest.unflatten(-1, (2, 2))) * 1j
+        return self.fc(torch.cat([self.b(first).relu(), torch.view_as_real(turned).flatten(-2)], -1))
+
+
+def test_what_is_beside_complex_numbers_in_a_row_leaves_in_twos() -> None:
+    model: Any = make(PairsBehind)
+    result = cut(model, {"layers": "a"})
+    assert [(w.group, w.width, w.kept) for w in result.cuts.widths] == [("a", 6, 3)]
+    assert result.model.a.out_features == 10 and result.verdicts[0].outcome == "equal"
 
 
 class SizesBesideConfig(packed.SplitBySizes):  # type: ignore[misc]

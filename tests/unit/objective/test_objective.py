@@ -10,8 +10,9 @@ from torch import nn
 
 import sparsify
 from sparsify.data import load_data
-from sparsify.errors import ModelError
+from sparsify.errors import DataError, ModelError
 from sparsify.models import digits_cnn
+from sparsify.objective.metrics import Accuracy
 from sparsify.reporting.report_file import read_report
 from sparsify.reporting.report_tables import list_tables
 from sparsify.runs.apply import apply
@@ -96,3 +97,29 @@ def test_a_report_without_further_figures_says_nothing_of_them(tmp_path: Path) -
     run = sparsify.save_run(sparsify.cut(plan, net), tmp_path / "run")
     written = json.loads((run / "report.json").read_text())
     assert "metrics" not in written["dense"] and "metric" not in written
+
+
+@pytest.mark.parametrize("shape", [(6, 1), (6,)])
+def test_one_output_is_the_logit_of_class_one(shape: tuple[int, ...]) -> None:
+    outputs = torch.tensor([2.0, -1.0, 0.5, -0.1, -3.0, 4.0]).reshape(shape)
+    targets = torch.tensor([1, 0, 0, 0, 1, 1])
+    meter = Accuracy()
+    meter.update(outputs, targets)
+    assert meter.compute() == 4 / 6
+
+
+def test_accuracy_of_targets_that_are_no_numbers_of_classes_is_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        sparsify.evaluate(nn.Linear(4, 3), [(torch.zeros(3, 4), torch.eye(3))])
+    assert str(caught.value) == (
+        "the targets have the shape (3, 3); accuracy needs the number of each example's class, (examples,)"
+    )
+
+
+def test_masks_of_bytes_may_say_what_does_not_count() -> None:
+    masks = torch.tensor([[[0, 1], [255, 1]]], dtype=torch.uint8)
+    model = nn.Conv2d(1, 2, 1)
+    objective = sparsify.make_objective({"kind": "segmentation", "ignore": 255})
+    found = sparsify.evaluate(model, [(torch.ones(1, 1, 2, 2), masks)], objective)
+    expected = nn.functional.cross_entropy(model(torch.ones(1, 1, 2, 2)), masks.long(), ignore_index=255)
+    assert found.loss == pytest.approx(float(expected), rel=1e-6)

@@ -230,8 +230,12 @@ def test_without_a_builder_in_the_recipe_a_run_loads_with_one(tmp_path):
     result = half({k: v for k, v in RECIPE.items() if k != "model"})
     folder = save_run(result, tmp_path / "run", timing=0.05)
     assert any("loads only with a builder" in n for n in verify_run(folder).notes)
-    with pytest.raises(RunError, match=r"load_run\(folder, build=callable\)"):
+    with pytest.raises(RunError) as caught:
         load_run(folder)
+    assert str(caught.value) == (
+        "the run does not say how its model is built, as its recipe has no `model:`; write `model:` into the "
+        "recipe of the next run; in Python, pass build=callable, which returns the dense model"
+    )
     assert torch.equal(load_run(folder, build=digits_cnn)(X), result.model.eval()(X))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsify
-from sparsify.errors import ModelError, RecipeError, VerificationError
+from sparsify.errors import ModelError, RecipeError, RunError, VerificationError
 from sparsify.graph.model_map import Mixture
 from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.verify import mixture_trials
@@ -67,9 +67,10 @@ def test_the_reference_sees_an_expert_that_took_the_place_of_another(name: str) 
         for parameter in result.model.mix.parameters():
             if parameter.dim() == 3:  # stacked
                 parameter.copy_(parameter.flip(0))
-    lists = [module for module in result.model.mix.children() if isinstance(module, nn.ModuleList)]
+    kinds = nn.ModuleList | nn.ModuleDict
+    lists = [module for module in result.model.mix.children() if isinstance(module, kinds)]
     for own in lists[:1]:
-        own._modules = {str(at): one for at, one in enumerate(reversed(list(own)))}
+        own._modules = dict(zip(own._modules, reversed(own._modules.values()), strict=True))
     assert reference.difference(result, model, INPUTS, experts=experts) > 1e-4
 
 
@@ -96,6 +97,49 @@ def test_a_list_gets_shorter_and_its_members_new_numbers() -> None:
     again.load_state_dict(result.model.state_dict())
     assert torch.equal(again(*INPUTS), result.model(*INPUTS))
     assert len(model.mix.experts) == 6  # the dense model stays as it is
+
+
+def test_named_experts_are_named_anew() -> None:
+    """Code calls them `expert_0`, `expert_1` and so on, as many as the module says."""
+    model = mixtures.build(mixtures.Named)
+    with torch.no_grad():
+        for number in (0, 2, 3):
+            for parameter in model.mix.experts[f"expert_{number}"].parameters():
+                parameter.mul_(0.1)
+    result = cut(model)
+    experts = result.model.mix.experts
+    assert list(experts) == ["expert_0", "expert_1", "expert_2"]
+    for new, old in enumerate((1, 4, 5)):
+        found, wanted = experts[f"expert_{new}"], model.mix.experts[f"expert_{old}"]
+        assert torch.equal(found[0].weight, wanted[0].weight)
+    first = result.cuts.operations[0]
+    assert first == Shorten(module="mix.experts", prefix="expert_", size=6, keep=((1, 2), (4, 6)))
+    again = replay_cuts(model, result.cuts)
+    again.load_state_dict(result.model.state_dict())
+    assert torch.equal(again(*INPUTS), result.model(*INPUTS))
+    other = first.model_copy(update={"prefix": "block_"})
+    with pytest.raises(RunError) as caught:
+        replay_cuts(model, result.cuts.model_copy(update={"operations": (other,)}))
+    assert str(caught.value) == (
+        "the cut log calls the first member of 'mix.experts' 'block_0', this model calls it 'expert_0'; "
+        "was it built by the same recipe?"
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_router_by_cosines_takes_the_largest_of_those_that_stay(seed: int) -> None:
+    """The reference sets the scores itself, behind the directions of length 1 and their products."""
+    model = mixtures.build(mixtures.Cosine, seed)
+    result = cut(model, criterion={"kind": "random"})
+    (narrow,) = [op for op in result.cuts.operations if getattr(op, "tensor", "") == "mix.directions"]
+    kept = [at for start, end in narrow.keep for at in range(start, end)]
+    assert len(kept) == 3 and tuple(result.model.mix.directions.shape) == (3, 8)
+    twin = mixtures.build(lambda: mixtures.Cosine(off=tuple(set(range(6)) - set(kept))), seed)
+    twin.load_state_dict(model.state_dict())
+    (fresh,) = reference.fresh(INPUTS, 7, seed=5)
+    found, wanted, dense = (own.double()(fresh.double()) for own in (result.model, twin, model))
+    assert torch.allclose(found, wanted, atol=1e-12, rtol=0)
+    assert not torch.allclose(found, dense, atol=1e-3, rtol=0)
 
 
 def test_stacked_weights_and_the_columns_of_a_gate_are_narrowed() -> None:

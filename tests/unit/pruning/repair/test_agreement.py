@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
+from sparsify.errors import ModelError
 from sparsify.pruning.repair import agreement, repair
 from sparsify.pruning.repair.agreement import measure_agreement
 from sparsify.pruning.repair.choose_fit import Settings, choose_fit
@@ -64,12 +65,59 @@ def test_sums_over_chunks_give_what_all_outputs_give(examples: int, shift: float
     assert found.same_prediction == float((y.argmax(1) == z.argmax(1)).double().mean())
 
 
+class TimeFirst(nn.Module):
+    """Examples [N, T, F] -> outputs [T, N, C], as for a loss over time; and one more of no example."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(x).transpose(0, 1), self.layer.weight
+
+
+@pytest.mark.parametrize("steps", [1, 5, 8, 64])
+@pytest.mark.parametrize("examples", [1, 2, 20, 100])
+def test_examples_are_found_in_any_dimension_of_the_outputs(steps: int, examples: int) -> None:
+    dense, cut = TimeFirst(0).eval(), TimeFirst(1).eval()
+    x = torch.randn(examples, steps, 3, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        y, z = dense(x)[0].double().transpose(0, 1), cut(x)[0].double().transpose(0, 1)
+    found = measure_agreement(dense, cut, (x,), examples)
+    if examples > 1:
+        total = float((y - y.mean(0)).square().sum())
+        assert found.error == pytest.approx(float((z - y).square().sum()) / total, rel=1e-5)
+    assert found.same_prediction is None
+
+
+class Summary(nn.Module):
+    """What becomes of all examples together: rows of one number, or of ever more."""
+
+    def __init__(self, grows: bool) -> None:
+        super().__init__()
+        self.grows = grows
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(0).repeat(2 * len(x) + 1 if self.grows else 1)
+
+
+def test_outputs_without_a_dimension_for_examples() -> None:
+    x = torch.randn(20, 3)
+    found = measure_agreement(Summary(False), Summary(False), (x,), 20)
+    assert found.correlation == pytest.approx(1) and found.error == 0
+    with pytest.raises(ModelError, match="no dimension of the model's outputs counts its examples"):
+        measure_agreement(Summary(True), Summary(True), (x,), 20)
+
+
 def test_large_outputs_come_in_small_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first call has eight examples; what they hold says how many the next ones have."""
+    """The first call that is compared has eight examples; what they hold says how many the next ones have."""
     model = LanguageModel().eval()
     monkeypatch.setattr(agreement, "OUTPUT_BYTES", 3 * 5 * VOCABULARY * 4)
     found = measure_agreement(model, model, (tokens(20),), 20, classes=False)
-    assert model.calls[::2] == [8, 3, 3, 3, 3]
+    to_find_the_examples, compared = model.calls[:2], model.calls[2:]
+    assert to_find_the_examples == [3, 2]
+    assert compared[::2] == [8, 3, 3, 3, 3]
     assert found.correlation == pytest.approx(1) and found.error == 0
 
 

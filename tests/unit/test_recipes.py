@@ -35,8 +35,8 @@ SHAPES = {
 """What one example of a recipe's data looks like."""
 OF_TRANSFORMERS = {"minilm-movie-reviews", "llama-movie-reviews"}
 """recipes of large networks: tests/integration/test_hugging_face.py compares such cuts with the reference"""
-DEAR = {"resnet56-cifar10-latency", "resnet56-cifar10-oneshot"}
-"""recipes whose cut takes long: the one times layers, both have 110 of them"""
+DEAR = {"resnet18-fashion-mnist", "resnet56-cifar10-latency", "resnet56-cifar10-oneshot"}
+"""recipes whose cut takes long: the largest network, one that times layers, and one of 110 layers"""
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -89,7 +89,8 @@ class Select:
         if self.argument not in given:
             return args, kwargs
         taken = given[self.argument]
-        if isinstance(taken, torch.Tensor) and taken.shape[self.dim] % self.size == 0:
+        has_places = isinstance(taken, torch.Tensor) and taken.dim() > self.dim
+        if has_places and taken.shape[self.dim] % self.size == 0:
             places = torch.arange(taken.shape[self.dim]).view(-1, self.size)[:, self.keep].flatten()
             given[self.argument] = taken.index_select(self.dim, places.to(taken.device))
         return tuple(given[place] for place in range(len(args))), {key: given[key] for key in kwargs}

@@ -3,6 +3,8 @@ hooks would."""
 
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,8 +107,8 @@ def test_accelerate_trains_as_a_plain_loop(penalty: str) -> None:
     close(net, by_hand(penalty, 0.5))
 
 
-def fit(net: nn.Module, callback: Any, batch: int = 8, **options: Any) -> None:
-    """Two epochs of Lightning's Trainer, without what it shows and saves."""
+def lightning_module(net: nn.Module, make_optimizer: Callable[[Any], torch.optim.Optimizer]) -> Any:
+    """A LightningModule around a classifier. make_optimizer: of its parameters."""
     lightning = import_module("lightning.pytorch")
 
     class Module(lightning.LightningModule):  # type: ignore[misc,name-defined]
@@ -118,7 +120,14 @@ def fit(net: nn.Module, callback: Any, batch: int = 8, **options: Any) -> None:
             return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.9)
+            return make_optimizer(self.parameters())
+
+    return Module()
+
+
+def fit(net: nn.Module, callback: Any, batch: int = 8, **options: Any) -> None:
+    """Two epochs of Lightning's Trainer, without what it shows and saves."""
+    lightning = import_module("lightning.pytorch")
 
     trainer = lightning.Trainer(
         max_epochs=2,
@@ -131,7 +140,8 @@ def fit(net: nn.Module, callback: Any, batch: int = 8, **options: Any) -> None:
         enable_checkpointing=False,
         **options,
     )
-    trainer.fit(Module(), DataLoader(TensorDataset(X, Y), batch))
+    module = lightning_module(net, partial(torch.optim.SGD, lr=0.2, momentum=0.9))
+    trainer.fit(module, DataLoader(TensorDataset(X, Y), batch))
 
 
 IN_PARTS = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5}
@@ -281,17 +291,6 @@ def fit_with_checkpoints(folder: Path, epochs: int = 3, resume: Path | None = No
     callback = adapter.SparsifyCallback(halving_plan(net), net, cut_after=1)
     saver = lightning.callbacks.ModelCheckpoint(folder, filename="{step}", save_top_k=-1, **options)
 
-    class Module(lightning.LightningModule):  # type: ignore[misc,name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-
-        def training_step(self, batch: Any, index: int) -> torch.Tensor:
-            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.Adam(self.parameters(), lr=0.05)
-
     trainer = lightning.Trainer(
         max_epochs=epochs,
         callbacks=[callback, saver],
@@ -301,7 +300,8 @@ def fit_with_checkpoints(folder: Path, epochs: int = 3, resume: Path | None = No
         enable_model_summary=False,
         logger=False,
     )
-    trainer.fit(Module(), DataLoader(TensorDataset(X, Y), 16), ckpt_path=resume)
+    module = lightning_module(net, partial(torch.optim.Adam, lr=0.05))
+    trainer.fit(module, DataLoader(TensorDataset(X, Y), 16), ckpt_path=resume)
     return callback, net
 
 

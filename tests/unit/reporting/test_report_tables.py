@@ -19,6 +19,7 @@ from sparsify.reporting.report_file import read_report
 from sparsify.reporting.report_tables import list_tables, to_markdown
 from sparsify.reporting.training_tables import history_table
 from sparsify_schemas.report import Baseline, Latency, Limit, Report
+from sparsify_schemas.task import BUILT_IN
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -113,6 +114,21 @@ def test_what_a_table_predicts_is_not_called_measured() -> None:
         report(latency=(phone.model_copy(update={"speedup": 0.8}),))
     )
     assert latency_table((phone,), 2).rows[0][4] == "-"
+
+
+@pytest.mark.parametrize(("other", "said"), [(0.5, "lower by 0.1250 than"), (0.25, "higher by 0.1250 than")])
+def test_a_metric_that_is_better_when_lower_leads_where_it_is_lower(other: float, said: str) -> None:
+    rmse = {"test_metric": 0.375}
+    side = report().cut.model_copy(update={"test_metric": other})
+    found = report(
+        metric=BUILT_IN["rmse"],
+        cut=report().cut.model_copy(update=rmse),
+        baselines=(
+            Baseline(kind="random", side=side, latency=(), cut_metric=None, verdict=report().verdict),
+        ),
+    )
+    table = next(t for t in list_tables(found) if t.title == "Compared with baselines")
+    assert any(note.startswith(f"Rmse of the cut model: {said} random.") for note in table.notes)
 
 
 def test_baselines_stand_beside_the_cut_model_on_one_yardstick() -> None:

@@ -293,6 +293,7 @@ def test_an_opset_that_cannot_be_made_is_refused(run: Any) -> None:
     [
         ("x", "'x' is not NAME:AXIS or NAME:AXIS=DIMENSION, such as x:2 or x:2=height"),
         ("x:two", "'x:two' is not NAME:AXIS or NAME:AXIS=DIMENSION, such as x:2 or x:2=height"),
+        ("x:²", "'x:²' is not NAME:AXIS or NAME:AXIS=DIMENSION, such as x:2 or x:2=height"),
         ("x:1,x:1", "'x:1' is given twice"),
     ],
 )

@@ -24,6 +24,7 @@ from sparsify.events import EpochDone
 from sparsify.runs.apply import apply
 from sparsify.runs.save_load import load_dense, load_run, verify_run
 from sparsify.runs.sensitivity import profile_layers
+from sparsify_cli.app import exit_code
 
 sys.path.append(str(Path(__file__).parent))
 import task_parts
@@ -355,7 +356,9 @@ def test_penalties_act_on_every_task(penalty: str, kind: str, tmp_path: Path) ->
     assert sizes[1] < sizes[0]
 
 
-def test_baselines_and_sensitivity_go_by_the_metric_of_the_task(tmp_path: Path) -> None:
+def test_baselines_and_sensitivity_go_by_the_metric_of_the_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given, _, _ = KINDS["regression"]
     asked = {**given, "rules": [{**given["rules"][0], "criterion": {"kind": "magnitude"}}]}
     del asked["rules"][0]["sparsity"]
@@ -368,6 +371,10 @@ def test_baselines_and_sensitivity_go_by_the_metric_of_the_task(tmp_path: Path) 
     profile = profile_layers(asked, run / "dense.safetensors", tmp_path / "p.json")
     assert (profile.judged_by.name, profile.judged_by.better) == ("rmse", "lower")
     assert profile.curves[0].points[-1].metric > profile.metric
+    Path("asked.json").write_text(json.dumps(asked))
+    assert exit_code(["sensitivity", "asked.json", str(run / "dense.safetensors"), "--out", "own.json"]) == 0
+    title = "Sensitivity by ablation: validation rmse with this fraction of a layer's units removed"
+    assert title in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_optimizer_of_torch_is_named_with_its_arguments(tmp_path: Path) -> None:

@@ -191,10 +191,17 @@ def _complement(keep: Iterable[Range], size: int) -> set[int]:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers under each of their names."""
+    """Parameters, buffers and plain tensors under each of their names."""
+    plain = {
+        f"{prefix}.{name}".lstrip("."): value
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name, value in vars(module).items()
+        if type(value) is Tensor and value.is_floating_point()
+    }
     return {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
+        **plain,
     }
 
 

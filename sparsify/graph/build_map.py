@@ -26,7 +26,7 @@ from sparsify.graph.model_map import Coupled, Layer, ModelMap, Tensor
 from sparsify.graph.names import canonical_names, named_tensors, walk_modules
 from sparsify.graph.peft_adapters import find_adapter_names
 from sparsify.graph.product_macs import TraceResult, find_products
-from sparsify.graph.surgery.module_integers import HeldNumber, find_numbers
+from sparsify.graph.surgery.module_integers import AXES, HeldNumber, find_numbers, read_axes
 from sparsify.graph.surgery.width_names import Meaning, read_meaning
 from sparsify.graph.trace.channel_groups import Leaving
 from sparsify.graph.trace.labels import Ints, Labels
@@ -210,6 +210,9 @@ def _find_length_attributes(model: nn.Module, labels: Labels) -> Iterable[tuple[
                 and list(value).count(len(own)) == 1
             ):
                 yield f"{module}:{attribute}[{list(value).index(len(own))}]", own
+        for axis, length in read_axes(model.get_submodule(module)).items():
+            if length == len(own):
+                yield f"{module}:{AXES}.{axis}", own
 
 
 def _find_length_settings(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:

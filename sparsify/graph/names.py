@@ -55,3 +55,25 @@ def _list_slots(model: nn.Module, every: bool) -> Iterator[tuple[str, Tensor, bo
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 yield prefix + name, buffer, name not in module._non_persistent_buffers_set
+    for prefix, module in walked:
+        for name, constant in list_constants(module):
+            yield prefix + name, constant, False
+
+
+def list_constants(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(attribute, tensor) of a module's plain floating tensors: positions that it computed when it was built.
+
+    What a hook or a forward call computes is none: it follows from something else.
+    """
+    computed = _list_computed(module)
+    for name, value in vars(module).items():
+        is_constant = type(value) is Tensor and value.is_leaf and not value.requires_grad
+        if is_constant and value.dim() and value.is_floating_point() and name not in computed:
+            yield name, value
+
+
+def _list_computed(module: nn.Module) -> set[str]:
+    """The attributes that hooks compute before each call: weights under weight_norm or a mask."""
+    hooks = module._forward_pre_hooks.values()
+    names = (getattr(hook, key, None) for hook in hooks for key in ("name", "_tensor_name"))
+    return {name for name in names if isinstance(name, str)}

@@ -113,7 +113,9 @@ def check_files(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("late", [False, True], ids=["at the write", "at the sync"])
+@pytest.mark.parametrize(
+    "late", [False, pytest.param(True, marks=pytest.mark.nightly)], ids=["at the write", "at the sync"]
+)
 def test_each_write_of_a_run_fails_once_and_it_ends_with_the_same_bits(
     late: bool, whole: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

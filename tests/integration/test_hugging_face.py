@@ -248,8 +248,11 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-ALIKE = ("distilbert", "llama", "llama-8")
-"""what bert and llama-gqa show as well"""
+ALIKE = (
+    *("distilbert", "llama", "llama-8", "llama-hidden", "gemma", "qwen2-tied", "gpt-bigcode"),
+    *("mixtral", "qwen2-moe", "deepseek-v3"),
+)
+"""what bert, gpt2, llama-gqa, gpt-oss and deepseek-v3-heads show as well"""
 WITH_CODE = ("bloom",)
 """what no configuration says: the modelling file of each is tested below"""
 
@@ -304,7 +307,14 @@ def test_a_tiny_bert_through_the_commands_in_every_format(capsys: pytest.Capture
     assert not torch.allclose(model(ids).logits, dense(ids).logits)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "qwen2-tied", "vit", "llama-gqa", "phi3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt2",
+        "vit",
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("qwen2-tied", "llama-gqa", "phi3")),
+    ],
+)
 def test_the_configuration_follows_the_cut(name: str) -> None:
     """save_pretrained of what `cut` returns, without a run: fields that had no number get one."""
     architecture, config, inputs, rules, fields = CASES[name]
@@ -447,7 +457,13 @@ BEYOND: dict[str, tuple[str, list[dict[str, Any]], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", BEYOND)
+AT_NIGHT = ("the width of all", "heads of one key", "different widths", "heads of one layer, tied weights")
+"""what the others show as well"""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly) if name in AT_NIGHT else name for name in BEYOND]
+)
 def test_what_the_configuration_cannot_say_stands_in_a_modelling_file(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,7 +102,9 @@ def test_the_best_recipe_gives_the_figures_of_its_trial() -> None:
     )
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+@pytest.mark.parametrize(
+    "sampler", ["tpe", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("random", "grid"))]
+)
 def test_the_same_seed_gives_the_same_study(sampler: str) -> None:
     parameters: dict[str, Any] = BOTH
     if sampler == "grid":
@@ -209,7 +211,10 @@ def interrupt_at(number: int, what: type[Any]) -> Any:
     return tell
 
 
-@pytest.mark.parametrize("sampler, what", [("tpe", EpochDone), ("random", TrialStarted)])
+@pytest.mark.parametrize(
+    "sampler, what",
+    [("tpe", EpochDone), pytest.param("random", TrialStarted, marks=pytest.mark.nightly)],
+)
 def test_an_interrupted_study_goes_on_to_the_same_trials(sampler: str, what: type[Any]) -> None:
     recipe = make_search({"parameters": BOTH, "trials": 4, "sampler": sampler}, epochs=2)
     whole = run_study(recipe, out="whole")

@@ -114,7 +114,7 @@ def read_study(folder: Path) -> Study:
 
 
 def test_two_processes_make_the_study_of_one() -> None:
-    recipe = write_recipe(6)
+    recipe = write_recipe(4)
     process = start("r.yaml", "--from-scratch", "--workers", "2")
     assert process.wait(200) == 0, next(Path().glob("log-*")).read_text()
     found = read_study(FOLDER)
@@ -123,7 +123,7 @@ def test_two_processes_make_the_study_of_one() -> None:
 
 
 def test_a_killed_study_goes_on_where_it_was() -> None:
-    recipe = write_recipe(3, epochs=12)
+    recipe = write_recipe(3, epochs=6)
     process = start("r.yaml", "--from-scratch", "-q")
     draw = random.Random(SEED)
     victim = draw.randrange(3)

@@ -28,7 +28,7 @@ import sparsify
 from sparsify_schemas.cuts import AddBias, Fold
 
 CONVOLUTIONS = ("Conv1d", "Conv2d", "ConvTranspose2d")
-FEWER = settings(CASES, max_examples=2 * CASES.max_examples // 3)
+FEWER = settings(CASES, max_examples=CASES.max_examples // 3)
 NEAR = 1e-6
 """what rounding a folded bias to single precision may change"""
 

@@ -62,6 +62,7 @@ def write_number(module: nn.Module, path: str, value: Number) -> None:
     assert found is not None
     container, key = found
     container[key] = list(value) if isinstance(container[key], list) and isinstance(value, tuple) else value
+    _call_by_axes(module)
 
 
 def write_own_number(module: nn.Module, path: str, value: Number) -> None:
@@ -69,6 +70,28 @@ def write_own_number(module: nn.Module, path: str, value: Number) -> None:
     in their place."""
     first, *rest = path.split(".")
     vars(module)[first] = _copy_with_number(vars(module)[first], rest, value)
+    _call_by_axes(module)
+
+
+AXES = "axes_lengths"
+"""what a layer of einops calls the lengths that it is given, by the names of axes in its pattern"""
+_CALLED_BY = "_axes_lengths"
+
+
+def read_axes(module: nn.Module) -> Mapping[str, int]:
+    """The lengths of axes of a layer of einops, such as `Rearrange("b (h d) -> b h d", h=4)`.
+
+    Their names do not say what they count. Empty for other modules.
+    """
+    if _CALLED_BY not in vars(module):
+        return {}
+    return {axis: length for axis, length in vars(module)[AXES].items() if type(length) is int}
+
+
+def _call_by_axes(module: nn.Module) -> None:
+    """Give a layer of einops the lengths that it says: it is called by a copy of them."""
+    if _CALLED_BY in vars(module):
+        vars(module)[_CALLED_BY] = tuple(vars(module)[AXES].items())
 
 
 def _copy_with_number(container: Any, path: list[str], value: Number) -> Any:

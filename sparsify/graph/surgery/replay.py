@@ -8,6 +8,7 @@ from torch import nn
 from sparsify.errors import RunError
 from sparsify.forward.copies import copy_model
 from sparsify.graph.layer_types import attributes
+from sparsify.graph.names import list_constants
 from sparsify.graph.surgery import module_integers, transformers_config
 from sparsify.graph.surgery.biases import create_bias
 from sparsify.graph.surgery.compact_layers import are_ascending, compact_layers
@@ -142,8 +143,10 @@ def _set_nested_attribute(module: nn.Module, op: SetAttribute, cuts: Cuts) -> No
         transformers_config.state_field(module, op)
         return
     old = module_integers.read_number(module, op.attribute)
+    container, _, axis = op.attribute.partition(".")
+    is_axis = container == module_integers.AXES and axis in module_integers.read_axes(module)
     name = next((word for word in reversed(op.attribute.split(".")) if not word.isdigit()), "")
-    if old is None or read_meaning(name) in (Meaning.NEVER, Meaning.UNKNOWN):
+    if old is None or (not is_axis and read_meaning(name) in (Meaning.NEVER, Meaning.UNKNOWN)):
         raise RunError(
             f"the cut log sets '{op.module}.{op.attribute}', "
             f"which is not a width that a {type(module).__name__} holds"
@@ -196,6 +199,7 @@ def _find_tensor(model: nn.Module, name: str) -> torch.Tensor:
     owner = model.get_submodule(module)
     found: torch.Tensor | None = owner._parameters.get(attribute)
     found = owner._buffers.get(attribute) if found is None else found
+    found = dict(list_constants(owner)).get(attribute) if found is None else found
     if found is None:
         raise AttributeError(name)
     return found

@@ -20,6 +20,7 @@ from sparsify.forward.opaque import LEAVES_TORCH, is_nested, is_scripted, is_spa
 from sparsify.graph.layer_types import layer_type
 from sparsify.graph.names import named_tensors, walk_modules
 from sparsify.graph.surgery.module_integers import find_numbers
+from sparsify.graph.surgery.transformers_config import is_built_from_config
 from sparsify.graph.trace.axis_labels import (
     AxisLabels,
     flexible_dims,
@@ -77,6 +78,11 @@ def _write_as_slice(index: Any) -> Any:
     return slice(index[0], index[0] + 1 or None)
 
 
+def _list_lengths(model: nn.Module) -> frozenset[int]:
+    """The lengths of all dimensions of the parameters."""
+    return frozenset(size for parameter in model.parameters() for size in parameter.shape)
+
+
 class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
     """Follows labels through every operator that runs under it."""
 
@@ -123,13 +129,16 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         self.names[axis_labels] = name
 
     def enter_model(self, model: nn.Module) -> None:
-        """Label every parameter and saved buffer. A buffer that is not saved (rotary frequencies) is a
-        constant, but for dimensions as long as its module has heads (slopes of ALiBi)."""
+        """Label every parameter and saved buffer. Of what is not saved (computed positions) the dimensions
+        that may be as long as a layer is wide; where a configuration builds the model, and so computes it
+        anew (rotary frequencies), those alone that are as long as its module has heads (slopes of ALiBi)."""
         self.modules = dict(walk_modules(model))
+        computed_anew = any(is_built_from_config(module) for module in self.modules.values())
+        widths = frozenset() if computed_anew else _list_lengths(model)
         for name, tensor, saved in named_tensors(model):
             if is_nested(tensor):
                 continue
-            counts = None if saved else count_heads(self.modules[name.rpartition(".")[0]])
+            counts = None if saved else count_heads(self.modules[name.rpartition(".")[0]]) | widths
             if counts is None or (counts.intersection(tensor.shape) and tensor.is_floating_point()):
                 self.enter_tensor(name, tensor, counts)
                 if is_sparse(tensor):

@@ -1,0 +1,51 @@
+"""Which tensors a model holds, by their names."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from sparsify.graph.names import all_names, list_constants, named_tensors
+
+
+class Holder(nn.Module):
+    """Holds tensors of every kind as plain attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+        self.positions = torch.ones(5, 3)
+        self.index = torch.arange(3)
+        self.scale = torch.tensor(2.0)
+        self.kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.layer(x + self.positions)
+        return self.kept
+
+
+def test_constants_are_floating_tensors_with_places_that_nothing_computes() -> None:
+    model = Holder()
+    model(torch.zeros(5, 3))
+    assert [name for name, _ in list_constants(model)] == ["positions"]
+    assert [(name, saved) for name, _, saved in named_tensors(model)] == [
+        ("layer.weight", True),
+        ("layer.bias", True),
+        ("positions", False),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_what_a_hook_computes_is_no_constant() -> None:
+    masked = prune.l1_unstructured(nn.Linear(3, 4), "weight", 2)
+    normed = nn.utils.weight_norm(nn.Linear(3, 4))
+    for module in (masked, normed):
+        with torch.no_grad():
+            module(torch.zeros(3))  # makes the weight anew, as a leaf
+        assert isinstance(vars(module)["weight"], Tensor) and not list(list_constants(module))
+
+
+def test_a_constant_has_a_name_for_each_name_of_its_module() -> None:
+    model = nn.ModuleDict({"one": Holder()})
+    model["two"] = model["one"]
+    assert [name for name in all_names(model) if "positions" in name] == ["one.positions", "two.positions"]

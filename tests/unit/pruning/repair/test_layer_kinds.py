@@ -1,5 +1,6 @@
 """Every kind of layer that a repair refits, beside a least-squares fit that was written independently."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 import sparsify
 from sparsify.forward.copies import copy_model
@@ -307,6 +309,58 @@ def test_packed_sequences_are_left_as_they_are() -> None:
     repaired = sparsify.repair(result, [x])
     reasons = {row.layer: row.reason for row in repaired.layers if row.outcome == "skipped"}
     assert reasons == {"rnn": "its inputs are no batches of sequences of one length"}
+
+
+def _mask_some(layer: nn.Module) -> nn.Module:
+    prune.random_unstructured(layer, "weight", amount=0.2)
+    return layer
+
+
+COMPUTED = (
+    "its weight is computed from other tensors: weight_norm, spectral_norm, a parametrization or a mask"
+)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        _mask_some,
+    ],
+)
+def test_layers_whose_weight_is_computed_say_so(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        wrap(nn.Linear(6, 12)), nn.ReLU(), wrap(nn.Linear(12, 8)), nn.ReLU(), nn.Linear(8, 3)
+    ).eval()
+    x = draw(200, 6)
+    for method in ("least_squares", "merge"):
+        result = cut(model, x, layers=["0", "2"], group="neuron", sparsity="50%")
+        repaired = sparsify.repair(result, [x], method=method)
+        reasons = {row.layer: row.reason for row in repaired.layers if row.outcome == "skipped"}
+        if method == "merge":
+            assert list(reasons) == ["2", "4"] and reasons["2"] == COMPUTED
+            of_units = "'2' makes them by a weight that is computed from other tensors"
+            assert reasons["4"] in (of_units, "a normalisation takes statistics over the units")
+        else:
+            assert reasons == {"0": COMPUTED, "2": COMPUTED}
+            assert [row.layer for row in repaired.layers if row.outcome == "refitted"] == ["4"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_a_recurrent_layer_whose_weight_is_computed_says_so(wrap: Callable[..., nn.Module]) -> None:
+    model = Remembering("LSTM", batch_first=True)
+    wrap(model.rnn, "weight_hh_l0")
+    x = draw(60, 7, 5)
+    result = cut(model.eval(), x, layers="embed", group="neuron", sparsity="25%")
+    repaired = sparsify.repair(result, [x])
+    reasons = {row.layer: row.reason for row in repaired.layers if row.outcome == "skipped"}
+    assert reasons == {"rnn": COMPUTED}
 
 
 def masked_best(inputs: Tensor, targets: Tensor, mask: Tensor) -> Tensor:

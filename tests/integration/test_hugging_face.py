@@ -346,7 +346,12 @@ STATED: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
         ),
     ),
     "falcon": ("FalconForCausalLM", FALCON, "*query_key_value", ()),
-    "deepseek": ("DeepseekV2ForCausalLM", {**DEEP, "v_head_dim": 14}, "*q_b_proj", ()),
+    "deepseek": (
+        "DeepseekV2ForCausalLM",
+        {**DEEP, "v_head_dim": 14, "n_routed_experts": 4},
+        "*",
+        ("'config.kv_lora_rank' still says 18; the layers now have 6 and 10 channels",),
+    ),
 }
 
 
@@ -359,7 +364,8 @@ def test_notes_speak_of_numbers_of_the_configuration_that_are_stale_alone(name: 
     kind = getattr(transformers, architecture)
     model = kind(kind.config_class(**config)).eval()
     ids = {"input_ids": torch.randint(2, 50, (2, 9))}
-    plan = sparsify.make_plan(recipe("t", architecture, {}, IDS, [half(layers, "head")]), model, ids)
+    rules = [half(layers, "head", uniform=layers != "*")]
+    plan = sparsify.make_plan(recipe("t", architecture, {}, IDS, rules), model, ids)
     result = sparsify.cut(plan, model)
     assert tuple(note for note in result.notes if "still says" in note) == stale
     assert result.model.config.hidden_size == 48

@@ -462,7 +462,8 @@ arguments = TrainingArguments("search", num_train_epochs=2, use_cpu=True, report
     save_strategy="epoch", eval_strategy="epoch", per_device_train_batch_size=16, logging_strategy="no")
 trainer = Trainer(None, arguments, train_dataset=rows, eval_dataset=rows, callbacks=[callback],
     model_init=lambda trial: make(trial))
-trainer.hyperparameter_search(lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 0.01, 0.02)},
+space = lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 0.01, 0.02)}
+trainer.hyperparameter_search(space,
     compute_objective=judge, n_trials=2, backend="optuna")
 cuts = list({id(result): result for result in found if result is not None}.values())
 assert len(cuts) == 2 and cuts[0].model is not cuts[1].model, cuts

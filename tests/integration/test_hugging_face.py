@@ -357,8 +357,8 @@ STATED: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("name", STATED)
 def test_notes_speak_of_numbers_of_the_configuration_that_are_stale_alone(name: str) -> None:
-    """The attentions of BLOOM and Falcon call the width of their heads `hidden_size`, and select the slopes of
-    their heads from those of all, which `transformer.num_heads` counts."""
+    """The attentions of BLOOM and Falcon call the width of their heads `hidden_size`, and select the slopes
+    of their heads from those of all, which `transformer.num_heads` counts."""
     architecture, config, layers, stale = STATED[name]
     torch.manual_seed(0)
     kind = getattr(transformers, architecture)

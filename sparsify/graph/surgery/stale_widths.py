@@ -186,9 +186,9 @@ def _find_stale(
                 stale = _leave_out_all_heads(stale) if nested else None
             if stale is None:
                 continue
-            if nested and not name and stale.new is None:
-                if transformers_config.is_unchanged(dense, thin, held.path):
-                    continue
+            is_open = nested and not name and stale.new is None
+            if is_open and transformers_config.is_unchanged(dense, thin, held.path):
+                continue
             if nested and stale.new is not None:
                 shared = module_integers.shares_container(module, twin, held.path)
                 if shared or not is_explained(cuts, held.name, held.value, stale.new):

@@ -64,8 +64,8 @@ def find_problem(model: Any) -> str | None:
 
 
 def is_unchanged(dense: Any, thin: nn.Module, attribute: str) -> bool:
-    """Whether a number of the configuration decides lengths of the dense model's tensors, and the cut model has
-    all of these as they were: then the number is right as it is.
+    """Whether a number of the configuration decides lengths of the dense model's tensors, and the cut model
+    has all of these as they were: then the number is right as it is.
 
     attribute: such as `config.moe_intermediate_size`. What it decides is seen in models that are built with
     another number.

@@ -210,8 +210,8 @@ def _list_remarks(changing: bool, tolerance: float, casts: bool, ties: int) -> I
         yield "the model casts to a lower precision inside: compared in float64 without these casts"
     if ties:
         yield (
-            f"outputs of whole numbers (classes, indices, masks) differ in {count_noun(ties, 'place')}, each a "
-            "choice between numbers that are equal to rounding; all others are equal"
+            f"outputs of whole numbers (classes, indices, masks) differ in {count_noun(ties, 'place')}, each "
+            "a choice between numbers that are equal to rounding; all others are equal"
         )
     if tolerance > TOLERANCE:
         yield (f"the model does not run in float64: compared in its own precision, within {tolerance:.0e}")

@@ -83,8 +83,7 @@ def _join(parts: Sequence[Any]) -> Any:
     if isinstance(first, Mapping):
         return {key: _join_values(str(key), [part[key] for part in parts], counts) for key in first}
     return tuple(
-        _join_values(str(number), values, counts)
-        for number, values in enumerate(zip(*parts, strict=True))
+        _join_values(str(number), values, counts) for number, values in enumerate(zip(*parts, strict=True))
     )
 
 

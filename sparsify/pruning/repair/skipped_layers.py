@@ -47,7 +47,9 @@ def list_skipped(
             yield name, "its outputs are not those that the log says stayed"
 
 
-COMPUTED = "its weight is computed from other tensors: weight_norm, spectral_norm, a parametrization or a mask"
+COMPUTED = (
+    "its weight is computed from other tensors: weight_norm, spectral_norm, a parametrization or a mask"
+)
 OTHER_EXAMPLES = "its mixture lost experts: it is given other examples than in the dense model"
 
 

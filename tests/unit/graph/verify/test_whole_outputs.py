@@ -63,8 +63,8 @@ def test_choices_between_equal_numbers_may_differ_and_are_counted(norm: bool) ->
     verdict = prove(model)
     assert verdict.outcome == ("statistics change" if norm else "equal")
     assert re.search(
-        r"(^|; )outputs of whole numbers \(classes, indices, masks\) differ in [1-9]\d* places, each a choice "
-        r"between numbers that are equal to rounding; all others are equal$",
+        r"(^|; )outputs of whole numbers \(classes, indices, masks\) differ in [1-9]\d* places, each a "
+        r"choice between numbers that are equal to rounding; all others are equal$",
         verdict.note,
     )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -82,8 +82,8 @@ def test_whole_numbers_that_the_cut_changes_are_refused(count: Callable[[Any, Te
     with pytest.raises(VerificationError) as caught:
         prove(Net(lambda model, hidden: (model.b(hidden), count(model, hidden))))
     assert re.match(
-        r"the cut model's outputs of whole numbers \(classes, indices, masks\) differ from those of the masked "
-        r"one in \d+ of \d+ places, and not by ties alone \[groups: a\]; group 'a' fails by itself",
+        r"the cut model's outputs of whole numbers \(classes, indices, masks\) differ from those of the "
+        r"masked one in \d+ of \d+ places, and not by ties alone \[groups: a\]; group 'a' fails by itself",
         str(caught.value),
     )
 

@@ -243,9 +243,7 @@ def test_an_attention_is_repaired_with_batches_of_several_lengths_and_sizes(batc
 
 def test_a_mask_that_says_what_is_padded_says_so_of_what_is_added() -> None:
     model = Reading()
-    batches = [
-        {"ids": ids, "padding_mask": ids == 0} for ids in (words(40, 5), words(30, 9, seed=1))
-    ]
+    batches = [{"ids": ids, "padding_mask": ids == 0} for ids in (words(40, 5), words(30, 9, seed=1))]
     result, _ = repair_heads(model, batches)
     alone, _ = repair_heads(model, [{"ids": batch["ids"]} for batch in batches])
     pairs = zip(result.model.state_dict().values(), alone.model.state_dict().values(), strict=True)

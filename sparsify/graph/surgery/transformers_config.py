@@ -85,11 +85,11 @@ def is_unchanged(dense: Any, thin: nn.Module, attribute: str) -> bool:
         decided = [
             (name, dim)
             for name, shape in shapes.items()
-            for dim, (now, then) in enumerate(zip(shape, trial.shapes[name], strict=False))
-            if now != then
+            for dim in range(len(shape))
+            if trial.shapes[name][dim : dim + 1] != (shape[dim],)
         ]
         if decided:
-            return all(name in left and left[name][dim] == shapes[name][dim] for name, dim in decided)
+            return all(left.get(name, ())[dim : dim + 1] == (shapes[name][dim],) for name, dim in decided)
     return False
 
 

@@ -20,13 +20,17 @@ def find_differing(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Te
     """Of each output, which of its places differ; None where it has another shape or is not there."""
     if len(found) != len(wanted):
         return [None]
-    pairs = zip(found, wanted, strict=True)
-    return [a != b if a.shape == b.shape and a.dtype == b.dtype else None for a, b in pairs]
+    return [_compare(one, other) for one, other in zip(found, wanted, strict=True)]
+
+
+def _compare(one: Tensor, other: Tensor) -> Tensor | None:
+    return one != other if one.shape == other.shape and one.dtype == other.dtype else None
 
 
 def count_differing(differing: Sequence[Tensor | None]) -> int:
     """How many places differ; an output of another shape counts as one."""
-    return sum(1 if places is None else int(places.sum()) for places in differing)
+    known = [places for places in differing if places is not None]
+    return len(differing) - len(known) + sum(int(places.sum()) for places in known)
 
 
 def are_ties(
@@ -51,14 +55,18 @@ def are_ties(
             changed = find_differing(run(), wanted)
         if len(changed) != len(open_places):
             return True  # how many outputs there are is itself such a choice
-        pairs = zip(open_places, changed, strict=True)
-        open_places = [None if a is None or b is None else a | b for a, b in pairs]
+        open_places = [_join(one, other) for one, other in zip(open_places, changed, strict=True)]
     if len(differing) != len(open_places):
         return False
     return all(
         is_open is None or (places is not None and not bool((places & ~is_open).any()))
         for places, is_open in zip(differing, open_places, strict=True)
     )
+
+
+def _join(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """The places that are open in one or the other; None where the shape itself is."""
+    return None if one is None or other is None else one | other
 
 
 @contextmanager

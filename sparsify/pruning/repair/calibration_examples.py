@@ -80,11 +80,11 @@ def _join(parts: Sequence[Any]) -> Any:
                 f"the batches do not fit each other: batch {number} has the inputs {_show_names(part)}, the "
                 f"first one {_show_names(first)}"
             )
-    if isinstance(first, Mapping):
-        return {key: _join_values(str(key), [part[key] for part in parts], counts) for key in first}
-    return tuple(
-        _join_values(str(number), values, counts) for number, values in enumerate(zip(*parts, strict=True))
-    )
+    names = first if isinstance(first, Mapping) else range(len(first))
+    joined = {}
+    for name in names:
+        joined[name] = _join_values(str(name), [part[name] for part in parts], counts)
+    return joined if isinstance(first, Mapping) else tuple(joined.values())
 
 
 def _list_names(inputs: Any) -> set[Any]:

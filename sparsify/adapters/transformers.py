@@ -1,5 +1,6 @@
 """Hugging Face: Trainer(..., callbacks=[SparsifyCallback(plan)]), with extra `transformers`."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import number_of_arguments
 
 from sparsify.adapters.cut_in_place import cut_in_place
 from sparsify.adapters.kept_cut import (
@@ -60,24 +62,48 @@ class SparsifyCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Look at weights that are loaded: those of a cut model need the cut first.
 
-        The Trainer loads them before any other of its events.
+        The Trainer loads them before any other of its events, into a model that its `model_init`, where it
+        has one, makes right before.
         """
         model: nn.Module | None = given.get("model")
-        if self.cut_after is None or model is None:
+        if model is None:
             return
-        optimizer = given.get("optimizer")
+        self._watch(model, Path(args.output_dir), given.get("optimizer"))
+        trainer = _find_trainer()
+        if trainer is None or trainer.model_init is None:
+            return
+        make = trainer.model_init
 
+        def watch(made: nn.Module) -> nn.Module:
+            self._watch(made, Path(args.output_dir), None)
+            return made
+
+        # The Trainer counts the arguments: none, or a trial of a search.
+        if number_of_arguments(make):
+            trainer.model_init = lambda trial: watch(make(trial))
+        else:
+            trainer.model_init = lambda: watch(make())
+
+    def _watch(self, model: nn.Module, folder: Path, optimizer: Any) -> None:
         # A plain function: a copy of the model shares it, and does not copy this callback.
         def look(module: nn.Module, weights: dict[str, Any], *_: Any) -> None:
-            if module is model and self.result is None:
-                self._repeat_cut(Path(args.output_dir), optimizer, module, weights)
+            if module is model and not self._has_cut(model):
+                self._repeat_cut(folder, optimizer, module, weights)
 
+        if self._loading is not None:
+            self._loading.remove()  # of a model that was made before
         self._loading = model.register_load_state_dict_pre_hook(look)  # type: ignore[no-untyped-call]
+
+    def _has_cut(self, model: nn.Module) -> bool:
+        """Whether the cut that was made is of this model, and not of one that a training had before."""
+        return self.result is not None and self.result.model is model
 
     def _repeat_cut(self, folder: Path, optimizer: Any, model: nn.Module, weights: dict[str, Any]) -> None:
         for path in sorted(folder.glob(f"checkpoint-*/{FILE}")):
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             if CUT in saved and are_of(weights, saved["weights"]):
+                if self.cut_after is None:
+                    raise _say_cut(path.parent)
                 held = None if optimizer is None else unwrap_optimizer(optimizer)
                 self.result = repeat_cut(saved[CUT], self.plan, model, held)
                 return
@@ -101,19 +127,17 @@ class SparsifyCallback(TrainerCallback):  # type: ignore[misc]
             self._loading = None
         per_epoch = _count_steps(given.get("train_dataloader"), args.gradient_accumulation_steps)
         check_cut_after(self.cut_after, None if per_epoch is None else state.max_steps / per_epoch)
-        if self.result is not None:  # a training that goes on after its cut
-            return
         model: nn.Module = given["model"]
+        if self._has_cut(model):  # a training that goes on after its cut
+            return
+        self.result = None
         self.hooks = attach(
             self.plan, model, given["optimizer"], steps_per_epoch=per_epoch, steps=state.max_steps
         )
         if state.global_step:
             saved = _read(_checkpoint(args, state) / FILE)
             if CUT in saved:
-                raise ModelError(
-                    f"{_checkpoint(args, state)} is of a cut model; give SparsifyCallback its cut_after, and "
-                    "the Trainer the dense model as `model`"
-                )
+                raise _say_cut(_checkpoint(args, state))
             self.hooks.load_state_dict(saved)
             self._cut_where_due(state, given)  # the checkpoint may be of the epoch's last step
 
@@ -149,6 +173,8 @@ class SparsifyCallback(TrainerCallback):  # type: ignore[misc]
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
+        if state.is_hyper_param_search:  # its trials are not resumed, and their folders have other names
+            return
         saved: dict[str, Any] | None = None
         if self.result is not None:
             model: nn.Module = given["model"]
@@ -169,6 +195,27 @@ class SparsifyCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         if self.hooks is not None:
             self.hooks.detach()
+
+
+def _find_trainer() -> Any:
+    """The Trainer that is being made, which calls `on_init_end` and hands itself to no callback; None where
+    something else calls it."""
+    from transformers import Trainer
+
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, Trainer):
+            return owner
+        frame = frame.f_back
+    return None
+
+
+def _say_cut(checkpoint: Path) -> ModelError:
+    return ModelError(
+        f"{checkpoint} is of a cut model; give SparsifyCallback its cut_after, and the Trainer the dense "
+        "model, or the model_init that makes it"
+    )
 
 
 def _count_steps(loader: Any, accumulation: int) -> int | None:

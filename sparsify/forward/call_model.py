@@ -50,6 +50,12 @@ def float_tensors(output: Any) -> Iterator[Tensor]:
     return (tensor for tensor in every_tensor(output) if tensor.is_floating_point() or tensor.is_complex())
 
 
+def whole_tensors(output: Any) -> Iterator[Tensor]:
+    """Every tensor of whole numbers or booleans in a nested output, in a fixed order."""
+    every = (tensor for tensor in every_tensor(output) if tensor.layout == torch.strided)
+    return (tensor for tensor in every if not (tensor.is_floating_point() or tensor.is_complex()))
+
+
 def every_tensor(output: Any) -> Iterator[Tensor]:
     """Every tensor in a nested output, in a fixed order, also integers and booleans."""
     if isinstance(output, Tensor):

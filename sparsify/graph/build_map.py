@@ -257,10 +257,10 @@ def _find_producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], s
     for name, module in walk_modules(model):
         prefix = f"{name}." if name else ""
         row, own = layer_type(module), _find_weight(module)
-        if getattr(module, "proj_size", 0):
+        if getattr(module, "proj_size", 0) and f"{prefix}{PROJECTION}" in names:
             found.setdefault((names[f"{prefix}{PROJECTION}"], 1), name)
             found.setdefault((names[f"{prefix}{PROJECTION}"], 0), name)
-        elif row.hidden is not None:
+        elif row.hidden is not None and f"{prefix}{row.hidden}" in names:  # else it is computed (weight_norm)
             found.setdefault((names[f"{prefix}{row.hidden}"], 1), name)
         if own is not None and row.outputs is not None and row.family != "embedding":
             found.setdefault((names[f"{prefix}{own[0]}"], row.outputs), name)

@@ -191,7 +191,8 @@ def _of_attention(module: Any) -> Widths:
 
 
 def _of_recurrent(module: Any) -> Widths:
-    read, kept = (module.get_parameter(f"weight_{name}_l0").shape[1] for name in ("ih", "hh"))
+    # Not by `get_parameter`: under weight_norm a weight is computed.
+    read, kept = (getattr(module, f"weight_{name}_l0").shape[1] for name in ("ih", "hh"))
     if module.proj_size:
         kept, hidden = module.weight_hr_l0.shape
         return {"input_size": read, "hidden_size": hidden, "proj_size": kept}

@@ -1,5 +1,6 @@
 """Save and load a model's tensors as safetensors: no pickle, tied weights once, strict when loading."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -30,7 +31,10 @@ def list_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_weights(model: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write the model's tensors as safetensors, whole or not at all. Raises RunError, ModelError."""
+    """Write the model's tensors as safetensors, whole or not at all. Raises RunError, ModelError.
+
+    The same tensors and metadata give the same bytes in every process.
+    """
     found = {
         name: value.cpu().clone(memory_format=torch.contiguous_format)
         for name, value in list_tensors(model).items()
@@ -38,8 +42,26 @@ def save_weights(model: nn.Module, path: Path, metadata: dict[str, str] | None =
     try:
         with replace_file(path) as temporary:
             save_file(found, temporary, metadata)
+            if metadata:
+                _sort_metadata(temporary)
     except SafetensorError as error:
         raise RunError(f"cannot write {path}: {error}") from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Write the metadata of a safetensors file in the order of their keys, in place.
+
+    The library writes them in an order that every process draws anew. The header keeps its length: the first
+    8 bytes are that length, and spaces at its end are allowed.
+    """
+    with path.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:  # else the library escapes what Python does not, and its own order stays
+            stream.seek(8)
+            stream.write(text.ljust(length))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

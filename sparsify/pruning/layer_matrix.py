@@ -33,13 +33,21 @@ _PLAIN_FORWARDS = {
 def is_product(module: nn.Module) -> bool:
     """Whether a module multiplies its input by a weight of its own, as torch's convolutions and Linear layers
     do."""
+    return _multiplies(module) and isinstance(module._parameters.get("weight"), nn.Parameter)
+
+
+def is_product_of_computed(module: nn.Module) -> bool:
+    """Whether a module is such a layer but for its weight, which other tensors are computed into: under
+    weight_norm or spectral_norm, another parametrization, or a mask of torch.nn.utils.prune."""
+    return _multiplies(module) and not isinstance(module._parameters.get("weight"), nn.Parameter)
+
+
+def _multiplies(module: nn.Module) -> bool:
     if is_scripted(module):
         return False
     plain = getattr(type(module), "forward", None) in _PLAIN_FORWARDS
     known = plain and isinstance(module, Conv | ConvTranspose | nn.Linear)
-    return (known or is_transposed_linear(module)) and isinstance(
-        module._parameters.get("weight"), nn.Parameter
-    )
+    return known or is_transposed_linear(module)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,17 @@ from sparsify_schemas.report import Report
 FILE = "report.json"
 STUDY, STARTED = "study.json", "tune.json"
 """files of a study, and of one that has begun"""
+RECIPE, PLAN, STATE = "recipe.yaml", "plan.json", "state.json"
+"""of a run: its recipe and plan, and how it was started, which is there until its report is"""
+
+
+def has_lost_record(folder: Path) -> bool:
+    """Whether a run was begun in a folder that has lost both its report and what it could be continued by.
+
+    A run writes its plan beside its recipe; a recipe alone is the user's own.
+    """
+    is_begun = (folder / RECIPE).exists() and (folder / PLAN).exists()
+    return is_begun and not any((folder / name).exists() for name in (FILE, STATE))
 
 
 def read_report(run: Path) -> Report:
@@ -22,10 +33,15 @@ def read_report(run: Path) -> Report:
     if not run.exists():
         raise RunError(f"{run}: no such run; 'sparsify runs' lists them, 'sparsify apply' makes one")
     if not file.is_file():
-        if (run / "recipe.yaml").exists():
+        if (run / STATE).exists():
             raise RunError(
                 f"{run}: this run has not finished and has no report yet; "
                 f"continue it with 'sparsify apply --resume {run}'"
+            )
+        if has_lost_record(run):
+            raise RunError(
+                f"{run}: {FILE} of this run is missing, and it cannot be continued without {STATE}; "
+                f"make the run again with 'sparsify apply {run / RECIPE}'"
             )
         if (run / STUDY).exists():
             raise RunError(f"{run} is a study; take a run in it, which 'sparsify runs {run}' lists")

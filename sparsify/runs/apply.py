@@ -147,21 +147,26 @@ def _finish(
             rounds=checkpoint.rounds,
             stages=checkpoint.stages,
             history=checkpoint.history,
-            notes=(*_describe_dense_model(run, len(checkpoint.rounds)), *baselines.failures),
             search=checkpoint.search,
             dense_trained=run.state.from_scratch,
             baselines=baselines.made,
             failed=baselines.failed,
         )
+        record = replace(record, notes=(*_describe_dense_model(run, record), *baselines.failures))
         complete_run(run.folder, record, model, run.inputs, run.datasets, run.build, run.timing)
         run_folder.remove_temporary_files(run.folder)
     run.accelerator.wait_for_everyone()
 
 
-def _describe_dense_model(run: Run, cuts: int) -> Iterator[str]:
+def _describe_dense_model(run: Run, record: RunRecord) -> Iterator[str]:
     """Notes for the report: which dense model it compares with, and whether loading needs a builder."""
-    if run.state.from_scratch:
-        which = "first cut" if cuts > 1 else "cut"
+    which = "first cut" if len(record.rounds) > 1 else "cut"
+    if run.state.from_scratch and not record.epochs[0]:
+        yield (
+            "the run began with random weights, and its dense model has them: "
+            f"no epoch of training came before the {which}"
+        )
+    elif run.state.from_scratch:
         yield (
             "the run trained from random weights: its dense model is the one that was trained, "
             f"as it was right before the {which}"

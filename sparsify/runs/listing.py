@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sparsify.errors import SparsifyError
 from sparsify.formatting.numbers import divide
-from sparsify.reporting.report_file import read_report
+from sparsify.reporting.report_file import has_lost_record, read_report
 from sparsify.runs import run_folder
 
 State = Literal["complete", "running", "interrupted", "failed", "damaged"]
@@ -59,7 +59,10 @@ def list_runs(root: str | Path) -> tuple[RunRow, ...]:
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (run_folder.REPORT, run_folder.STATE, run_folder.RECIPE))
+    """Whether a run was begun here. A recipe alone is none: it may lie in a folder of the user's own."""
+    if (folder / run_folder.REPORT).exists() or (folder / run_folder.STATE).exists():
+        return True
+    return has_lost_record(folder)
 
 
 def _sort_key(folder: Path) -> tuple[str, int, str]:
@@ -104,10 +107,12 @@ def _unfinished_row(folder: Path) -> RunRow:
     title = _read_title(folder)
     if run_folder.is_running(folder):
         return RunRow(folder.name, "running", title=title)
+    if has_lost_record(folder):
+        return RunRow(folder.name, "damaged", title=title, problem=f"{run_folder.REPORT} is missing")
     try:
         failure = run_folder.State.read(folder).failure
-    except SparsifyError:
-        failure = None
+    except (SparsifyError, OSError) as error:  # such a run cannot be continued
+        return RunRow(folder.name, "damaged", title=title, problem=str(error).splitlines()[0])
     return RunRow(folder.name, "interrupted" if failure is None else "failed", title=title, problem=failure)
 
 

@@ -19,7 +19,7 @@ from typing import IO, Any, Self
 
 from pydantic import ValidationError
 
-from sparsify.errors import RunError, first_line
+from sparsify.errors import RunError, SparsifyError, first_line
 from sparsify.files import as_json, read_bytes, write_bytes
 from sparsify.recipe import load
 from sparsify_schemas.recipe import Recipe
@@ -134,6 +134,15 @@ def read_recipe(folder: Path) -> Recipe:
     if not (folder / RECIPE).is_file():
         raise RunError(f"{folder / RECIPE} is missing")
     return load(folder / RECIPE).recipe
+
+
+def began_at_random(folder: Path) -> bool:
+    """Whether the plan of a run says that it began with random weights; not where it has no readable plan."""
+    try:
+        plan = json.loads(read_bytes(folder / PLAN))
+    except (SparsifyError, ValueError, RecursionError):
+        return False
+    return isinstance(plan, dict) and plan.get("random") is True
 
 
 def recipe_digest(recipe: Recipe) -> str:

@@ -77,7 +77,9 @@ def _read_run(folder: Path) -> tuple[tuple[str, str], Report] | None:
         recipe, found = run_folder.read_recipe(folder), read_report(folder)
     except (SparsifyError, OSError):
         return None
-    given = "" if found.dense.epochs else found.model_digest
+    # Random weights are drawn by the seed, whether an epoch of training came before the cut or not.
+    is_own = found.dense.epochs > 0 or run_folder.began_at_random(folder)
+    given = "" if is_own else found.model_digest
     if any(note.startswith(run_folder.ADOPTED) for note in found.notes):  # each file is a model of its own
         given = f"{given} {found.files.get(run_folder.WEIGHTS)}"
     return (run_folder.recipe_digest(recipe.model_copy(update={"seed": 0})), given), found

@@ -12,15 +12,36 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sparsify.distributed import is_sharded
+from sparsify.errors import ModelError
 from sparsify.training.penalties.sensitivity import as_rows, find_outputs
 from sparsify.training.penalties.step_action import Output
+
+
+def _list_sharded(model: nn.Module) -> list[Any]:
+    """The modules that FSDP 2 gathers the parameters of."""
+    return [module for module in model.modules() if hasattr(module, "set_reshard_after_backward")]
+
+
+def _list_sharded_groups(model: nn.Module) -> list[Any]:
+    """What holds whether parameters are freed after a backward pass: torch sets it by a public call, and
+    tells it by none. Raises ModelError where another version of torch holds it elsewhere."""
+    try:
+        states = [part._get_fsdp_state() for part in _list_sharded(model)]
+        groups = [group for state in states for group in state._fsdp_param_groups]
+        for group in groups:
+            _ = group.reshard_after_backward
+    except AttributeError as error:
+        raise ModelError(
+            f"a penalty on outputs cannot keep a sharded model gathered with torch {torch.__version__}: "
+            f"{error}; train without sharding (shard: true, fully_shard), or with torch 2.13"
+        ) from None
+    return groups
 
 
 @contextmanager
 def _keep_gathered(model: nn.Module) -> Iterator[None]:
     """Within, a backward pass leaves sharded parameters gathered."""
-    parts: list[Any] = [module for module in model.modules() if hasattr(module, "set_reshard_after_backward")]
-    groups = [group for part in parts for group in part._get_fsdp_state()._fsdp_param_groups]
+    parts, groups = _list_sharded(model), _list_sharded_groups(model)
     before = [group.reshard_after_backward for group in groups]
     for part in parts:
         part.set_reshard_after_backward(False, recurse=False)
@@ -50,6 +71,7 @@ class OutputWatch:
         """time spent here so far"""
         self._handles: list[RemovableHandle] = []
         if actions:
+            _list_sharded_groups(model)  # before the first epoch rather than in its first backward pass
             self._handles = [model.register_forward_hook(self._watch), *self._watch_leaves(parameters)]
 
     def forget(self) -> None:

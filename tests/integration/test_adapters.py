@@ -370,7 +370,7 @@ import sparsify.adapters.transformers as adapter
 rows = [{{"x": x, "labels": y}} for x, y in zip(parts.X, parts.Y)]
 rules = [{{"layers": "net.0", "group": "neuron", "penalty": parts.PENALTIES["proximal"], "sparsity": "50%"}}]
 
-def train(folder, resume=None, cut_after=1, **options):
+def train(folder, resume=None, cut_after=1, model_init=None, **options):
     torch.manual_seed(0)
     wrapped = parts.Wrapped()
     plan = sparsify.make_plan({{"version": 1, "title": "t", "rules": rules}}, wrapped, {{"x": parts.X[:2]}})
@@ -378,9 +378,10 @@ def train(folder, resume=None, cut_after=1, **options):
     settings = {{"num_train_epochs": 3, "save_strategy": "epoch", **options}}
     arguments = TrainingArguments(folder, per_device_train_batch_size=16, use_cpu=True, report_to=[],
         disable_tqdm=True, seed=0, optim="adamw_torch", learning_rate=0.05, logging_strategy="no", **settings)
-    trainer = Trainer(wrapped, arguments, train_dataset=rows, callbacks=[callback])
+    trainer = Trainer(None if model_init else wrapped, arguments, train_dataset=rows, callbacks=[callback],
+        model_init=model_init)
     trainer.train(resume_from_checkpoint=resume)
-    return callback, wrapped
+    return callback, trainer.model
 """
 
 
@@ -419,6 +420,54 @@ except sparsify.SparsifyError as error:
     assert "no sparsify.pt in elsewhere holds the cut; resume from a checkpoint in output_dir" in str(error)
 else:
     raise AssertionError
+""",
+        tmp_path,
+    )
+
+
+@pytest.mark.slow
+def test_hugging_face_resumes_after_its_cut_where_the_trainer_makes_its_model(tmp_path: Path) -> None:
+    run_hugging_face(
+        """
+from functools import partial
+import transformers
+def make(trial=None, width=1):
+    torch.manual_seed(width)
+    return parts.Wrapped()
+for init in (partial(make, None, width=1), lambda trial: make(trial)):
+    whole, net = train("out", model_init=init)
+    resumed, other = train("out", "out/checkpoint-8", model_init=init)
+    assert resumed.result.model is other and other.net[0].out_features == 4
+    for one, two in ((other, net), (resumed.result.dense, whole.result.dense)):
+        for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+    assert not other._load_state_dict_pre_hooks and not resumed.result.dense._load_state_dict_pre_hooks
+try:
+    train("out", "out/checkpoint-8", cut_after=None, model_init=init)
+except sparsify.SparsifyError as error:
+    assert str(error) == ("out/checkpoint-8 is of a cut model; give SparsifyCallback its cut_after, and the "
+        "Trainer the dense model, or the model_init that makes it")
+else:
+    raise AssertionError
+
+# Each trial of a search begins with a model of its own: it is trained with penalties and cut as the first.
+found = []
+def judge(metrics):
+    found.append(callback.result)
+    return metrics["eval_loss"]
+wrapped = parts.Wrapped()
+plan = sparsify.make_plan({"version": 1, "title": "t", "rules": rules}, wrapped, {"x": parts.X[:2]})
+callback = adapter.SparsifyCallback(plan, cut_after=1)
+arguments = TrainingArguments("search", num_train_epochs=2, use_cpu=True, report_to=[], disable_tqdm=True,
+    save_strategy="epoch", eval_strategy="epoch", per_device_train_batch_size=16, logging_strategy="no")
+trainer = Trainer(None, arguments, train_dataset=rows, eval_dataset=rows, callbacks=[callback],
+    model_init=lambda trial: make(trial))
+space = lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 0.01, 0.02)}
+trainer.hyperparameter_search(space,
+    compute_objective=judge, n_trials=2, backend="optuna")
+cuts = list({id(result): result for result in found if result is not None}.values())
+assert len(cuts) == 2 and cuts[0].model is not cuts[1].model, cuts
+assert [cut.model.net[0].out_features for cut in cuts] == [4, 4]
 """,
         tmp_path,
     )

@@ -337,6 +337,52 @@ def test_the_configuration_follows_the_cut(name: str) -> None:
     assert load_run(run).config.to_dict() == stated
 
 
+FALCON = {**CAUSAL, "ffn_hidden_size": 96, "num_kv_heads": 4}
+DEEP = {**DEEPSEEK, "q_lora_rank": 20, "kv_lora_rank": 18, "qk_nope_head_dim": 10, "qk_rope_head_dim": 6}
+STATED: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
+    "bloom": (
+        "BloomForCausalLM",
+        BLOOM,
+        "*query_key_value",
+        ("'config.n_head' still says 4; the layer now has 2 heads",),
+    ),
+    "falcon with slopes": (
+        "FalconForCausalLM",
+        {**FALCON, "alibi": True},
+        "*query_key_value",
+        (
+            "'config.num_attention_heads' still says 4; the layer now has 2 heads",
+            "'config.num_kv_heads' still says 4; the layer now has 2 heads",
+        ),
+    ),
+    "falcon": ("FalconForCausalLM", FALCON, "*query_key_value", ()),
+    "deepseek": (
+        "DeepseekV2ForCausalLM",
+        {**DEEP, "v_head_dim": 14, "n_routed_experts": 4},
+        "*",
+        ("'config.kv_lora_rank' still says 18; the layers now have 6 and 10 channels",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_notes_speak_of_numbers_of_the_configuration_that_are_stale_alone(name: str) -> None:
+    """The attentions of BLOOM and Falcon call the width of their heads `hidden_size`, and select the slopes
+    of their heads from those of all, which `transformer.num_heads` counts."""
+    architecture, config, layers, stale = STATED[name]
+    torch.manual_seed(0)
+    kind = getattr(transformers, architecture)
+    model = kind(kind.config_class(**config)).eval()
+    ids = {"input_ids": torch.randint(2, 50, (2, 9))}
+    rules = [half(layers, "head", uniform=layers != "*")]
+    plan = sparsify.make_plan(recipe("t", architecture, {}, IDS, rules), model, ids)
+    result = sparsify.cut(plan, model)
+    assert tuple(note for note in result.notes if "still says" in note) == stale
+    assert result.model.config.hidden_size == 48
+    if "falcon" in name:  # what makes slopes makes those of all heads
+        assert result.model.transformer.num_heads == (2 if name == "falcon" else 4)
+
+
 @pytest.mark.parametrize("value", [10**9, 17])
 def test_a_log_that_states_a_number_of_its_own_is_refused(value: int) -> None:
     architecture, config, inputs, rules, _ = CASES["gpt2"]

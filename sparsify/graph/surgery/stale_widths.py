@@ -26,9 +26,15 @@ from sparsify.graph.surgery.compare_lengths import Lengths, ModuleLengths, compa
 from sparsify.graph.surgery.explained_numbers import is_explained
 from sparsify.graph.surgery.harmless_numbers import StaleNumber, run_in_both_modes, split_by_effect
 from sparsify.graph.surgery.module_integers import HeldNumber
-from sparsify.graph.surgery.width_names import Meaning, is_expert_count, is_head_count, read_meaning
+from sparsify.graph.surgery.width_names import (
+    Meaning,
+    is_expert_count,
+    is_head_count,
+    names_stream,
+    read_meaning,
+)
 from sparsify.nn.bypass import Bypassed, Silenced
-from sparsify_schemas.cuts import Cuts, Narrow, SetAttribute, Shorten
+from sparsify_schemas.cuts import Cuts, Narrow, Select, SetAttribute, Shorten
 
 LEAST_WIDTH = 8
 """least value of a listed number with an uninformative name; smaller ones match some length by chance"""
@@ -70,10 +76,11 @@ def follow_widths(
         cuts = own_settings.share_again(dense, thin, cuts, inputs, before)
     notes: list[StaleNumber] = []
     read: list[StaleNumber] = []
-    for nested in (
-        False,
-        True,
-    ):  # configurations last: the numbers of modules say what became of their fields
+    # Configurations last: the numbers of modules say what became of their fields. And once more where one of
+    # a module was set: those of the modules around it are judged by it.
+    passes = [False, True]
+    while passes:
+        nested = passes.pop(0)
         numbers = [*own_settings.list_numbers(dense, thin, cuts), *stated]
         known = _collect_changes(dense, thin, lengths, shortened, numbers)
         found = list(_find_stale(dense, thin, known, cuts, nested))
@@ -90,7 +97,11 @@ def follow_widths(
             module_integers.write_number(thin.get_submodule(op.module), op.attribute, op.value)
         sets += own_settings.write_alike(dense, thin, cuts, sets)
         cuts = cuts.model_copy(update={"operations": (*cuts.operations, *sets)})
-        notes += [stale for stale in found if stale.new is None]
+        uncertain = [stale for stale in found if stale.new is None]
+        if sets and uncertain and not nested:
+            passes.insert(0, nested)
+            continue
+        notes += uncertain
         read += differing
     cuts, problems = _follow_configuration(thin, cuts)
     told = (
@@ -171,7 +182,12 @@ def _find_stale(
             if module_integers.read_number(twin, held.path) != held.value:
                 continue
             stale = _judge_number(name, held, known)
+            if stale is not None and _serves_selection(name, held, cuts):
+                stale = _leave_out_all_heads(stale) if nested else None
             if stale is None:
+                continue
+            is_open = nested and not name and stale.new is None
+            if is_open and transformers_config.is_unchanged(dense, thin, held.path):
                 continue
             if nested and stale.new is not None:
                 shared = module_integers.shares_container(module, twin, held.path)
@@ -180,6 +196,21 @@ def _find_stale(
                         stale, new=None
                     )  # it would change the dense model too, or replay refuse it
             yield replace(stale, module=rename(name, shortened) or name)
+
+
+def _serves_selection(module: str, held: HeldNumber, cuts: Cuts) -> bool:
+    """Whether it counts heads for all of which something is made (slopes), of which the attentions inside the
+    module select those of their own heads."""
+    start = f"{module}." if module else ""
+    selections = (op for op in cuts.operations if isinstance(op, Select))
+    return is_head_count(held.name) and any(
+        op.size == held.value and op.module.startswith(start) for op in selections
+    )
+
+
+def _leave_out_all_heads(stale: StaleNumber) -> StaleNumber:
+    """The number of all heads is no number of a layer."""
+    return replace(stale, lengths=tuple(length for length in stale.lengths if length != stale.value))
 
 
 def _judge_number(module: str, held: HeldNumber, known: _WidthChanges) -> StaleNumber | None:
@@ -221,7 +252,10 @@ def _new_lengths(module: str, held: HeldNumber, kind: Meaning, value: int, known
     if "." in held.path:
         between = _new_values(_lengths_between_children(module, known), value)
         if alike and kind is Meaning.WIDTH:
-            alike |= between & {value}  # the stream keeps its width, whatever the attentions call their own
+            # The stream keeps its width, whatever the attentions call their own.
+            if names_stream(held.name) and between == {value}:
+                return between
+            alike |= between & {value}
         return alike or between or _new_values(_lengths_below(module, known, tensors_only=True), value)
     inside = _new_values(_lengths_below(module, known, children_only=True), value)
     match kind:
@@ -317,7 +351,9 @@ def _describe_stale(stale: Iterable[StaleNumber], why: str) -> Iterator[str]:
             if len(news) == 1
             else f"the layers now have {', '.join(news[:-1])} and {news[-1]}"
         )
-        yield f"'{first.name}' still says {said}{why}; {now} channels{_name_others(more)}"
+        what = "heads" if is_head_count(first.path.rpartition(".")[2]) else "channels"
+        what = what[:-1] if news == ["1"] else what
+        yield f"'{first.name}' still says {said}{why}; {now} {what}{_name_others(more)}"
 
 
 def _name_others(more: Sequence[StaleNumber]) -> str:

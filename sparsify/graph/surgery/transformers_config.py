@@ -63,6 +63,36 @@ def find_problem(model: Any) -> str | None:
     return None
 
 
+def is_unchanged(dense: Any, thin: nn.Module, attribute: str) -> bool:
+    """Whether a number of the configuration decides lengths of the dense model's tensors, and the cut model
+    has all of these as they were: then the number is right as it is.
+
+    attribute: such as `config.moe_intermediate_size`. What it decides is seen in models that are built with
+    another number.
+    """
+    first, *rest = attribute.split(".")
+    if first != "config" or not is_built_from_config(dense):
+        return False
+    field = tuple(int(part) if part.isdigit() else part for part in rest)
+    value = dict(_list_fields(dense.config)).get(field)
+    if not value:
+        return False
+    shapes, left = _list_shapes(dense), _list_shapes(thin)
+    for other in (2 * value, value + 1):
+        trial = _try_changes(dense, ((field, other),))
+        if trial is None or trial.shapes.keys() != shapes.keys():
+            continue
+        decided = [
+            (name, dim)
+            for name, shape in shapes.items()
+            for dim in range(len(shape))
+            if trial.shapes[name][dim : dim + 1] != (shape[dim],)
+        ]
+        if decided:
+            return all(left.get(name, ())[dim : dim + 1] == (shapes[name][dim],) for name, dim in decided)
+    return False
+
+
 def follow_config(model: Any) -> tuple[SetAttribute, ...]:
     """What makes the configuration describe the cut model, where its own numbers did not do.
 

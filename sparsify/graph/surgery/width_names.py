@@ -99,6 +99,15 @@ def names_another_thing(name: str) -> bool:
     return read_meaning(name) is Meaning.NEVER and bool((_NO_WIDTH | _PARTS) & set(_split_words(name)))
 
 
+_STREAM = frozenset("hidden_size d_model n_embd n_embed embed_dim model_dim dim".split())
+
+
+def names_stream(name: str) -> bool:
+    """Whether it is the width of what passes between the blocks of a transformer. Attentions give such a name
+    to the width of their heads as well."""
+    return name in _STREAM
+
+
 def is_head_count(name: str) -> bool:
     """Whether it counts attention heads: num_heads, n_head, num_key_value_heads."""
     words = _split_words(name)

@@ -8,6 +8,9 @@ meet each other in a product, as those of queries and keys, have no input slices
 the weights that compute them. If a statistic is taken over removed units (LayerNorm,
 GroupNorm, a mean over channels), M leaves them out of it, and the verdict says `statistics change`: M is
 then no longer the dense model with some weights set to zero.
+
+Outputs of whole numbers and booleans must be the same, but for choices between numbers that are equal to
+rounding, which the verdict then counts.
 """
 
 import contextlib
@@ -20,6 +23,7 @@ import torch
 from torch import nn
 
 from sparsify.errors import VerificationError
+from sparsify.formatting.numbers import count_noun
 from sparsify.forward.call_model import (
     convert_inputs,
     named_inputs,
@@ -37,6 +41,7 @@ from sparsify.graph.surgery.fold_constants import (
     write_unrounded_values,
 )
 from sparsify.graph.surgery.operations import Keep, removed_branches
+from sparsify.graph.verify import whole_outputs
 from sparsify.graph.verify.failed_allocations import raise_out_of_memory
 from sparsify.graph.verify.masked_model import check_same_shapes, narrowed_groups, run_masked_model
 from sparsify.graph.verify.run_models import (
@@ -113,13 +118,14 @@ def verify_cut(
         plain = run_model(run.copy(before), run.first)
     left_whole = keep_harmless_units(keep, constants.harmless)
     add_shifts_of_masked_units(wide, constants.shifts)
-    difference, control, compared = 0.0, 0.0, list[Inputs]()
+    difference, control, compared, ties = 0.0, 0.0, list[Inputs](), 0
     for one in run.candidates:
-        masked = _run_masked(run, model_map, left_whole, one)
+        wanted_whole, found_whole = list[torch.Tensor](), list[torch.Tensor]()
+        masked = _run_masked(run, model_map, left_whole, one, wanted_whole)
         if masked is None:
             continue
         compared.append(one)
-        found = run_cut_model(narrow, one, blamed)
+        found = run_cut_model(narrow, one, blamed, found_whole)
         check_same_shapes(found, masked, blamed)
         own = relative_difference(found, masked)
         difference = own if math.isnan(own) else max(difference, own)
@@ -127,6 +133,7 @@ def verify_cut(
             control = relative_difference(plain, masked)
         if not own <= run.tolerance:
             break
+        ties += _count_ties(run, model_map, left_whole, one, (found_whole, wanted_whole), blamed)
     tolerance, first = run.tolerance, run.first
     del wide, narrow, plain
     return_freed_memory()
@@ -150,7 +157,7 @@ def verify_cut(
         groups=tuple(narrowed),
         reference="dense model" if unchanged else "masked model",
         batches=batches,
-        note="; ".join(_list_remarks(changing, tolerance, run.casts)),
+        note="; ".join(_list_remarks(changing, tolerance, run.casts, ties)),
     )
 
 
@@ -160,7 +167,40 @@ def _name_outcome(changing: bool, cut: bool) -> Literal["statistics change", "eq
     return "equal" if cut else "nothing cut"
 
 
-def _list_remarks(changing: bool, tolerance: float, casts: bool) -> Iterable[str]:
+def _count_ties(
+    run: "_Comparison",
+    model_map: ModelMap,
+    keep: Keep,
+    inputs: Inputs,
+    outputs: tuple[list[torch.Tensor], list[torch.Tensor]],
+    groups: Sequence[str],
+) -> int:
+    """How many outputs of whole numbers differ, each a choice between numbers that are equal to rounding.
+
+    outputs: whole numbers of the cut and of the masked model. Raises VerificationError where another one
+    differs.
+    """
+    found, wanted = outputs
+    differing = whole_outputs.find_differing(found, wanted)
+    count = whole_outputs.count_differing(differing)
+    if not count:
+        return 0
+
+    def run_again() -> list[torch.Tensor]:
+        again: list[torch.Tensor] = []
+        run_masked_model(run.wide, model_map, keep, inputs, again)
+        return again
+
+    if whole_outputs.are_ties(differing, wanted, run.wide, run_again, run.tolerance):
+        return count
+    total = sum(one.numel() for one in wanted)
+    raise VerificationError(
+        f"the cut model's outputs of whole numbers (classes, indices, masks) differ from those of the masked "
+        f"one in {count} of {total} places, and not by ties alone{list_groups(groups)}"
+    )
+
+
+def _list_remarks(changing: bool, tolerance: float, casts: bool, ties: int) -> Iterable[str]:
     if changing:
         yield (
             "a statistic is taken over removed units (a normalisation, a mean): "
@@ -168,6 +208,11 @@ def _list_remarks(changing: bool, tolerance: float, casts: bool) -> Iterable[str
         )
     if casts:
         yield "the model casts to a lower precision inside: compared in float64 without these casts"
+    if ties:
+        yield (
+            f"outputs of whole numbers (classes, indices, masks) differ in {count_noun(ties, 'place')}, each "
+            "a choice between numbers that are equal to rounding; all others are equal"
+        )
     if tolerance > TOLERANCE:
         yield (f"the model does not run in float64: compared in its own precision, within {tolerance:.0e}")
 
@@ -241,12 +286,12 @@ def _are_finite(outputs: Sequence[torch.Tensor]) -> bool:
 
 
 def _run_masked(
-    run: _Comparison, model_map: ModelMap, keep: Keep, inputs: Inputs
+    run: _Comparison, model_map: ModelMap, keep: Keep, inputs: Inputs, whole: list[torch.Tensor]
 ) -> list[torch.Tensor] | None:
     """Outputs of the masked dense model; None on inputs that the dense model does not accept, or on which its
-    own outputs are not finite, as they prove nothing."""
+    own outputs are not finite, as they prove nothing. whole: is given its outputs of whole numbers."""
     try:
-        masked = run_masked_model(run.wide, model_map, keep, inputs)
+        masked = run_masked_model(run.wide, model_map, keep, inputs, whole)
     except Exception as error:
         raise_out_of_memory(error)
         if inputs is run.first or _accepts(run.wide, inputs):

@@ -40,8 +40,9 @@ def run_masked_model(
     model_map: ModelMap,
     keep: Keep,
     inputs: Inputs,
+    whole: list[torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
-    """Outputs of the masked dense model."""
+    """Outputs of the masked dense model; whole: is given its outputs of whole numbers."""
     groups, sums = (
         narrowed_groups(model_map, keep),
         [s for b in removed_branches(model_map, keep) for s in b.sums],
@@ -54,10 +55,10 @@ def run_masked_model(
                 model_map, {name: keep[name] for name in groups if keep[name]}
             ).items():
                 gone.setdefault((tensor, dim), set()).update(lost.tolist())
-            masked = masked_statistics.run_without_removed(wide, inputs, gone, sums)
+            masked = masked_statistics.run_without_removed(wide, inputs, gone, sums, whole)
         else:
             with zero_branches(wide, sums) as restart:
-                masked = run_model(wide, inputs, restart)
+                masked = run_model(wide, inputs, restart, whole)
     return masked
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsify.forward.call_model import float_tensors, restore_buffers
+from sparsify.forward.call_model import float_tensors, restore_buffers, whole_tensors
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.graph.broadcast_shapes import replace_length
@@ -174,14 +174,17 @@ def run_without_removed(
     inputs: Inputs,
     gone: Mapping[tuple[str, int], Iterable[int]],
     sums: Collection[Sum] = (),
+    whole: list[Tensor] | None = None,
 ) -> list[Tensor]:
     """Outputs of the masked model.
 
-    gone: (tensor, dimension) -> removed indices. sums: the sums whose branches are removed.
+    gone: (tensor, dimension) -> removed indices. sums: the sums whose branches are removed. whole: is given
+    the outputs of whole numbers.
     """
-    found, mode = _run_masked(model, inputs, gone, sums, None)
+    seen: list[Tensor] = [] if whole is None else whole
+    found, mode = _run_masked(model, inputs, gone, sums, None, seen)
     if mode.labels.named:  # what they belong to is known at the end
-        found, _ = _run_masked(model, inputs, gone, sums, mode.mark_named())
+        found, _ = _run_masked(model, inputs, gone, sums, mode.mark_named(), seen)
     return found
 
 
@@ -191,6 +194,7 @@ def _run_masked(
     gone: Mapping[tuple[str, int], Iterable[int]],
     sums: Collection[Sum],
     made: Tensor | None,
+    whole: list[Tensor],
 ) -> tuple[list[Tensor], MaskedTracer]:
     """The outputs, and the tracer. made: whether each label that the call makes is removed, where known."""
     labels = Labels()
@@ -214,9 +218,11 @@ def _run_masked(
         zero_branches(model, sums) as restart,
     ):
         found: list[Tensor] = []
+        whole.clear()  # of a pass before
         seed_generators(0)
         for output in call_in_each_state(model, inputs):
             found += float_tensors(output)
+            whole += whole_tensors(output)
             seed_generators(0)
             restart()
         return found, mode

@@ -10,6 +10,7 @@ from sparsify.errors import VerificationError
 from sparsify.forward.call_model import (
     float_tensors,
     restore_buffers,
+    whole_tensors,
 )
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
@@ -20,10 +21,13 @@ from sparsify.graph.trace.operators import without_fused_attention, without_grou
 from sparsify.graph.verify.failed_allocations import raise_out_of_memory
 
 
-def run_cut_model(narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> list[torch.Tensor]:
-    """Outputs of the cut model. Raises VerificationError if it does not run."""
+def run_cut_model(
+    narrow: nn.Module, inputs: Inputs, groups: Sequence[str], whole: list[torch.Tensor] | None = None
+) -> list[torch.Tensor]:
+    """Outputs of the cut model; whole: is given its whole numbers. Raises VerificationError if it does not
+    run."""
     try:
-        return run_model(narrow, inputs)
+        return run_model(narrow, inputs, whole=whole)
     except Exception as error:
         raise make_run_error(error, groups) from error
 
@@ -41,17 +45,23 @@ def copy_in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def run_model(
-    model: nn.Module, inputs: Inputs, restart: Callable[[], None] = lambda: None
+    model: nn.Module,
+    inputs: Inputs,
+    restart: Callable[[], None] = lambda: None,
+    whole: list[torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
-    """Outputs of the model, and of it with its other adapters, and without any.
+    """Outputs of the model, and of it with its other adapters, and without any: real and complex numbers.
 
-    restart: called before it is run once more.
+    restart: called before it is run once more. whole: is given the outputs of whole numbers and booleans.
     """
-    return run_and_count_casts(model, inputs, restart)[0]
+    return run_and_count_casts(model, inputs, restart, whole)[0]
 
 
 def run_and_count_casts(
-    model: nn.Module, inputs: Inputs, restart: Callable[[], None] = lambda: None
+    model: nn.Module,
+    inputs: Inputs,
+    restart: Callable[[], None] = lambda: None,
+    whole: list[torch.Tensor] | None = None,
 ) -> tuple[list[torch.Tensor], int]:
     """Run a model. Returns its outputs, and how many of its casts to a lower precision were left out."""
     # Dropout is off in eval mode; operators that still are random draw the same values on both sides.
@@ -67,6 +77,8 @@ def run_and_count_casts(
         seed_generators(0)
         for output in call_in_each_state(model, inputs):
             found += float_tensors(output)
+            if whole is not None:
+                whole += whole_tensors(output)
             seed_generators(0)
             restart()
         return found, mode.casts

@@ -79,6 +79,9 @@ class _Comparison:
     def add(self, dense: list[Tensor], cut: list[Tensor]) -> None:
         """Add the outputs of one call."""
         first, second = _join_outputs(dense).double(), _join_outputs(cut).double()
+        finite = first.reshape(len(first), -1).isfinite().all(1)
+        if bool(finite.any()):  # an example that is all padding may come to no number
+            first, second = first[finite], second[finite]
         if self._shifts is None:
             self._shifts = self._mean(first), self._mean(second)
             self._sums = [torch.zeros_like(first[0]), torch.zeros_like(second[0])]
@@ -202,3 +205,10 @@ def take_examples(inputs: Inputs, examples: int, start: int, end: int) -> Inputs
     return map_tensors(
         inputs, lambda value: value[start:end] if value.dim() and len(value) == examples else value
     )
+
+
+def other_lengths(inputs: Inputs, examples: int) -> frozenset[int]:
+    """First sizes of the tensors of a call that have no example dimension, such as a mask of positions: a
+    number of examples by which such a tensor would be taken for one of examples."""
+    tensors = [value for value in every_tensor(inputs) if value.dim()]
+    return frozenset(len(value) for value in tensors if len(value) != examples)

@@ -40,8 +40,19 @@ class AttentionOutputs:
 
 def is_attention(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
     """Whether a module computes what torch's MultiheadAttention does, by weights of its own."""
-    if not isinstance(module, nn.MultiheadAttention) or type(module).forward not in _FORWARDS:
-        return False
+    return _attends(module) and _has_own_weights(module)
+
+
+def is_attention_of_computed(module: nn.Module) -> bool:
+    """Whether it does so by weights that are computed, such as under weight_norm."""
+    return _attends(module) and not _has_own_weights(module)
+
+
+def _attends(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
+    return isinstance(module, nn.MultiheadAttention) and type(module).forward in _FORWARDS
+
+
+def _has_own_weights(module: nn.MultiheadAttention) -> bool:
     parts = (module.in_proj_weight,) if module.in_proj_weight is not None else _separate(module)
     weights = (*parts, module.out_proj.weight)
     return all(isinstance(weight, nn.Parameter) for weight in weights)

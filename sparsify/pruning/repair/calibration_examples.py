@@ -41,7 +41,7 @@ def collect_examples(
         )
     try:
         joined = _join(parts)
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+    except RuntimeError as error:  # such as tensors on several devices
         raise ModelError(f"the batches do not fit each other: {first_line(error)}") from None
     used = min(count, examples)
     return take_examples(joined, count, 0, used), used
@@ -73,15 +73,69 @@ def _count(inputs: Any) -> int:
 
 def _join(parts: Sequence[Any]) -> Any:
     first = parts[0]
-    if isinstance(first, Mapping):
-        return {key: _join_values([part[key] for part in parts]) for key in first}
-    return tuple(_join_values(values) for values in zip(*parts, strict=True))
+    counts = [_count(part) for part in parts]
+    for number, part in enumerate(parts, 1):
+        if type(part) is not type(first) or _list_names(part) != _list_names(first):
+            raise ModelError(
+                f"the batches do not fit each other: batch {number} has the inputs {_show_names(part)}, the "
+                f"first one {_show_names(first)}"
+            )
+    names = first if isinstance(first, Mapping) else range(len(first))
+    joined = {}
+    for name in names:
+        joined[name] = _join_values(str(name), [part[name] for part in parts], counts)
+    return joined if isinstance(first, Mapping) else tuple(joined.values())
 
 
-def _join_values(values: Sequence[Any]) -> Any:
-    if not isinstance(values[0], Tensor):
-        return values[0]
-    if len({value.dim() for value in values}) > 1 or values[0].dim() != 2 or values[0].is_floating_point():
-        return torch.cat(list(values))  # only rows of tokens and their masks are padded
+def _list_names(inputs: Any) -> set[Any]:
+    return set(inputs) if isinstance(inputs, Mapping) else set(range(len(inputs)))
+
+
+def _show_names(inputs: Any) -> str:
+    return ", ".join(map(str, inputs if isinstance(inputs, Mapping) else range(len(inputs)))) or "none"
+
+
+def _join_values(name: str, values: Sequence[Any], counts: Sequence[int]) -> Any:
+    """One input of all batches: its examples behind each other, or what is the same in every batch.
+
+    counts: examples of each batch.
+    """
+    first = values[0]
+    if not all(isinstance(value, Tensor) for value in values):
+        if any(isinstance(value, Tensor) for value in values):
+            raise ModelError(
+                f"the batches do not fit each other: input '{name}' is a tensor in some and none in others"
+            )
+        return first
+    has_examples = all(
+        value.dim() > 0 and len(value) == count for value, count in zip(values, counts, strict=True)
+    )
+    if not has_examples:  # such as one mask [positions, positions] for all examples
+        for number, value in enumerate(values, 1):
+            if not torch.equal(value, first):
+                raise ModelError(
+                    f"the batches do not fit each other: input '{name}' has no dimension for the examples, "
+                    f"and batch {number} has another one than the first; give the repair batches that "
+                    "have the same, or one batch"
+                )
+        return first
+    if first.dim() == 2 and not first.is_floating_point():  # rows of tokens and their masks are padded
+        values = _pad(name, values)
+        first = values[0]
+    for number, value in enumerate(values, 1):
+        if value.shape[1:] != first.shape[1:]:
+            raise ModelError(
+                f"the batches do not fit each other: input '{name}' has the shape {list(value.shape)} in "
+                f"batch {number} and {list(first.shape)} in the first; only the number of examples, "
+                "which comes first, may differ, and the length of rows of tokens: pad the others to one size"
+            )
+    return torch.cat(list(values))
+
+
+def _pad(name: str, values: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Rows of one length, with zeros at their ends; in a mask of torch's kind, True says what is padded."""
+    if any(value.dim() != 2 for value in values):
+        return values
     length = max(value.shape[1] for value in values)
-    return torch.cat([functional.pad(value, (0, length - value.shape[1])) for value in values])
+    is_told = name.endswith("padding_mask") and values[0].dtype == torch.bool
+    return [functional.pad(value, (0, length - value.shape[1]), value=is_told) for value in values]

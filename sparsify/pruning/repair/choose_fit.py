@@ -75,7 +75,8 @@ def choose_fit(
             a thousand times as large as the others and alone decide the error as it stands: new weights must
             do better with every row divided by its size as well.
     """
-    fitted, judged = split_rows(len(rows), examples, settings)
+    split = split_rows(len(rows), examples, settings)
+    fitted, judged = (_find_finite(rows, targets, part) for part in split)
     processes = settings.processes
     spread = spread_of(targets[judged], processes)
     before = mean_square(rows[judged], targets[judged], start, processes) / spread
@@ -116,6 +117,17 @@ def split_rows(rows: int, examples: int, settings: Settings) -> tuple[slice, sli
     """The rows that are fitted to, and those that judge: of the examples held out, or all of them."""
     fitted = rows - round(rows * settings.held_out / examples)
     return slice(fitted), slice(fitted, None) if fitted < rows else slice(None)
+
+
+def _find_finite(rows: Tensor, targets: Tensor, part: slice) -> slice | Tensor:
+    """Those rows of a part whose numbers are finite: what attends to nothing, as in padding, is not a
+    number."""
+    parts = rows[part], targets[part]
+    finite = parts[0].flatten(1).isfinite().all(1) & parts[1].flatten(1).isfinite().all(1)
+    if bool(finite.all()) or not bool(finite.any()):
+        return part
+    places = torch.arange(len(rows), device=rows.device)[part]
+    return places[finite]
 
 
 def spread_of(targets: Tensor, processes: Any = None) -> float:

@@ -107,7 +107,7 @@ class DenseRun:
         handles = [
             self._model.get_submodule(name).register_forward_hook(self._after(name, watch), with_kwargs=True)
             for name, site in self._sites.items()
-            if site.calls == 1
+            if site.calls == 1 and name in self._wanted
         ]
         try:
             with torch.no_grad(), restore_buffers(self._model), watch:

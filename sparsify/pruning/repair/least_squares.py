@@ -81,6 +81,7 @@ def refit_layers(
     settings = replace(settings, zeroed=find_zeroed_tensors(rounds))
     skipped = dict(list_skipped(model, sites, dense_sites, outputs, rows, dense))
     skipped |= dict.fromkeys(filter(make_member_test(rounds), sites), OTHER_EXAMPLES)
+    partners -= skipped.keys()
     repairs = [repair_row(name, "skipped", reason=reason) for name, reason in skipped.items()]
     asked = sites if settings.layers is None else settings.layers
     todo = [name for name in sites if name not in skipped and name in asked]

@@ -18,13 +18,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsify.graph.layer_types import is_depthwise
+from sparsify.graph.layer_types import WEIGHTS, is_depthwise, is_transposed_linear
 from sparsify.graph.model_map import Coupled, ModelMap
 from sparsify.graph.surgery.operations import to_indices
 from sparsify.pruning.criteria.reconstruction import find_readers
-from sparsify.pruning.layer_matrix import groups_of, is_product, set_weight, weight_matrix
+from sparsify.pruning.layer_matrix import (
+    groups_of,
+    is_product,
+    is_product_of_computed,
+    set_weight,
+    weight_matrix,
+)
 from sparsify.pruning.repair.kept_outputs import find_kept_outputs, find_zeroed_tensors, kept_columns
-from sparsify.pruning.repair.skipped_layers import OTHER_EXAMPLES, make_member_test
+from sparsify.pruning.repair.skipped_layers import COMPUTED, OTHER_EXAMPLES, make_member_test
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import LayerRepair
 
@@ -78,6 +84,10 @@ def merge_units(
             continue
         rows = _rows_of(dense, model_map, group)
         partners = [] if isinstance(rows, str) else list(_partners(rows, keep, gone))
+        for layer in _list_computed_readers(dense, group):
+            lost[layer] = lost.get(layer, 0) + len(gone)
+            taken.setdefault(layer, 0)
+            reasons[layer] = COMPUTED
         for reader in find_readers(dense, group):
             layer = reader.layer
             stay = columns.get(layer)
@@ -114,11 +124,14 @@ def _rows_of(dense: nn.Module, model_map: ModelMap, group: Coupled) -> _Rows | s
     followers: list[Tensor] = []
     for part in group.slices:
         layer, _, tensor = part.tensor.rpartition(".")
-        if part.role != "out" or tensor.startswith(("bias", "running_", "num_batches")):
+        layer, _, computed = layer.partition(".parametrizations.")
+        if part.role != "out" or computed == "bias" or tensor.startswith(("bias", "running_", "num_batches")):
             continue
         module = dense.get_submodule(layer)
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             continue
+        if is_product_of_computed(module):
+            return f"'{layer}' makes them by a weight that is computed from other tensors"
         if not is_product(module) or any(span.repeat != 1 for span in part.spans):
             return f"'{layer}' makes them, which is no convolution and no Linear layer"
         rows = _layer_rows(dense, model_map, group, layer)
@@ -129,6 +142,20 @@ def _rows_of(dense: nn.Module, model_map: ModelMap, group: Coupled) -> _Rows | s
     if len(own) != 1:
         return f"{len(own)} layers make the units together"
     return _Rows(own[0], tuple(followers))
+
+
+def _list_computed_readers(dense: nn.Module, group: Coupled) -> Iterator[str]:
+    """Layers that the units go into by a weight that is computed from other tensors."""
+    ends = tuple(f".{name}" for name in WEIGHTS)
+    for part in group.slices:
+        if part.role != "in" or not part.tensor.endswith(ends):
+            continue
+        layer = part.tensor.rpartition(".")[0].partition(".parametrizations.")[0]
+        module = dense.get_submodule(layer)
+        # A norm of the weight reads its rows too, which are the outputs.
+        turned = is_transposed_linear(module) or isinstance(module, nn.modules.conv._ConvTransposeNd)
+        if is_product_of_computed(module) and part.dim == (0 if turned else 1):
+            yield layer
 
 
 def _layer_rows(dense: nn.Module, model_map: ModelMap, group: Coupled, layer: str) -> Tensor:

@@ -71,8 +71,20 @@ def is_recurrent(module: nn.Module) -> TypeGuard[nn.RNNBase]:
 
     Those that project their outputs (`proj_size`) are not.
     """
-    if not isinstance(module, nn.RNNBase) or type(module).forward not in _FORWARDS or module.proj_size:
-        return False
+    return _recurs(module) and _has_own_weights(module)
+
+
+def is_recurrent_of_computed(module: nn.Module) -> bool:
+    """Whether it is one but for its weights, which are computed, such as under weight_norm."""
+    return _recurs(module) and not _has_own_weights(module)
+
+
+def _recurs(module: nn.Module) -> TypeGuard[nn.RNNBase]:
+    is_known = isinstance(module, nn.RNNBase) and type(module).forward in _FORWARDS
+    return is_known and not module.proj_size
+
+
+def _has_own_weights(module: nn.RNNBase) -> bool:
     return all(isinstance(module._parameters.get(name), nn.Parameter) for name in weight_names(module))
 
 

@@ -20,7 +20,7 @@ from sparsify.forward.trial_calls import eval_mode
 from sparsify.graph.model_map import ModelMap
 from sparsify.nn.load_tensors import load_tensors
 from sparsify.pruning.cut import Result
-from sparsify.pruning.repair.agreement import measure_agreement, take_examples
+from sparsify.pruning.repair.agreement import measure_agreement, other_lengths, take_examples
 from sparsify.pruning.repair.batch_norm import reestimate_statistics
 from sparsify.pruning.repair.calibration_examples import collect_examples
 from sparsify.pruning.repair.choose_fit import Settings
@@ -194,6 +194,9 @@ def repair_model(
         refitted = list_layers(dense) if stage.method in ("least_squares", "mean") else frozenset()
         memory = int(stage.memory.count)
         count = min(examples, affordable_examples(dense, inputs, examples, memory, refitted))
+        others = other_lengths(inputs, examples)
+        while count < examples and count in others:
+            count -= 1
         everywhere = count if processes is None else sum(counts_of(count, processes))
         if everywhere < LEAST_EXAMPLES:
             raise ModelError(
@@ -203,7 +206,7 @@ def repair_model(
             )
         inputs = take_examples(inputs, examples, 0, count)
         # A merge is fitted to no examples, so that all may judge it.
-        held_out = count if stage.method == "merge" else held_out_of(count)
+        held_out = count if stage.method == "merge" else _choose_held_out(count, others)
         judged = take_examples(inputs, count, count - held_out, count)
         before = measure_agreement(dense, model, judged, held_out, processes, classes)
         saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -255,6 +258,16 @@ HELD_OUT = 0.1
 def held_out_of(examples: int) -> int:
     """How many of the examples, the last ones, are not fitted to."""
     return max(2, round(HELD_OUT * examples))
+
+
+def _choose_held_out(examples: int, others: frozenset[int]) -> int:
+    """The same, or a few more: what is taken of the examples must not be as many as a tensor is long that has
+    no dimension for them."""
+    held_out = held_out_of(examples)
+    for more in range(held_out, max(held_out, examples - 1)):
+        if more not in others and examples - more not in others:
+            return more
+    return held_out
 
 
 def _check_inputs(inputs: Inputs, examples: int, processes: Any) -> None:

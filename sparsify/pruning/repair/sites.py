@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from sparsify.forward.call_model import call_model, restore_buffers
 from sparsify.forward.calls import Inputs, first_tensor
 from sparsify.forward.operator_mode import OperatorMode
-from sparsify.pruning.layer_matrix import is_product
-from sparsify.pruning.repair.attention import is_attention
-from sparsify.pruning.repair.recurrent import is_recurrent
+from sparsify.pruning.layer_matrix import is_product, is_product_of_computed
+from sparsify.pruning.repair.attention import is_attention, is_attention_of_computed
+from sparsify.pruning.repair.recurrent import is_recurrent, is_recurrent_of_computed
 
 _COPIES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.aten.lift_fresh.default)
 """operators that torch adds to a call or leaves out, depending on who else holds a tensor"""
@@ -37,7 +37,8 @@ class Operator:
 
 @dataclass(frozen=True)
 class Site:
-    """A layer that multiplies its input by a weight, an attention or a recurrent layer."""
+    """A layer that multiplies its input by a weight, an attention or a recurrent layer; also one whose weight
+    is computed and so is not refitted."""
 
     name: str
     calls: int
@@ -171,9 +172,10 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
 
         return hook
 
-    inside = {id(one.out_proj) for one in model.modules() if is_attention(one)}
+    attentions = (one for one in model.modules() if is_attention(one) or is_attention_of_computed(one))
+    inside = {id(one.out_proj) for one in attentions}
     for name, module in model.named_modules():
-        if is_attention(module) or is_recurrent(module) or (is_product(module) and id(module) not in inside):
+        if _is_layer(module) and id(module) not in inside:
             handles.append(module.register_forward_hook(after_layer(name)))
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             handles.append(module.register_forward_hook(after_norm(name), with_kwargs=True))
@@ -192,6 +194,17 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
             addend, through_norm = None, False
         sites[name] = Site(name, own.calls, None if shared else own.norm, addend, through_norm)
     return sites, watch.count
+
+
+def has_computed_weight(module: nn.Module) -> bool:
+    """Whether a module would be refitted but for its weight, which other tensors are computed into."""
+    tests = (is_product_of_computed, is_attention_of_computed, is_recurrent_of_computed)
+    return any(test(module) for test in tests)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    is_refitted = is_product(module) or is_attention(module) or is_recurrent(module)
+    return is_refitted or has_computed_weight(module)
 
 
 def _list_addends(watch: _Watch, seen: dict[str, _Seen]) -> Iterator[tuple[str, tuple[Operator, bool]]]:

@@ -19,7 +19,7 @@ from sparsify.pruning.repair.recurrent import (
     is_recurrent,
     weight_names,
 )
-from sparsify.pruning.repair.sites import Site
+from sparsify.pruning.repair.sites import Site, has_computed_weight
 from sparsify_schemas.cuts import Cuts
 
 
@@ -35,7 +35,9 @@ def list_skipped(
     shared = _find_shared_weights(model)
     for name, site in sites.items():
         layer = model.get_submodule(name)
-        if site.calls != 1:
+        if has_computed_weight(layer):
+            yield name, COMPUTED
+        elif site.calls != 1:
             yield name, f"it runs {site.calls} times in one call"
         elif name in shared or (is_attention(layer) and f"{name}.out_proj" in shared):
             yield name, "its weight is shared with another module"
@@ -45,6 +47,9 @@ def list_skipped(
             yield name, "its outputs are not those that the log says stayed"
 
 
+COMPUTED = (
+    "its weight is computed from other tensors: weight_norm, spectral_norm, a parametrization or a mask"
+)
 OTHER_EXAMPLES = "its mixture lost experts: it is given other examples than in the dense model"
 
 

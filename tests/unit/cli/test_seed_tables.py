@@ -1,14 +1,16 @@
 """Tables over seeds of a metric that is no share and is better when lower."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sparsify
+from sparsify.reporting.report_file import read_report
 from sparsify.runs.seed_statistics import summarize_seeds
 from sparsify_cli.app import exit_code
 
-RECIPE = {
+RECIPE: dict[str, Any] = {
     "version": 1,
     "title": "numbers",
     "model": {"build": "sparsify.models.mlp", "args": {"widths": [10, 8, 1]}},
@@ -22,6 +24,25 @@ RECIPE = {
         {"kind": "cut", "repair": False},
     ],
 }
+
+
+def test_runs_from_random_weights_are_grouped_without_a_training_before_the_cut(
+    tmp_path: Path,
+) -> None:
+    recipe = {**RECIPE, "baselines": [], "stages": RECIPE["stages"][1:]}
+    recipe["targets"] = {"here": {"kind": "cpu", "threads": 1}}
+    for seed in (0, 1):
+        sparsify.apply(recipe | {"seed": seed}, from_scratch=True, out=tmp_path, timing=0.01)
+    assert [row.seeds for row in summarize_seeds(tmp_path)] == [(0, 1), (0, 1)]
+    notes = read_report(tmp_path / "numbers-1").notes
+    assert notes[0] == (
+        "the run began with random weights, and its dense model has them: "
+        "no epoch of training came before the cut"
+    )
+    for seed in (0, 1):  # those of two given models are apart
+        given = tmp_path / f"numbers-{seed + 1}" / "dense.safetensors"
+        sparsify.apply(recipe | {"seed": seed}, given, out=tmp_path / "given", timing=0.01)
+    assert [row.seeds for row in summarize_seeds(tmp_path / "given")] == [(0,), (0,), (1,), (1,)]
 
 
 def test_deviations_and_leads_have_the_unit_and_the_direction_of_the_metric(

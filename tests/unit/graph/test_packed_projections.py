@@ -90,8 +90,8 @@ def test_layers_of_unequal_heads_get_configurations_of_their_own() -> None:
         ("attentions.0", "config.hidden_size", 18, True),
     ]
     assert result.notes == (
-        "'config.num_attention_heads' still says 6; the layers now have 3 and 6 channels",
-        "'config.num_key_value_heads' still says 2; the layers now have 1 and 2 channels",
+        "'config.num_attention_heads' still says 6; the layers now have 3 and 6 heads",
+        "'config.num_key_value_heads' still says 2; the layers now have 1 and 2 heads",
     )
     again: Any = replay_cuts(model, result.cuts)
     again.load_state_dict(thin.state_dict())

@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparsify.errors import ModelError
 from sparsify.modelfile import build_model, read_model, weights_digest
 from sparsify.modelfile.formats import read_contents
 from sparsify.modelfile.match_state_dict import load_state
+from sparsify.modelfile.weights import save_weights
 from sparsify.models import lenet5
 from sparsify.nn.load_tensors import load_tensors
 from sparsify_schemas.model import Model
@@ -913,3 +915,18 @@ def test_tied_weights_that_differ_in_the_file(tmp_path: Path) -> None:
     )
     load_state(model, {"embed.weight": torch.ones(5, 3), "out.weight": torch.ones(5, 3)}, tmp_path, "tied")
     assert bool((model["embed"].weight == 1).all())
+
+
+def test_the_same_weights_and_metadata_are_the_same_bytes(tmp_path: Path) -> None:
+    """The library writes metadata in an order that each call draws."""
+    model, path = lenet5(), tmp_path / "w.safetensors"
+    metadata = {key: f'{key}: "é\n\x1f\x7f\U0001f600\\/"' for key in ("format", "model", "cuts", "a", "ü")}
+    written = set()
+    for _ in range(6):
+        save_weights(model, path, metadata)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    with safe_open(path, framework="pt") as stored:
+        assert stored.metadata() == metadata
+    loaded = load_file(path)
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())

@@ -310,9 +310,26 @@ def test_weights_that_are_no_safetensors_are_refused_even_with_a_matching_digest
 
 def test_a_run_without_a_report_is_not_complete(run):
     (run / run_folder.REPORT).unlink()
+    with pytest.raises(RunError) as caught:
+        load_run(run)
+    assert str(caught.value) == (
+        f"{run}: report.json of this run is missing, and it cannot be continued without state.json; "
+        f"make the run again with 'sparsify apply {run / 'recipe.yaml'}'"
+    )
+    (row,) = list_runs(run.parent)
+    assert (row.state, row.title, row.problem) == ("damaged", "Digits, by half", "report.json is missing")
+    (run / run_folder.STATE).write_text("{}")
     with pytest.raises(RunError, match="has not finished"):
         load_run(run)
-    assert list_runs(run.parent)[0].state == "interrupted"
+
+
+def test_a_recipe_alone_is_no_run(run):
+    for file in run.iterdir():
+        if file.name != run_folder.RECIPE:
+            file.unlink()
+    assert list_runs(run.parent) == ()
+    with pytest.raises(RunError, match=r"there is no report\.json here, so this is not a run"):
+        load_run(run)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1, 2]", '{"title": 3}', "\x00\x01"])
@@ -339,6 +356,9 @@ def test_listing_says_what_each_run_came_to(saved):
     assert (row.metric, row.speedup, row.problem) == (None, report.latency[0].speedup, None)
 
 
+_STATE = json.dumps({"recipe": {}, "model_file": None, "model_digest": None, "allow": []})
+
+
 def test_listing_survives_whatever_lies_in_the_folder(tmp_path):
     (tmp_path / "note.txt").write_text("not a folder")
     (tmp_path / "empty").mkdir()
@@ -350,12 +370,15 @@ def test_listing_survives_whatever_lies_in_the_folder(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / run_folder.RECIPE).write_bytes(b"\xff\xfe: [")
     (tmp_path / "run-1" / run_folder.REPORT).mkdir()
+    (tmp_path / "run-2" / run_folder.STATE).write_text(_STATE)
+    (tmp_path / "run-10" / run_folder.STATE).write_text("{")  # no run can be continued by this
     rows = list_runs(tmp_path)
     assert [(r.name, r.state) for r in rows] == [
         ("run-1", "damaged"),
         ("run-2", "interrupted"),
-        ("run-10", "interrupted"),
+        ("run-10", "damaged"),
     ]
+    assert (rows[2].problem or "").endswith("the run cannot be resumed, start a new one")
     assert list_runs(tmp_path / "nowhere") == ()
 
 

@@ -1,5 +1,6 @@
 """Every kind of layer that a repair refits, beside a least-squares fit that was written independently."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 import sparsify
 from sparsify.forward.copies import copy_model
@@ -191,6 +193,89 @@ def test_the_projections_of_an_attention_are_fitted_as_least_squares_does(
     assert torch.allclose(made, best, atol=2e-3 * float(best.abs().max()))
 
 
+class Reading(nn.Module):
+    """Attention over tokens of 20 words; 0 is none."""
+
+    def __init__(self, batch_first: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.batch_first = batch_first
+        self.embed = nn.Embedding(20, 16)
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=batch_first)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None, padding_mask: Tensor | None = None) -> Tensor:
+        nowhere = ids == 0 if padding_mask is None else padding_mask
+        x = self.embed(ids) if self.batch_first else self.embed(ids).transpose(0, 1)
+        made = self.attention(x, x, x, key_padding_mask=nowhere, attn_mask=mask)[0] + x
+        y: Tensor = self.head(made if self.batch_first else made.transpose(0, 1)).mean(1)
+        return y
+
+
+def words(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(1, 20, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def repair_heads(model: nn.Module, batches: list[Any]) -> tuple[Result, Any]:
+    rule = {"layers": "attention", "group": "head", "sparsity": "50%", "criterion": {"kind": "random"}}
+    recipe = {"version": 1, "title": "t", "rules": [rule]}
+    result = sparsify.cut(sparsify.make_plan(recipe, model.eval(), (words(2, 6),)), model)
+    return result, sparsify.repair(result, batches)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_an_attention_is_repaired_with_batches_of_several_lengths_and_sizes(batch_first: bool) -> None:
+    model = Reading(batch_first)
+    batches = [words(32, 5), words(32, 9, seed=1), words(32, 7, seed=2), words(5, 3, seed=3)]
+    result, repaired = repair_heads(model, batches)
+    assert [row.layer for row in repaired.layers if row.outcome == "refitted"][:1] == ["attention.out_proj"]
+    padded = torch.cat([F.pad(ids, (0, 9 - ids.shape[1])) for ids in batches])
+    by_hand, _ = repair_heads(model, [padded])
+    pairs = zip(result.model.state_dict().values(), by_hand.model.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    rule = {"layers": "attention", "group": "head", "sparsity": "50%"}
+    as_cut = cut(model, words(2, 6), **rule).model
+    for length in (3, 5, 9):
+        fresh = (words(100, length, seed=9),)
+        errors = [measure_agreement(model, one, fresh, 100).error for one in (result.model, as_cut)]
+        assert errors[0] < 0.5 * errors[1]
+
+
+def test_a_mask_that_says_what_is_padded_says_so_of_what_is_added() -> None:
+    model = Reading()
+    batches = [{"ids": ids, "padding_mask": ids == 0} for ids in (words(40, 5), words(30, 9, seed=1))]
+    result, _ = repair_heads(model, batches)
+    alone, _ = repair_heads(model, [{"ids": batch["ids"]} for batch in batches])
+    pairs = zip(result.model.state_dict().values(), alone.model.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_mask_of_positions_goes_with_all_batches() -> None:
+    """As many examples are held out of 64 as the mask is long, and one batch has as many."""
+    model, later = Reading(), torch.ones(6, 6).triu(1).bool()
+    ids = words(64, 6)
+    results = [
+        repair_heads(model, batches)
+        for batches in ([((ids, later),)], [((ids[:58], later),), ((ids[58:], later),)])
+    ]
+    assert all(repaired.examples == 64 and repaired.after.error < 0.3 for _, repaired in results)
+    states = [result.model.state_dict().values() for result, _ in results]
+    assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
+
+
+@pytest.mark.parametrize("place", [5, 63])
+def test_examples_that_are_all_padding_are_left_out(place: int) -> None:
+    """What attends to nothing is not a number."""
+    ids = words(64, 6)
+    ids[place] = 0
+    _, repaired = repair_heads(Reading(), [ids])
+    assert not repaired.reverted and repaired.after.error < 0.5 * repaired.before.error
+    assert {row.layer for row in repaired.layers if row.outcome == "refitted"} == {
+        "attention.out_proj",
+        "head",
+    }
+
+
 def test_an_encoder_of_torch_is_repaired() -> None:
     """Its fused path calls no layer at all."""
     torch.manual_seed(0)
@@ -307,6 +392,58 @@ def test_packed_sequences_are_left_as_they_are() -> None:
     repaired = sparsify.repair(result, [x])
     reasons = {row.layer: row.reason for row in repaired.layers if row.outcome == "skipped"}
     assert reasons == {"rnn": "its inputs are no batches of sequences of one length"}
+
+
+def _mask_some(layer: nn.Module) -> nn.Module:
+    prune.random_unstructured(layer, "weight", amount=0.2)
+    return layer
+
+
+COMPUTED = (
+    "its weight is computed from other tensors: weight_norm, spectral_norm, a parametrization or a mask"
+)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        _mask_some,
+    ],
+)
+def test_layers_whose_weight_is_computed_say_so(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        wrap(nn.Linear(6, 12)), nn.ReLU(), wrap(nn.Linear(12, 8)), nn.ReLU(), nn.Linear(8, 3)
+    ).eval()
+    x = draw(200, 6)
+    for method in ("least_squares", "merge"):
+        result = cut(model, x, layers=["0", "2"], group="neuron", sparsity="50%")
+        repaired = sparsify.repair(result, [x], method=method)
+        reasons = {row.layer: row.reason for row in repaired.layers if row.outcome == "skipped"}
+        if method == "merge":
+            assert list(reasons) == ["2", "4"] and reasons["2"] == COMPUTED
+            of_units = "'2' makes them by a weight that is computed from other tensors"
+            assert reasons["4"] in (of_units, "a normalisation takes statistics over the units")
+        else:
+            assert reasons == {"0": COMPUTED, "2": COMPUTED}
+            assert [row.layer for row in repaired.layers if row.outcome == "refitted"] == ["4"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_a_recurrent_layer_whose_weight_is_computed_says_so(wrap: Callable[..., nn.Module]) -> None:
+    model = Remembering("LSTM", batch_first=True)
+    wrap(model.rnn, "weight_hh_l0")
+    x = draw(60, 7, 5)
+    result = cut(model.eval(), x, layers="embed", group="neuron", sparsity="25%")
+    repaired = sparsify.repair(result, [x])
+    reasons = {row.layer: row.reason for row in repaired.layers if row.outcome == "skipped"}
+    assert reasons == {"rnn": COMPUTED}
 
 
 def masked_best(inputs: Tensor, targets: Tensor, mask: Tensor) -> Tensor:

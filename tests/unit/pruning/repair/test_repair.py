@@ -391,7 +391,21 @@ def test_ten_examples_are_enough_for_the_means() -> None:
             [{"x": [1, 2]}],
             ("repair takes batches that are tensors, mappings of tensors or (x, y) pairs, found dict"),
         ),
-        ([draw(8, 6), draw(8, 5)], "the batches do not fit each other: "),
+        (
+            [draw(8, 6), draw(8, 5)],
+            "the batches do not fit each other: input '0' has the shape [8, 5] in batch 2 and [8, 6] in the "
+            "first; only the number of examples, which comes first, may differ, and the length of rows of "
+            "tokens: pad the others to one size",
+        ),
+        (
+            [{"x": draw(8, 6)}, {"x": draw(8, 6), "mask": draw(8, 6)}],
+            "the batches do not fit each other: batch 2 has the inputs x, mask, the first one x",
+        ),
+        (
+            [((draw(8, 6), draw(2)),), ((draw(8, 6), draw(2, seed=1)),)],
+            "the batches do not fit each other: input '1' has no dimension for the examples, and batch 2 has "
+            "another one than the first; give the repair batches that have the same, or one batch",
+        ),
         (
             [draw(20, 6) * float("nan")],
             "the calibration examples hold numbers that are not finite (input '0')",

@@ -192,6 +192,25 @@ def test_outputs_that_are_no_rows_are_refused() -> None:
         net(X)
 
 
+def test_a_torch_that_holds_its_shards_elsewhere_is_named_before_the_first_step() -> None:
+    class Elsewhere(nn.Sequential):
+        """Sharded by another version of FSDP."""
+
+        def set_reshard_after_backward(self, flag: bool, *, recurse: bool = True) -> None:
+            raise AssertionError
+
+    net = Elsewhere(*model())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ModelError) as caught:
+        sparsify.attach(plan(net, of="outputs"), net, optimizer)
+    assert str(caught.value) == (
+        f"a penalty on outputs cannot keep a sharded model gathered with torch {torch.__version__}: "
+        "'Elsewhere' object has no attribute '_get_fsdp_state'; "
+        "train without sharding (shard: true, fully_shard), or with torch 2.13"
+    )
+    sparsify.attach(plan(net, of="loss"), net, optimizer).detach()
+
+
 def test_outputs_are_freed() -> None:
     """A step leaves nothing behind: neither the graph nor the outputs."""
     import gc

@@ -4,12 +4,12 @@ from torch import nn
 
 from sparsify.errors import ModelError
 from sparsify.graph.model_map import ModelMap
-from sparsify.graph.names import all_names
+from sparsify.graph.names import all_tensors
 
 
 def check_shapes(map: ModelMap, model: nn.Module) -> None:
     """Refuse a model of other widths than those the map was read from. Raises ModelError."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in all_names(model).items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in all_tensors(model).items()}
     reached = {part.tensor for group in map.coupled for part in group.slices}
     wrong = next((t for t in map.tensors if t.name in reached and shapes.get(t.name) != t.shape), None)
     if wrong is not None:

@@ -14,7 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from sparsify.graph.copy import copy_with
 from sparsify.graph.layer_types import attributes
 from sparsify.graph.model_map import Branch, ModelMap
-from sparsify.graph.names import all_names, canonical_names, walk_modules
+from sparsify.graph.names import all_tensors, canonical_names, walk_modules
 from sparsify.graph.surgery import module_integers
 from sparsify.graph.surgery.expert_lists import list_shortened, rename_operations, shorten_lists
 from sparsify.graph.surgery.given_heads import list_selections, select_heads
@@ -257,7 +257,7 @@ def _copy_narrowed(
     Aliases of a tied tensor stay tied.
     """
     fresh: dict[int, torch.Tensor] = {}
-    tensors = all_names(model)
+    tensors = all_tensors(model)
     for name, own in steps.items():
         old = tensors[name]
         data = select_kept(old.detach(), own)

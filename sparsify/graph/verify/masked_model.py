@@ -10,7 +10,7 @@ from torch import nn
 from sparsify.errors import VerificationError
 from sparsify.forward.calls import Inputs
 from sparsify.graph.model_map import Coupled, ModelMap
-from sparsify.graph.names import all_names
+from sparsify.graph.names import all_tensors
 from sparsify.graph.surgery.operations import Keep, removed_branches, removed_indices
 from sparsify.graph.trace.labels import Ints
 from sparsify.graph.trace.zero_branches import zero_branches
@@ -80,7 +80,7 @@ def _mask_units(wide: nn.Module, model_map: ModelMap, keep: Keep) -> Iterator[No
     again.
     """
     before: list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]] = []
-    values = all_names(wide)
+    values = all_tensors(wide)
     with torch.no_grad():
         for tensor, dim, lost in _slices_to_zero(model_map, keep):
             value, at = values[tensor], torch.from_numpy(lost).to(values[tensor].device)

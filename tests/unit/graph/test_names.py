@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from sparsify.graph.names import all_names, list_constants, named_tensors
+from sparsify.graph.names import all_names, all_tensors, list_constants, named_tensors
 
 
 class Holder(nn.Module):
@@ -48,4 +48,33 @@ def test_what_a_hook_computes_is_no_constant() -> None:
 def test_a_constant_has_a_name_for_each_name_of_its_module() -> None:
     model = nn.ModuleDict({"one": Holder()})
     model["two"] = model["one"]
-    assert [name for name in all_names(model) if "positions" in name] == ["one.positions", "two.positions"]
+    assert [name for name in all_tensors(model) if "positions" in name] == ["one.positions", "two.positions"]
+
+
+class Cached(nn.Module):
+    """Computes its anchors when it first runs, as the heads of detectors do."""
+
+    anchors = torch.empty(0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.sizes = nn.Linear(3, 4), torch.ones(4)
+
+    def _apply(self, fn: object, recurse: bool = True) -> "Cached":
+        self.sizes = fn(self.sizes)  # type: ignore[operator]
+        return super()._apply(fn, recurse)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        def fill() -> None:
+            self.anchors = torch.ones(4)
+
+        fill()
+        return self.layer(x) * self.anchors * self.sizes
+
+
+def test_what_a_forward_call_keeps_is_no_constant() -> None:
+    model = Cached()
+    model(torch.zeros(3))
+    assert "anchors" in vars(model) and [name for name, _ in list_constants(model)] == ["sizes"]
+    assert "sizes" not in all_names(model) and list(all_tensors(model))[-1] == "sizes"

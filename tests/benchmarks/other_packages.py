@@ -38,6 +38,14 @@ import table  # noqa: E402
 from networks import Entry  # noqa: E402
 
 NETWORKS: dict[str, Entry] = {}
+NOT_FOLLOWED = {
+    "vit_pytorch.vit_with_patch_merger": "learnt queries leave, and a mean is taken over what they ask for",
+    "vit_pytorch.nest": "positions are added to all channels, so that those that leave are no zeros where a "
+    "normalisation that is written out takes its statistics; with positions of zero the reference agrees",
+    "monai.VQVAE": "its second output is a mean over channels; the first agrees with the reference",
+}
+"""networks whose statistics the reference does not follow, and why: the library's own verdict stands alone"""
+table.NOT_FOLLOWED |= NOT_FOLLOWED.keys()
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -87,6 +87,13 @@ def make_run(name: str, *, missed: bool = True, **changes: object) -> Path:
     return folder
 
 
+def make_interrupted_run(name: str) -> None:
+    """A run's folder without a report, which says how the run was started."""
+    folder = make_run(name)
+    (folder / "report.json").unlink()
+    State(recipe=RECIPE, model_file=None, model_digest=None).write(folder)
+
+
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]):
     def run(*arguments: object) -> tuple[int, str, str]:
@@ -271,7 +278,7 @@ def test_reading_never_imports_torch(arguments: list[str]) -> None:
 def test_runs_lists_states_and_says_what_needs_doing(call) -> None:
     make_run("lenet-1")
     make_run("lenet-2", missed=False)
-    (make_run("lenet-3") / "report.json").unlink()
+    make_interrupted_run("lenet-3")
     (make_run("lenet-4") / "report.json").write_text("{")
     code, out, _ = call("runs")
     assert code == 0
@@ -295,7 +302,7 @@ def make_three(call) -> None:
     for name, macs, accuracy in (("lenet-1", 1.0, 0.95), ("lenet-2", 0.5, 0.99), ("lenet-3", 2.0, 0.97)):
         cut = other.cut.model_copy(update={"macs": int(other.cut.macs * macs), "test_metric": accuracy})
         make_run(name, cut=cut)
-    (make_run("lenet-4") / "report.json").unlink()
+    make_interrupted_run("lenet-4")
 
 
 @pytest.mark.parametrize(
@@ -355,7 +362,7 @@ def test_a_study_is_no_run(call) -> None:
     folder = Path("runs/search-1")
     folder.mkdir(parents=True)
     (folder / "tune.json").write_text("{}")
-    (make_run("search-1/trial-0") / "report.json").unlink()
+    make_interrupted_run("search-1/trial-0")
     unfinished = (
         "runs/search-1 is a study that has not finished; continue it with 'sparsify tune --resume "
         "runs/search-1', or list its trials with 'sparsify runs runs/search-1'\n"
@@ -440,7 +447,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_line_a_model(call) -> None:
     make_run("other-1", title="Other")
     recipe = yaml.safe_load(Path("runs/other-1/recipe.yaml").read_text())
     Path("runs/other-1/recipe.yaml").write_text(yaml.safe_dump({**recipe, "budget": {"macs": "41%"}}))
-    make_run("broken-1").joinpath("report.json").unlink()
+    make_interrupted_run("broken-1")
     code, out, _ = call("runs", "--seeds", "--json")
     rows = {(r["title"], r["model"]): r for r in json.loads(out)}
     assert code == 0 and set(rows) == {
@@ -476,7 +483,7 @@ def test_a_seed_counts_once_and_what_is_left_out_is_said(call) -> None:
     make_run("lenet-1", seed=0, baselines=(rival,), created="2026-01-02T00:00:00+00:00", cut=better)
     make_run("lenet-2", seed=0, created="2026-01-01T00:00:00+00:00")
     make_run("lenet-3", seed=1, latency=(golden.latency[0].model_copy(update={"target": "elsewhere"}),))
-    make_run("half-1").joinpath("report.json").unlink()
+    make_interrupted_run("half-1")
     make_run("other-1")
     recipe = yaml.safe_load(Path("runs/other-1/recipe.yaml").read_text())
     Path("runs/other-1/recipe.yaml").write_text(yaml.safe_dump({**recipe, "budget": {"macs": "41%"}}))

@@ -98,6 +98,7 @@ class Encoder(nn.Module):
 FRESH = """
 import json, sys, traceback, numpy, onnxruntime, torch
 kinds, found = sys.argv[1:], {}
+torch.set_grad_enabled(False)  # as where the outputs were made: an LSTM has another kernel for training
 
 def read(kind, **readers):
     own = found.setdefault(kind, {})

@@ -263,6 +263,7 @@ def test_a_run_that_is_not_there_names_what_to_do(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("version: 1\n")
+    (tmp_path / "state.json").write_text("{}")
     with pytest.raises(RunError, match="sparsify apply --resume"):
         read_report(tmp_path)
 

@@ -473,7 +473,7 @@ assert [cut.model.net[0].out_features for cut in cuts] == [4, 4]
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_hugging_face_counts_the_steps_of_an_epoch_by_its_data(tmp_path: Path) -> None:
     run_hugging_face(
         """

@@ -126,6 +126,7 @@ def test_uniform_width_takes_the_same_share_of_every_layer(whole: Path) -> None:
     assert max(shares("magnitude")) - min(shares("magnitude")) > 0.2
 
 
+@pytest.mark.nightly
 def test_the_same_seed_gives_the_same_baselines(whole: Path) -> None:
     again = apply(RECIPE, from_scratch=True, out="again", timing=0.05)
     assert {k: v for k, v in verify_run(again).files.items() if k.startswith("baselines/")} == {

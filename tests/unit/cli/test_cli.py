@@ -20,7 +20,7 @@ from sparsify.events import CutDone, EpochDone, Listener, Note, RunStarted, Stag
 from sparsify.models import digits_cnn
 from sparsify.runs.run_folder import State, hash_file
 from sparsify_cli import render
-from sparsify_cli.app import exit_code
+from sparsify_cli.app import exit_code, main
 from sparsify_cli.progress import draw_events
 from sparsify_schemas.report import Baseline, Report
 
@@ -735,3 +735,30 @@ def test_a_pipe_that_closes_is_no_error() -> None:
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=env, check=False)
     assert (done.stdout, done.stderr) == ("LeNet-5 on MNIST by structured sparsity learning\n", "")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "10000"),
+        ({"GOMP_SPINCOUNT": "5"}, "5"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+    ids=str,
+)
+def test_threads_wait_for_a_short_time_unless_the_user_says_how(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: str | None
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, given.get(name, ""))
+        if name not in given:
+            monkeypatch.delenv(name)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+def test_torch_is_loaded_after_the_command_line_has_said_how_threads_wait() -> None:
+    code = "import sys, sparsify_cli.app; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -612,7 +612,7 @@ def networks() -> Mapping[str, tuple[Callable[[], nn.Module], Any, str, int]]:
     }
 
 
-LARGE = {"torchvision convnext_tiny": pytest.mark.nightly}
+LARGE = dict.fromkeys(("torchvision convnext_tiny", "torchvision mobilenet_v2"), pytest.mark.nightly)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=LARGE.get(name, ())) for name in networks()])

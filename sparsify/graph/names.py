@@ -81,7 +81,8 @@ def list_constants(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """
     if not any(type(value) is Tensor for value in vars(module).values()):
         return
-    computed = _list_computed(module) | _list_assigned(type(module))
+    kind: type = type(module)
+    computed = _list_computed(module) | _list_assigned(kind)
     for name, value in vars(module).items():
         is_constant = type(value) is Tensor and value.is_leaf and not value.requires_grad
         if is_constant and value.dim() and value.is_floating_point() and name not in computed:
@@ -100,7 +101,7 @@ BUILDING = ("__init__", "__setstate__", "_apply")
 
 
 @cache
-def _list_assigned(kind: type[nn.Module]) -> frozenset[str]:
+def _list_assigned(kind: type) -> frozenset[str]:
     """The attributes that methods of a class assign after it was built, such as a cache of a forward call."""
     found: set[str] = set()
     for own in kind.__mro__[: kind.__mro__.index(nn.Module)]:

@@ -7,7 +7,7 @@
     python tests/benchmarks/other_packages.py [--only PREFIX ...] [--modes random magnitude dead]
         [--json FILE] [--markdown FILE]
 
-Each package asks for a few others (opencv-python-headless, beartype, jaxtyping, ftfy, regex, loguru, julius);
+Each package asks for a few others (opencv-python-headless, beartype, jaxtyping, ftfy, regex, julius, fastai);
 a network whose package is missing is a row that says so. Every network is small, has random weights and runs
 in a process of its own, for at most --seconds of processor time. The columns are those of
 tests/zoo/table.py.
@@ -42,6 +42,7 @@ NOT_FOLLOWED = {
     "vit_pytorch.vit_with_patch_merger": "learnt queries leave, and a mean is taken over what they ask for",
     "vit_pytorch.nest": "positions are added to all channels, so that those that leave are no zeros where a "
     "normalisation that is written out takes its statistics; with positions of zero the reference agrees",
+    "perceiver_pytorch": "learnt latents leave, and a mean is taken over them; if they stay, it agrees",
     "monai.VQVAE": "its second output is a mean over channels; the first agrees with the reference",
 }
 """networks whose statistics the reference does not follow, and why: the library's own verdict stands alone"""

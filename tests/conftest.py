@@ -27,7 +27,6 @@ import torch
 
 sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent / "zoo"))
-sys.path.append(str(Path(__file__).parent))
 
 import shim  # noqa: F401
 

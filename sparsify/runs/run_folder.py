@@ -22,10 +22,10 @@ from pydantic import ValidationError
 from sparsify.errors import RunError, SparsifyError, first_line
 from sparsify.files import as_json, read_bytes, write_bytes
 from sparsify.recipe import load
+from sparsify.reporting import report_file
 from sparsify_schemas.recipe import Recipe
 
-RECIPE = "recipe.yaml"
-PLAN = "plan.json"
+RECIPE, PLAN, STATE, REPORT = report_file.RECIPE, report_file.PLAN, report_file.STATE, report_file.FILE
 CUTS = "cuts.json"
 BASE = "base.json"
 WEIGHTS = "model.safetensors"
@@ -36,11 +36,9 @@ PAGE = "report.md"
 HTML = "report.html"
 ADOPTED = "the model was cut elsewhere and adopted from"
 """beginning of the note of a run of `adopt`"""
-REPORT = "report.json"
 LOG = "log.jsonl"
 BASELINES = "baselines"
 COST = "cost.json"
-STATE = "state.json"
 CHECKPOINT = "checkpoint.pt"
 UNCUT = "uncut.safetensors"
 """weights that the first cut found, where a run has trained the given model before; removed at the end"""

@@ -7,8 +7,8 @@ from torch import nn
 
 from sparsify.errors import RunError
 from sparsify.forward.copies import copy_model
+from sparsify.graph.held_constants import list_constants
 from sparsify.graph.layer_types import attributes
-from sparsify.graph.names import list_constants
 from sparsify.graph.surgery import module_integers, transformers_config
 from sparsify.graph.surgery.biases import create_bias
 from sparsify.graph.surgery.compact_layers import are_ascending, compact_layers

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from sparsify.graph.names import all_names, all_tensors, list_constants, named_tensors
+from sparsify.graph.held_constants import list_constants
+from sparsify.graph.names import all_names, all_tensors, named_tensors
 
 
 class Holder(nn.Module):

@@ -28,6 +28,7 @@ import torch
 sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent / "zoo"))
 
+import nightly
 import shim  # noqa: F401
 
 from sparsify.cost.latency import calibrate
@@ -72,8 +73,10 @@ configuration.set_hypothesis_home_dir(
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not NIGHTLY:
-        left_out = [item for item in items if item.get_closest_marker("nightly")]
-        items[:] = [item for item in items if item not in left_out]
+        listed = nightly.find_left_out([item.nodeid for item in items], nightly.LINES)
+        left_out = [item for item in items if item.nodeid in listed or item.get_closest_marker("nightly")]
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
         config.hook.pytest_deselected(items=left_out)
 
 

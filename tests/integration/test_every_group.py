@@ -152,8 +152,8 @@ SHOWN: dict[str, tuple[str, object, dict[str, object]]] = {
     "n:m": ("perceptron", "[13]", {"group": "2:4"}),
 }
 
-ALIKE = ("channel", "block", "n:m")
-"""what filter and weight show as well: left for the night"""
+ALIKE = ("channel", "neuron", "expert", "weight", "tap", "block", "n:m")
+"""what filter, head, hidden, depth and shape show as well: left for the night"""
 KINDS = [kind for kind in group.KINDS if os.environ.get("NIGHTLY") == "1" or kind not in ALIKE]
 
 

@@ -1,7 +1,7 @@
 """Broken and hostile run folders: each command gives one clear error, executes nothing, overwrites nothing,
 and does not hang.
 
-Six mutations of each file; 100 with NIGHTLY=1, 1000 with SPARSIFY_FUZZ=1000.
+Three mutations of each file; 100 with NIGHTLY=1, 1000 with SPARSIFY_FUZZ=1000.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from sparsify.runs import run_folder
 from sparsify.runs.apply import apply
 from sparsify_cli.app import exit_code
 
-ROUNDS = int(os.environ.get("SPARSIFY_FUZZ", "100" if os.environ.get("NIGHTLY") == "1" else "6"))
+ROUNDS = int(os.environ.get("SPARSIFY_FUZZ", "100" if os.environ.get("NIGHTLY") == "1" else "3"))
 SECONDS = 600
 """after which a command counts as hanging; the slowest takes two on a quiet machine"""
 STAGE = {

@@ -1,6 +1,7 @@
 """Group-lasso gradient and proximal step against a closed form written element by element, on every kind
 of layer."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -154,11 +155,9 @@ def elements(
     """Every element of a group, once for each slice that holds it."""
     found = []
     for name, dim, index in group:
-        shape = parameters[name].shape
-        for flat in range(parameters[name].numel()):
-            at = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), shape))
-            if at[dim] == index:
-                found.append((name, at))
+        sizes = [range(size) for size in parameters[name].shape]
+        sizes[dim] = range(index, index + 1)
+        found += [(name, at) for at in itertools.product(*sizes)]
     return found
 
 

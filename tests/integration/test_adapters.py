@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from apart import Apart
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -385,22 +386,19 @@ def train(folder, resume=None, cut_after=1, model_init=None, **options):
 """
 
 
-def run_hugging_face(code: str, folder: Path) -> None:
+def run_hugging_face(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own, since transformers imports whatever vision package lies about."""
     pytest.importorskip("transformers")
     start = HUGGING_FACE.format(zoo=str(ROOT / "tests/zoo"), here=str(ROOT / "tests/integration"))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", f"{start}\n{code}\nprint('came to its end')"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        cwd=folder,
-    )
-    assert "came to its end" in done.stdout, done.stderr
+    monkeypatch.chdir(folder)
+    said, complaints = Apart(f"{start}\n{code}\nprint('came to its end')").communicate()
+    assert "came to its end" in said, complaints
 
 
 @pytest.mark.slow
-def test_hugging_face_resumes_after_its_cut_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_hugging_face_resumes_after_its_cut_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_hugging_face(
         """
 for options in ({"bf16": True}, {"save_strategy": "steps", "save_steps": 4}):
@@ -422,11 +420,14 @@ else:
     raise AssertionError
 """,
         tmp_path,
+        monkeypatch,
     )
 
 
 @pytest.mark.slow
-def test_hugging_face_resumes_after_its_cut_where_the_trainer_makes_its_model(tmp_path: Path) -> None:
+def test_hugging_face_resumes_after_its_cut_where_the_trainer_makes_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_hugging_face(
         """
 from functools import partial
@@ -470,11 +471,14 @@ assert len(cuts) == 2 and cuts[0].model is not cuts[1].model, cuts
 assert [cut.model.net[0].out_features for cut in cuts] == [4, 4]
 """,
         tmp_path,
+        monkeypatch,
     )
 
 
 @pytest.mark.nightly
-def test_hugging_face_counts_the_steps_of_an_epoch_by_its_data(tmp_path: Path) -> None:
+def test_hugging_face_counts_the_steps_of_an_epoch_by_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_hugging_face(
         """
 seen = []
@@ -496,4 +500,5 @@ for cut_after, epochs in ((2, 1.5), (3, 2)):
         raise AssertionError(cut_after)
 """,
         tmp_path,
+        monkeypatch,
     )

@@ -1,7 +1,9 @@
 """Tensors that a module computes when it is built, and that are neither parameters nor buffers."""
 
 import dis
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from inspect import unwrap
 from types import CodeType, FunctionType
@@ -40,12 +42,48 @@ BUILDING = ("__init__", "__setstate__", "_apply")
 @cache
 def _list_assigned(kind: type) -> frozenset[str]:
     """The attributes that methods of a class assign after it was built, such as a cache of a forward call."""
-    found: set[str] = set()
+    methods = list(_list_methods(kind))
+    building = _find_building(methods)
+    return frozenset(name for method in methods if method.name not in building for name in method.assigned)
+
+
+@dataclass(frozen=True)
+class _Method:
+    name: str
+    assigned: frozenset[str]
+    """the attributes that it stores"""
+    named: frozenset[str]
+    """the attributes that it reads, other methods among them"""
+
+
+def _list_methods(kind: type) -> Iterator[_Method]:
+    """The methods of a class and of its parents below nn.Module."""
     for own in kind.__mro__[: kind.__mro__.index(nn.Module)]:
-        for name, method in vars(own).items():
-            if name not in BUILDING:
-                found.update(_list_stores(_find_code(method)))
-    return frozenset(found)
+        for name, value in vars(own).items():
+            steps = list(_list_steps(_find_code(value)))
+            assigned = frozenset(step.argval for step in steps if step.opname == "STORE_ATTR")
+            named = frozenset(step.argval for step in steps if step.opname in ("LOAD_ATTR", "LOAD_METHOD"))
+            yield _Method(name, assigned, named)
+
+
+def _find_building(methods: list[_Method]) -> set[str]:
+    """BUILDING, and the private methods that only those call, by themselves or through others of the kind.
+
+    What is public may be called from outside, at any time.
+    """
+    private = {method.name for method in methods if re.match(r"_[^_]", method.name)}
+    building = set(BUILDING)
+    called = building
+    while called:
+        called = {name for method in methods if method.name in called for name in method.named}
+        called = (called & private) - building
+        building |= called
+    later: set[str] = building
+    while later:
+        later = {name for method in methods if method.name not in building for name in method.named}
+        later = (later & building) - set(BUILDING)
+        building -= later
+    return building
 
 
 def _find_code(method: Any) -> CodeType | None:
@@ -55,12 +93,11 @@ def _find_code(method: Any) -> CodeType | None:
     return function.__code__ if isinstance(function, FunctionType) else None
 
 
-def _list_stores(code: CodeType | None) -> Iterator[str]:
+def _list_steps(code: CodeType | None) -> Iterator[dis.Instruction]:
+    """The instructions of a function and of those that are defined in it."""
     if code is None:
         return
-    for step in dis.get_instructions(code):
-        if step.opname == "STORE_ATTR":
-            yield step.argval
+    yield from dis.get_instructions(code)
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            yield from _list_stores(inner)
+            yield from _list_steps(inner)

@@ -79,3 +79,38 @@ def test_what_a_forward_call_keeps_is_no_constant() -> None:
     model(torch.zeros(3))
     assert "anchors" in vars(model) and [name for name, _ in list_constants(model)] == ["sizes"]
     assert "sizes" not in all_names(model) and list(all_tensors(model))[-1] == "sizes"
+
+
+class Filled(nn.Module):
+    """Leaves to methods of its own what it has from the beginning, and fills a cache as it begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+        self._fill()
+        self._extend(5)
+        self.reset()
+
+    def _fill(self) -> None:
+        self._place()
+        self.sizes = torch.ones(4)
+
+    def _place(self) -> None:
+        self.positions = torch.ones(5, 3)
+
+    def _extend(self, length: int) -> None:
+        self.cache = torch.ones(length, 3)
+
+    def reset(self) -> None:
+        self.slopes = torch.ones(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > len(self.cache):
+            self._extend(len(x))
+        return self.layer(x + self.positions + self.cache[: len(x)]) * self.sizes * self.slopes
+
+
+def test_private_methods_that_only_the_constructor_calls_belong_to_it() -> None:
+    model = Filled()
+    model(torch.zeros(5, 3))
+    assert [name for name, _ in list_constants(model)] == ["positions", "sizes"]

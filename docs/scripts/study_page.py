@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import yaml
@@ -42,9 +42,28 @@ class Study:
     """why the goal is missed"""
 
 
+@dataclass(frozen=True)
+class Contest:
+    """One recipe and its baselines, at the same measured cost and after the same training."""
+
+    title: str
+    question: str
+    command: str
+    runs: Mapping[str, Mapping[int, str]]
+    """budget -> seed -> report"""
+
+
 def read_studies() -> list[Study]:
-    entries = yaml.safe_load((FOLDER / "studies.yaml").read_text())
-    return [Study(**entry) for entry in entries]
+    return [Study(**entry) for entry in _read_entries()["studies"]]
+
+
+def read_contests() -> list[Contest]:
+    return [Contest(**entry) for entry in _read_entries()["contests"]]
+
+
+def _read_entries() -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    entries: Mapping[str, Sequence[Mapping[str, Any]]] = yaml.safe_load((FOLDER / "studies.yaml").read_text())
+    return entries
 
 
 def read_report(name: str) -> Mapping[str, Any]:
@@ -59,8 +78,10 @@ def find_error(model: Mapping[str, Any]) -> float:
     return 100 * (1 - float(accuracy))
 
 
-def write_page(studies: Sequence[Study]) -> str:
-    return "\n".join([HEAD, *(line for study in studies for line in _write_study(study))])
+def write_page(studies: Sequence[Study], contests: Sequence[Contest]) -> str:
+    lines = [line for study in studies for line in _write_study(study)]
+    lines += [line for contest in contests for line in _write_contest(contest)]
+    return "\n".join([HEAD, *lines])
 
 
 def _write_study(study: Study) -> Iterator[str]:
@@ -114,5 +135,59 @@ def _judge(study: Study, errors: Sequence[float]) -> str:
     return f"{own}{spread}. **Missed** ({study.goal:.2f} % was asked){why}."
 
 
+def _write_contest(contest: Contest) -> Iterator[str]:
+    """A row for each model and budget; the difference to ours is taken seed by seed."""
+    yield f"## {contest.title}"
+    yield ""
+    yield f"{contest.question}"
+    yield ""
+    yield "| budget | model | time left | MACs left | error | worse than ours | seeds |"
+    yield "|---|---|---|---|---|---|---|"
+    for budget, runs in contest.runs.items():
+        reports = [read_report(name) for name in runs.values()]
+        yield _write_model(budget, "ours", [(report, report["cut"]) for report in reports])
+        kinds = dict.fromkeys(model["kind"] for report in reports for model in report["baselines"])
+        for kind in kinds:
+            found = [
+                (report, model)
+                for report in reports
+                for model in report["baselines"]
+                if model["kind"] == kind
+            ]
+            yield _write_model(budget, kind, found)
+    yield ""
+    yield f"    {contest.command}"
+    yield ""
+
+
+def _write_model(budget: str, kind: str, found: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
+    """One row: a kind of model, in each report that has it."""
+    times = [100 / _find_speedup(report if kind == "ours" else model) for report, model in found]
+    macs = [100 * model["macs"] / report["dense"]["macs"] for report, model in found]
+    errors = [find_error(model) for _, model in found]
+    gaps = [find_error(model) - find_error(report["cut"]) for report, model in found]
+    cells = (
+        budget,
+        kind,
+        f"{mean(times):.1f} %",
+        f"{mean(macs):.1f} %",
+        f"{_write_spread(errors)} %",
+        "" if kind == "ours" else f"{_write_spread(gaps)} points",
+        str(len(found)),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _find_speedup(measured: Mapping[str, Any]) -> float:
+    return float(measured["latency"][0]["speedup"])
+
+
+def _write_spread(values: Sequence[float]) -> str:
+    """The mean and, over several seeds, the standard deviation."""
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{mean(values):.2f} ± {stdev(values):.2f}"
+
+
 if __name__ == "__main__":
-    PAGE.write_text(write_page(read_studies()))
+    PAGE.write_text(write_page(read_studies(), read_contests()))

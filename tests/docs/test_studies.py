@@ -13,18 +13,21 @@ study_page = import_module("study_page")
 
 
 def test_the_page_is_current() -> None:
-    assert study_page.PAGE.read_text() == study_page.write_page(study_page.read_studies()), (
-        "run `make reference`"
-    )
+    assert study_page.PAGE.read_text() == study_page.write_page(
+        study_page.read_studies(), study_page.read_contests()
+    ), "run `make reference`"
 
 
 def test_every_report_belongs_to_a_study_and_to_its_seed() -> None:
     studies = study_page.read_studies()
     named = [name for study in studies for name in study.runs.values()]
+    contests = [runs for contest in study_page.read_contests() for runs in contest.runs.values()]
+    named += [name for runs in contests for name in runs.values()]
     assert sorted(named) == sorted(path.name for path in study_page.FOLDER.glob("*.json"))
     for study in studies:
         assert not study.runs or study.command
-        for seed, name in study.runs.items():
+    for runs in [*(study.runs for study in studies), *contests]:
+        for seed, name in runs.items():
             assert json.loads((study_page.FOLDER / name).read_text())["seed"] == seed
 
 
@@ -45,7 +48,34 @@ def test_what_is_missed_is_said_with_its_reason(
     (tmp_path / "one.json").write_text(json.dumps(report))
     monkeypatch.setattr(study_page, "FOLDER", tmp_path)
     study = study_page.Study("T", "P", "8 %", goal, "sparsify apply r.yaml", {3: "one.json"}, "too short")
-    text = study_page.write_page([study, study_page.Study("U", "P", "none")])
+    text = study_page.write_page([study, study_page.Study("U", "P", "none")], [])
     assert "| 3 | 8.00 % | 9.50 % | 60.0 % | 40.0 % | 1.50x | 40 | 1.0 |" in text
     assert said in text and "    sparsify apply r.yaml" in text
     assert "## U\n\nPublished (P): none.\n\n**Not yet run at full length.**" in text
+
+
+def test_a_contest_has_a_row_for_each_model_and_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Means over the seeds that have the model; the difference is that of models of the same seed."""
+
+    def model(metric: float, speedup: float) -> dict[str, object]:
+        return {"macs": 50, "test_metric": metric, "latency": [{"speedup": speedup}]}
+
+    for seed, metric in ((0, 0.92), (1, 0.90)):
+        others = [{**model(metric - 0.02, 2.5), "kind": "random"}] if seed else []
+        report = {
+            "dense": {"macs": 100},
+            "cut": model(metric, 9),
+            "latency": [{"speedup": 2.0}],
+            "baselines": [*others, {**model(0.89, 2.0), "kind": "magnitude"}],
+        }
+        (tmp_path / f"{seed}.json").write_text(json.dumps(report))
+    monkeypatch.setattr(study_page, "FOLDER", tmp_path)
+    contest = study_page.Contest("T", "Which is best?", "sparsify apply", {"50%": {0: "0.json", 1: "1.json"}})
+    rows = [line for line in study_page.write_page([], [contest]).splitlines() if line.startswith("| 50%")]
+    assert rows == [
+        "| 50% | ours | 50.0 % | 50.0 % | 9.00 ± 1.41 % |  | 2 |",
+        "| 50% | magnitude | 50.0 % | 50.0 % | 11.00 ± 0.00 % | 2.00 ± 1.41 points | 2 |",
+        "| 50% | random | 40.0 % | 50.0 % | 12.00 % | 2.00 points | 1 |",
+    ]

@@ -424,7 +424,7 @@ else:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_hugging_face_resumes_after_its_cut_where_the_trainer_makes_its_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,6 +174,7 @@ def test_killed_in_a_baseline_the_run_goes_on_to_the_same_end(whole: Path) -> No
     assert {k: verify_run(run).files[k] for k in exact} == exact
 
 
+@pytest.mark.nightly
 def test_a_given_model_is_what_the_baselines_are_cut_from() -> None:
     run = apply({**RECIPE, "baselines": ["magnitude"]}, weights(), timing=0.05)
     (own,) = verify_run(run).baselines

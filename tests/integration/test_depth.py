@@ -122,6 +122,7 @@ def test_apply_trains_cuts_tunes_reports_and_reloads():
     assert not [n for n in model.state_dict() if n.startswith(tuple(f"{block}." for block in gone))]
 
 
+@pytest.mark.nightly
 def test_a_rule_that_speaks_only_of_what_left_is_done_with():
     rules = [
         {"layers": "blocks.1", "group": "depth", "sparsity": "100%"},
@@ -160,6 +161,7 @@ def test_blocks_leave_round_by_round_while_training():
     assert sum(p.numel() for p in load_run(run).parameters()) == report.cut.params
 
 
+@pytest.mark.nightly
 def test_a_diff_of_runs_shows_what_left():
     one, none = go(RECIPE), go({**RECIPE, "rules": [{**RECIPE["rules"][0], "sparsity": "0%"}]})
     gone = [layer.name for layer in read_report(one).layers if layer.removed and layer.macs]

@@ -113,6 +113,7 @@ def test_a_mixture_is_trained_cut_repaired_and_tuned(capsys: pytest.CaptureFixtu
     assert re.search(rf"Experts\n.*\n-+\nblocks\.0 +{after[0]} +[0-9] +\+[0-9]\n", shown)
 
 
+@pytest.mark.nightly
 def test_rounds_stop_and_go_on_with_the_numbers_that_experts_have(capsys: pytest.CaptureFixture[str]) -> None:
     rules = [
         {"layers": "blocks.*", "group": "expert", "sparsity": "50%"},

@@ -289,6 +289,7 @@ def test_from_pretrained_loads_what_was_cut(name: str) -> None:
     )
 
 
+@pytest.mark.nightly
 def test_a_tiny_bert_through_the_commands_in_every_format(capsys: pytest.CaptureFixture[str]) -> None:
     """The recipe from a file, weights as save_pretrained leaves them, and the class found by AutoModel."""
     body = recipe("bert", *CASES["bert"][:4])

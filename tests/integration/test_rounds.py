@@ -203,6 +203,7 @@ STEERED: dict[str, Any] = RECIPE | {
 }
 
 
+@pytest.mark.nightly
 def test_each_gradual_cut_takes_what_an_automatic_strength_has_brought_to_zero() -> None:
     """What the penalties remember goes through the cut, and a resumed run ends with the same bits."""
     kept: list[dict[Any, Any]] = []
@@ -325,6 +326,7 @@ def test_what_the_papers_do_is_a_list_of_stages(
     assert parts(found) == sorted(parts(found), reverse=True)
 
 
+@pytest.mark.nightly
 def test_penalties_that_work_towards_a_goal_end_with_it() -> None:
     """In a stage after the last cut no goal is left; what they brought to zero inside tensors is held
     there."""
@@ -377,6 +379,7 @@ def test_groups_inside_tensors_go_their_part_of_the_way(group: str, layers: str)
     assert found.limits[0].achieved == pytest.approx(0.6, abs=0.05)
 
 
+@pytest.mark.nightly
 def test_group_wise_brain_damage_as_the_documentation_has_it() -> None:
     """Ever more filter shapes go while the strength rises; what is gone stays so, and the rule's share is
     met."""

@@ -71,6 +71,7 @@ def test_the_detector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [one.shape for one in maps] == [(1, 42, 8, 8), (1, 42, 4, 4), (1, 42, 2, 2)]
 
 
+@pytest.mark.nightly
 def test_the_unet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sklearn")
     report, run = run_small(
@@ -88,6 +89,7 @@ def test_the_unet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sparsify.load_run(run)(torch.rand(1, 3, 32, 32)).shape == (1, 11, 32, 32)
 
 
+@pytest.mark.nightly
 def test_several_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sklearn")
     report, _ = run_small(
@@ -122,6 +124,7 @@ def write_images(folder: Path, counts: dict[str, int]) -> None:
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x0801, count) + bytes(count))
 
 
+@pytest.mark.nightly
 def test_the_autoencoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "data" / "FashionMNIST" / "raw", {"train": 200, "t10k": 40})
     report, run = run_small(
@@ -183,6 +186,7 @@ def test_minilm(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     assert model.get_submodule("bert.encoder.layer.1.intermediate.dense").weight.shape == (24, 24)  # type: ignore[union-attr]
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")  # of transformers
 def test_the_language_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -416,6 +416,7 @@ def test_an_optimizer_that_is_none_is_said(optimizer: Any, message: str, tmp_pat
 ALIKE = ("regression", "multilabel", "segmentation", "one channel", "language model", "masked")
 
 
+@pytest.mark.nightly
 def test_distillation_follows_the_dense_model_in_every_task(tmp_path: Path) -> None:
     """With all weight on the teacher, the outputs come nearer to the dense model's."""
     for kind in (*ALIKE, "loss of the model"):

@@ -122,6 +122,7 @@ def test_two_processes_make_the_study_of_one() -> None:
     assert (FOLDER / "worker-1.log").read_text() == ""
 
 
+@pytest.mark.nightly
 def test_a_killed_study_goes_on_where_it_was() -> None:
     recipe = write_recipe(3, epochs=6)
     process = start("r.yaml", "--from-scratch", "-q")

@@ -114,6 +114,7 @@ def test_a_target_that_cannot_run_the_model_is_refused_before_the_first_epoch(
     assert not Path("runs").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(sys.platform != "linux", reason="the stack for signals is Linux's")
 def test_a_model_of_openvino_that_another_thread_frees_leaves_signals_alone() -> None:
     code = """

@@ -212,6 +212,7 @@ def test_layers_are_timed_with_as_many_groups_as_their_width_says() -> None:
     assert isinstance(work, Work)
 
 
+@pytest.mark.nightly
 def test_regnet_loses_groups_in_steps_of_eight_channels() -> None:
     """Of a RegNetY-400MF at 60 % of its MACs every grouped 3 x 3 convolution of 13 groups or more is
     narrower."""

@@ -167,6 +167,7 @@ def test_the_deepest_cut_inside_is_what_the_run_leaves(tmp_path: Path) -> None:
     assert "Search" in (tmp_path / "digits-1" / "report.md").read_text()
 
 
+@pytest.mark.nightly
 def test_a_search_goes_on_after_a_kill_and_ends_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -238,6 +238,7 @@ print(float((sparsify.load_run(sys.argv[1])(x) - expected).abs().max()))
 """
 
 
+@pytest.mark.nightly
 def test_a_carved_run_reloads_in_a_fresh_process(runs):
     x = images(9)
     with torch.no_grad():
@@ -466,6 +467,7 @@ def predicted(file: bytes, x: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]).argmax(1)
 
 
+@pytest.mark.nightly
 def test_integers_without_data_are_compared_on_random_inputs(call):
     pytest.importorskip("onnxruntime")
     run = built(
@@ -486,6 +488,7 @@ def test_integers_without_data_are_compared_on_random_inputs(call):
     assert made["bytes"] < sparsify.export(run, "onnx", "f.onnx").bytes
 
 
+@pytest.mark.nightly
 def test_integers_are_judged_on_training_examples_where_none_are_kept_for_validation(runs, tmp_path):
     pytest.importorskip("onnxruntime")
     recipe = {

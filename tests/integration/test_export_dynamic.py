@@ -188,6 +188,7 @@ def test_the_batch_may_be_fixed_while_another_axis_is_open(run: Any) -> None:
     assert open_file(made.path)[1] == {"x": [2, 1, 8, "width"]}
 
 
+@pytest.mark.nightly
 def test_integers_take_other_sizes_too(run: Any) -> None:
     made = sparsify.export(run("UNet"), "onnx-int8", "u.onnx", dynamic={"images": {2: "height"}})
     assert open_file(made.path)[1] == {"images": ["batch", 1, "height", 16]}

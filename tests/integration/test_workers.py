@@ -113,6 +113,7 @@ def test_examples_are_not_read_before_they_are_needed(tmp_path: Path) -> None:
     assert len(set(lazy_parts.READ)) == 120, "all are read in the end"
 
 
+@pytest.mark.nightly
 def test_chance_in_a_dataset_follows_from_the_seed(tmp_path: Path) -> None:
     given = recipe("lazy_parts:noisy", lazy=True)
     once = outcome(given, "once")

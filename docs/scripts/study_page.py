@@ -49,8 +49,8 @@ class Contest:
     title: str
     question: str
     command: str
-    runs: Mapping[str, Mapping[int, str]]
-    """budget -> seed -> report"""
+    runs: Mapping[str, Mapping[str, Mapping[int, str]]]
+    """budget -> what is cut -> seed -> report; the others are compared with the first, seed by seed"""
 
 
 def read_studies() -> list[Study]:
@@ -136,50 +136,66 @@ def _judge(study: Study, errors: Sequence[float]) -> str:
 
 
 def _write_contest(contest: Contest) -> Iterator[str]:
-    """A row for each model and budget; the difference to ours is taken seed by seed."""
+    """A row for each model and budget."""
     yield f"## {contest.title}"
     yield ""
-    yield f"{contest.question}"
+    yield contest.question
     yield ""
-    yield "| budget | model | time left | MACs left | error | worse than ours | seeds |"
+    yield "| budget | model | time left | MACs left | error | worse than the first | seeds |"
     yield "|---|---|---|---|---|---|---|"
-    for budget, runs in contest.runs.items():
-        reports = [read_report(name) for name in runs.values()]
-        yield _write_model(budget, "ours", [(report, report["cut"]) for report in reports])
-        kinds = dict.fromkeys(model["kind"] for report in reports for model in report["baselines"])
-        for kind in kinds:
-            found = [
-                (report, model)
-                for report in reports
-                for model in report["baselines"]
-                if model["kind"] == kind
-            ]
-            yield _write_model(budget, kind, found)
+    for budget, entries in contest.runs.items():
+        models = _read_models(entries)
+        first = next(iter(models.values()))
+        for name, own in models.items():
+            yield _write_model(budget, name, own, {} if own is first else first)
     yield ""
     yield f"    {contest.command}"
     yield ""
 
 
-def _write_model(budget: str, kind: str, found: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
-    """One row: a kind of model, in each report that has it."""
-    times = [100 / _find_speedup(report if kind == "ours" else model) for report, model in found]
-    macs = [100 * model["macs"] / report["dense"]["macs"] for report, model in found]
-    errors = [find_error(model) for _, model in found]
-    gaps = [find_error(model) - find_error(report["cut"]) for report, model in found]
+@dataclass(frozen=True)
+class Judged:
+    """One model of a report."""
+
+    time: float
+    """share of the dense model's, as the other figures in percent"""
+    macs: float
+    error: float
+
+
+def _read_models(entries: Mapping[str, Mapping[int, str]]) -> dict[str, dict[int, Judged]]:
+    """Model -> seed -> its figures: the cut models of all reports first, then their baselines."""
+    reports = [
+        (name, seed, read_report(file)) for name, runs in entries.items() for seed, file in runs.items()
+    ]
+    found: dict[str, dict[int, Judged]] = {}
+    for name, seed, report in reports:
+        found.setdefault(name, {})[seed] = _judge_model(report, report["cut"], report["latency"])
+    for _, seed, report in reports:
+        for model in report["baselines"]:
+            found.setdefault(model["kind"], {})[seed] = _judge_model(report, model["side"], model["latency"])
+    return found
+
+
+def _judge_model(
+    report: Mapping[str, Any], side: Mapping[str, Any], timed: Sequence[Mapping[str, Any]]
+) -> Judged:
+    macs = 100 * side["macs"] / report["dense"]["macs"]
+    return Judged(100 / timed[0]["speedup"], macs, find_error(side))
+
+
+def _write_model(budget: str, name: str, own: Mapping[int, Judged], first: Mapping[int, Judged]) -> str:
+    gaps = [model.error - first[seed].error for seed, model in own.items() if seed in first]
     cells = (
         budget,
-        kind,
-        f"{mean(times):.1f} %",
-        f"{mean(macs):.1f} %",
-        f"{_write_spread(errors)} %",
-        "" if kind == "ours" else f"{_write_spread(gaps)} points",
-        str(len(found)),
+        name,
+        f"{mean(model.time for model in own.values()):.1f} %",
+        f"{mean(model.macs for model in own.values()):.1f} %",
+        f"{_write_spread([model.error for model in own.values()])} %",
+        f"{_write_spread(gaps)} points" if gaps else "",
+        str(len(own)),
     )
     return f"| {' | '.join(cells)} |"
-
-
-def _find_speedup(measured: Mapping[str, Any]) -> float:
-    return float(measured["latency"][0]["speedup"])
 
 
 def _write_spread(values: Sequence[float]) -> str:

@@ -21,7 +21,8 @@ def test_the_page_is_current() -> None:
 def test_every_report_belongs_to_a_study_and_to_its_seed() -> None:
     studies = study_page.read_studies()
     named = [name for study in studies for name in study.runs.values()]
-    contests = [runs for contest in study_page.read_contests() for runs in contest.runs.values()]
+    budgets = [entries for contest in study_page.read_contests() for entries in contest.runs.values()]
+    contests = [runs for entries in budgets for runs in entries.values()]
     named += [name for runs in contests for name in runs.values()]
     assert sorted(named) == sorted(path.name for path in study_page.FOLDER.glob("*.json"))
     for study in studies:
@@ -57,25 +58,30 @@ def test_what_is_missed_is_said_with_its_reason(
 def test_a_contest_has_a_row_for_each_model_and_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Means over the seeds that have the model; the difference is that of models of the same seed."""
+    """Means over the seeds that have the model; the first model of the same seed is subtracted."""
 
-    def model(metric: float, speedup: float) -> dict[str, object]:
-        return {"macs": 50, "test_metric": metric, "latency": [{"speedup": speedup}]}
+    def side(metric: float) -> dict[str, object]:
+        return {"macs": 50, "test_metric": metric}
 
-    for seed, metric in ((0, 0.92), (1, 0.90)):
-        others = [{**model(metric - 0.02, 2.5), "kind": "random"}] if seed else []
-        report = {
-            "dense": {"macs": 100},
-            "cut": model(metric, 9),
-            "latency": [{"speedup": 2.0}],
-            "baselines": [*others, {**model(0.89, 2.0), "kind": "magnitude"}],
-        }
-        (tmp_path / f"{seed}.json").write_text(json.dumps(report))
+    def timed(speedup: float) -> list[dict[str, float]]:
+        return [{"speedup": speedup}]
+
+    dense, small = {"macs": 100}, {"kind": "magnitude", "side": side(0.89), "latency": timed(2)}
+    other = {"kind": "random", "side": side(0.88), "latency": timed(2.5)}
+    reports = {
+        "a0": {"dense": dense, "cut": side(0.92), "latency": timed(2), "baselines": []},
+        "a1": {"dense": dense, "cut": side(0.90), "latency": timed(2), "baselines": []},
+        "b0": {"dense": dense, "cut": side(0.91), "latency": timed(4), "baselines": [small]},
+        "b1": {"dense": dense, "cut": side(0.90), "latency": timed(4), "baselines": [other, small]},
+    }
+    for name, report in reports.items():
+        (tmp_path / name).write_text(json.dumps(report))
     monkeypatch.setattr(study_page, "FOLDER", tmp_path)
-    contest = study_page.Contest("T", "Which is best?", "sparsify apply", {"50%": {0: "0.json", 1: "1.json"}})
-    rows = [line for line in study_page.write_page([], [contest]).splitlines() if line.startswith("| 50%")]
-    assert rows == [
-        "| 50% | ours | 50.0 % | 50.0 % | 9.00 ± 1.41 % |  | 2 |",
+    runs = {"50%": {"blocks": {0: "a0", 1: "a1"}, "filters": {0: "b0", 1: "b1"}}}
+    page = study_page.write_page([], [study_page.Contest("T", "Which is best?", "sparsify apply", runs)])
+    assert [line for line in page.splitlines() if line.startswith("| 50%")] == [
+        "| 50% | blocks | 50.0 % | 50.0 % | 9.00 ± 1.41 % |  | 2 |",
+        "| 50% | filters | 25.0 % | 50.0 % | 9.50 ± 0.71 % | 0.50 ± 0.71 points | 2 |",
         "| 50% | magnitude | 50.0 % | 50.0 % | 11.00 ± 0.00 % | 2.00 ± 1.41 points | 2 |",
         "| 50% | random | 40.0 % | 50.0 % | 12.00 % | 2.00 points | 1 |",
     ]

@@ -265,6 +265,7 @@ def test_a_trial_tells_which_branches_a_model_cannot_spare() -> None:
     )
 
 
+@pytest.mark.nightly
 def test_filters_and_blocks_in_one_recipe() -> None:
     rules = (
         {"layers": "layer*.*", "sparsity": "50%"},
@@ -390,6 +391,7 @@ def test_scores_by_the_mean_compare_blocks_with_each_other() -> None:
     assert gone(sparsify.cut(plan, model, inputs=IMAGE)) == ["layer3.2"]
 
 
+@pytest.mark.nightly
 def test_a_protected_layer_keeps_its_block() -> None:
     model = resnet()
     plan = planned(

@@ -139,6 +139,7 @@ def test_a_block_of_repvgg_is_reparametrised_after_the_cut(tmp_path: Path) -> No
     assert [b.out_channels for b in model.blocks] == [12, 12, 12, 24, 24] and model.num_features == 24
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_repvgg_of_timm_is_reparametrised_after_the_cut() -> None:

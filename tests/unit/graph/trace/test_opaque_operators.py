@@ -354,6 +354,7 @@ def test_a_model_with_torch_cond_still_runs_after_the_plan() -> None:
     assert torch.equal(model(*inputs), before)
 
 
+@pytest.mark.nightly
 def test_a_model_with_torch_cond_runs_after_a_plan_that_ran_it_first() -> None:
     """In a process of its own: what torch compiles is remembered for as long as it lives."""
     code = (

@@ -391,7 +391,6 @@ def test_scores_by_the_mean_compare_blocks_with_each_other() -> None:
     assert gone(sparsify.cut(plan, model, inputs=IMAGE)) == ["layer3.2"]
 
 
-@pytest.mark.nightly
 def test_a_protected_layer_keeps_its_block() -> None:
     model = resnet()
     plan = planned(

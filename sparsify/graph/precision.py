@@ -20,8 +20,9 @@ DOUBLE = frozenset([torch.float64, torch.complex128])
 LOWER = frozenset([torch.float32, torch.bfloat16, torch.float16, torch.complex64, torch.complex32])
 LARGE = 2**16
 """elements from which a weight is computed with in double precision without being stored in it"""
-PIECE = 2**22
-"""elements of a weight that are held in double precision at a time where a product can be taken in pieces"""
+PIECE = 2**18
+"""elements of a weight that are held in double precision at a time where a product can be taken in pieces: they
+stay in the cache between the cast and the product"""
 
 _LARGE_WEIGHTS: "WeakKeyDictionary[nn.Module, frozenset[int]]" = WeakKeyDictionary()
 """model of `widen_model` -> the storages of its weights that are stored in a lower precision"""
@@ -88,6 +89,8 @@ class KeepDouble(ModuleStack):  # type: ignore[no-untyped-call]
         """number of casts left out"""
         self.large = large
         """storages of the weights that are stored in a lower precision"""
+        self.spare = torch.empty(0, dtype=torch.float64)
+        """memory for one weight in double precision, used again and again"""
 
     def run_operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         cast_down = func is torch.ops.aten._to_copy.default and kwargs.get("dtype") in LOWER
@@ -114,9 +117,13 @@ class KeepDouble(ModuleStack):  # type: ignore[no-untyped-call]
         aten = torch.ops.aten
         if func is aten.embedding.default:  # the rows that are looked up, not the table
             return func(*args, **kwargs).double()
-        place = {aten.mm.default: 1, aten.addmm.default: 2}.get(func)
-        if place is not None and self._is_large(args[place]) and args[place].numel() > PIECE:
-            return self._multiply_in_pieces(func, args, kwargs, place)
+        place = {aten.mm.default: 1, aten.addmm.default: 2, aten.convolution.default: 1}.get(func)
+        if place is not None and self._is_large(args[place]):
+            if args[place].dim() == 2 and args[place].numel() > PIECE:
+                return self._multiply_in_pieces(func, args, kwargs, place)
+            wide = [self._widen(value) if at != place else value for at, value in enumerate(args)]
+            wide[place] = self._borrow_wide(args[place])
+            return func(*wide, **kwargs)
         written = {at for at, _ in written_arguments(func)}
         wide = [value if at in written else self._widen(value) for at, value in enumerate(args)]
         return func(*wide, **kwargs)
@@ -128,12 +135,25 @@ class KeepDouble(ModuleStack):  # type: ignore[no-untyped-call]
         front = [self._widen(value) for value in args[:place]]
         made = []
         for first in range(0, columns, step):
-            part = args[place][:, first : first + step].double()
+            part = self._borrow_wide(args[place][:, first : first + step])
             own = list(front)
             if place == 2 and own[0].dim() and own[0].shape[-1] == columns:  # what the product is added to
                 own[0] = own[0][..., first : first + step]
             made.append(func(*own, part, **kwargs))
         return torch.cat(made, 1)
+
+    def _borrow_wide(self, weight: Tensor) -> Tensor:
+        """A weight in double precision, in memory that the next one is written into.
+
+        For operators whose result is never a view of it. To get so much memory anew takes several times as
+        long as to fill it.
+        """
+        dense = weight.is_contiguous() or (weight.dim() == 2 and weight.t().is_contiguous())
+        if not dense or weight.device.type != "cpu" or weight.is_complex():
+            return self._widen(weight)
+        if self.spare.numel() < weight.numel():
+            self.spare = torch.empty(weight.numel(), dtype=torch.float64)
+        return self.spare.as_strided(weight.shape, weight.stride()).copy_(weight)
 
     def _widen(self, value: Any) -> Any:
         if isinstance(value, list | tuple):

@@ -86,7 +86,8 @@ def _check_sizes(model: nn.Module) -> None:
         is_plain = value.is_floating_point() and not (is_sparse(value) or is_nested(value))
         if not is_plain or not value.numel() or value.dtype == torch.float64:
             continue
-        largest = float(value.detach().abs().max())
+        least, most = torch.aminmax(value.detach())
+        largest = max(abs(float(least)), abs(float(most)))
         if largest > LARGE:
             raise ModelError(
                 f"'{name}' holds weights as large as {largest:.1e}, whose squares float32 cannot hold; the "

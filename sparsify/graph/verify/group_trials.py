@@ -4,7 +4,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ from sparsify.graph.verify.run_models import (
     run_model,
 )
 from sparsify.graph.verify.search_faults import find_cuttable
-from sparsify.graph.verify.trial_weights import randomize_weights, restore_copy
+from sparsify.graph.verify.trial_weights import NOTHING_DRAWN, DrawnWeights, randomize_weights, restore_copy
 from sparsify.graph.verify.usual_calls import check_usual_calls
 
 ONE_UNIT_TOLERANCE = 1e-5
@@ -69,7 +69,7 @@ class GroupTrials:
         if scratch is not None:
             self.restore = lambda: restore_copy(model, self.model)
             self.model.eval()
-        randomize_weights(model, self.model, self.inputs)
+        self.drawn = randomize_weights(model, self.model, self.inputs)
         self.few = repeat_examples(self.inputs, 1)
         self.double = cache(lambda: choose_double(self.model, self.inputs))
         values = (
@@ -82,7 +82,9 @@ class GroupTrials:
 
     def _cut_half_in_single(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
         keep = {c.name: choose_half(c) for c in chosen}
-        return judge_cut(self.model, model_map, keep, self.inputs, usual=check_usual_calls)
+        return judge_cut(
+            self.model, model_map, keep, self.inputs, usual=check_usual_calls, drawn=self.drawn
+        )
 
     def _cut_rest_in_double(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
         keep = _choose_other_halves(model_map, chosen)
@@ -121,10 +123,11 @@ class GroupTrials:
             if why is not None:
                 return why
             usual = None
-        fault = judge_cut(self.model, model_map, keep, self.few, WAYS_TO_WIDEN[0], tolerance, usual)
+        judge = partial(judge_cut, tolerance=tolerance, usual=usual, drawn=self.drawn)
+        fault = judge(self.model, model_map, keep, self.few, WAYS_TO_WIDEN[0])
         if fault is None:
             return None
-        return judge_cut(self.model, model_map, keep, self.inputs, self.double(), tolerance, usual)
+        return judge(self.model, model_map, keep, self.inputs, self.double())
 
     def _check_usual_calls(
         self, dense: Callable[[], nn.Module], narrow: nn.Module, _compared: Inputs, groups: Sequence[str]
@@ -192,12 +195,13 @@ def judge_cut(
     double: Widen | None = None,
     tolerance: float = TOLERANCE,
     usual: UsualCalls | None = check_usual_calls,
+    drawn: DrawnWeights = NOTHING_DRAWN,
 ) -> str | None:
     """What is wrong with a trial cut.
 
     trial: in float32; its weights are set to zero and restored. double: how a copy computes in double
     precision; left out, the models are compared in float32, within `TRIAL_TOLERANCE`. usual: makes further
-    calls of the cut model, and raises where one fails.
+    calls of the cut model, and raises where one fails. drawn: what the weights of trial hold.
     """
     narrowed = narrowed_groups(model_map, keep)
     if double is None:
@@ -211,7 +215,8 @@ def judge_cut(
             usual(lambda: copy_model(trial), thin, inputs, narrowed)
         del thin
         return_freed_memory()
-        masked = run_masked_model(trial if double is None else double(trial), model_map, keep, compared)
+        wide = trial if double is None else double(trial)
+        masked = run_masked_model(wide, model_map, keep, compared, drawn=drawn)
         check_same_shapes(found, masked, narrowed)
         difference = relative_difference(found, masked)
         if not difference <= tolerance:

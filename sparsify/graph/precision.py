@@ -21,8 +21,8 @@ LOWER = frozenset([torch.float32, torch.bfloat16, torch.float16, torch.complex64
 LARGE = 2**16
 """elements from which a weight is computed with in double precision without being stored in it"""
 PIECE = 2**18
-"""elements of a weight that are held in double precision at a time where a product can be taken in pieces: they
-stay in the cache between the cast and the product"""
+"""elements of a weight that are held in double precision at a time where a product can be taken in pieces:
+they stay in the cache between the cast and the product"""
 
 _LARGE_WEIGHTS: "WeakKeyDictionary[nn.Module, frozenset[int]]" = WeakKeyDictionary()
 """model of `widen_model` -> the storages of its weights that are stored in a lower precision"""
@@ -121,9 +121,9 @@ class KeepDouble(ModuleStack):  # type: ignore[no-untyped-call]
         if place is not None and self._is_large(args[place]):
             if args[place].dim() == 2 and args[place].numel() > PIECE:
                 return self._multiply_in_pieces(func, args, kwargs, place)
-            wide = [self._widen(value) if at != place else value for at, value in enumerate(args)]
-            wide[place] = self._borrow_wide(args[place])
-            return func(*wide, **kwargs)
+            given = list(args)
+            given[place] = self._borrow_wide(args[place])
+            return func(*map(self._widen, given), **kwargs)
         written = {at for at, _ in written_arguments(func)}
         wide = [value if at in written else self._widen(value) for at, value in enumerate(args)]
         return func(*wide, **kwargs)
@@ -153,7 +153,8 @@ class KeepDouble(ModuleStack):  # type: ignore[no-untyped-call]
             return self._widen(weight)
         if self.spare.numel() < weight.numel():
             self.spare = torch.empty(weight.numel(), dtype=torch.float64)
-        return self.spare.as_strided(weight.shape, weight.stride()).copy_(weight)
+        borrowed: Tensor = self.spare.as_strided(weight.shape, weight.stride())
+        return borrowed.copy_(weight)
 
     def _widen(self, value: Any) -> Any:
         if isinstance(value, list | tuple):

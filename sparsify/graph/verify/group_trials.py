@@ -82,9 +82,7 @@ class GroupTrials:
 
     def _cut_half_in_single(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
         keep = {c.name: choose_half(c) for c in chosen}
-        return judge_cut(
-            self.model, model_map, keep, self.inputs, usual=check_usual_calls, drawn=self.drawn
-        )
+        return judge_cut(self.model, model_map, keep, self.inputs, usual=check_usual_calls, drawn=self.drawn)
 
     def _cut_rest_in_double(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
         keep = _choose_other_halves(model_map, chosen)

@@ -46,8 +46,10 @@ def run_masked_model(
     whole: list[torch.Tensor] | None = None,
     drawn: DrawnWeights = NOTHING_DRAWN,
 ) -> list[torch.Tensor]:
-    """Outputs of the masked dense model; whole: is given its outputs of whole numbers. drawn: what its weights
-    hold, of a trial model."""
+    """Outputs of the masked dense model.
+
+    whole: is given its outputs of whole numbers. drawn: what the weights of a trial model hold.
+    """
     groups, sums = (
         narrowed_groups(model_map, keep),
         [s for b in removed_branches(model_map, keep) for s in b.sums],
@@ -76,9 +78,7 @@ def check_same_shapes(
 
 
 @contextmanager
-def _mask_units(
-    wide: nn.Module, model_map: ModelMap, keep: Keep, drawn: DrawnWeights
-) -> Iterator[None]:
+def _mask_units(wide: nn.Module, model_map: ModelMap, keep: Keep, drawn: DrawnWeights) -> Iterator[None]:
     """Set the consumers' input slices of every removed unit to zero, and restore them afterwards.
 
     For a product without a weight (queries times keys), the slices that compute the units are zero as

@@ -12,7 +12,6 @@ from sparsify.graph.names import all_names
 from sparsify.graph.verify.failed_allocations import raise_out_of_memory
 from sparsify.graph.verify.run_models import run_model
 
-
 PERIOD = 262_139
 """how many random numbers large weights repeat: a prime, so that rows and columns never meet the same ones"""
 
@@ -81,8 +80,8 @@ def randomize_weights(model: nn.Module, trial: nn.Module, inputs: Inputs) -> Dra
 
 
 def _may_repeat(tensor: Tensor) -> bool:
-    """Whether a tensor is large enough to repeat numbers, has no two rows that would be the same, and fills its
-    memory in order."""
+    """Whether a tensor is large enough to repeat numbers, has no two rows that would be the same, and fills
+    its memory in order."""
     fills = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return tensor.numel() > 2 * PERIOD > 2 * tensor.shape[0] and tensor.is_contiguous() and fills
 

@@ -150,11 +150,10 @@ class KeepDouble(ModuleStack):  # type: ignore[no-untyped-call]
         """
         dense = weight.is_contiguous() or (weight.dim() == 2 and weight.t().is_contiguous())
         if not dense or weight.device.type != "cpu" or weight.is_complex():
-            return self._widen(weight)
+            return weight.double()
         if self.spare.numel() < weight.numel():
             self.spare = torch.empty(weight.numel(), dtype=torch.float64)
-        borrowed: Tensor = self.spare.as_strided(weight.shape, weight.stride())
-        return borrowed.copy_(weight)
+        return self.spare.as_strided(weight.shape, weight.stride()).copy_(weight)
 
     def _widen(self, value: Any) -> Any:
         if isinstance(value, list | tuple):

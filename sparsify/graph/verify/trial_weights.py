@@ -30,10 +30,11 @@ class DrawnWeights:
         return tensor.layout is torch.strided and find_storage(tensor) in self.places
 
     def fill(self, tensor: Tensor) -> None:
-        """Write the numbers of such a weight, in the order of its memory."""
+        """Write the numbers of such a weight, in the order of its memory, whichever view of it is given."""
         start, spread = self.places[find_storage(tensor)]
         own = self.numbers.roll(-start) * spread
-        flat = tensor.view(-1)
+        size = tensor.untyped_storage().nbytes() // tensor.element_size()
+        flat = tensor.as_strided((size,), (1,), 0)
         turns = flat.numel() // PERIOD
         flat[: turns * PERIOD].view(turns, PERIOD).copy_(own)
         flat[turns * PERIOD :].copy_(own[: flat.numel() - turns * PERIOD])

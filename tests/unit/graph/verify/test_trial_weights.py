@@ -58,3 +58,13 @@ def test_no_two_rows_are_the_same_and_the_matrix_is_regular() -> None:
     assert int(torch.linalg.matrix_rank(square)) == 64
     assert len(torch.unique(tall, dim=0)) == 300
     assert float(square.detach().abs().max()) == pytest.approx(1.5 * (3 / 64) ** 0.5, rel=0.05)
+
+
+def test_a_transposed_view_of_a_weight_is_written_in_the_order_of_its_memory() -> None:
+    model = build()
+    drawn = randomize_weights(model, model, X)
+    weight = model[0].weight.detach()
+    before = weight.clone()
+    weight.t()[:, ::2] = 0
+    drawn.fill(weight.t())
+    assert torch.equal(weight, before)

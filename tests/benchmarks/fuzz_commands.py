@@ -37,6 +37,8 @@ from sparsify.models import digits_cnn
 from sparsify.runs.apply import apply
 from sparsify_cli.app import exit_code
 
+EVERY = 200
+"""cases after which their number is printed: a long run may be broken off"""
 RECIPES = Path(__file__).parents[2] / "recipes"
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 3, 0.5, 1e-300, 1e300, 2**31, 10**12, float("nan"), float("inf")),
@@ -332,6 +334,8 @@ def main() -> int:
                 print(recipe)
         if asked.case is not None or time.monotonic() > end:
             break
+        if tried % EVERY == 0:
+            print(f"{tried} cases so far, {failed} faults", flush=True)
         number += 1
     shutil.rmtree(home, ignore_errors=True)
     print(f"{tried} cases tried, {failed} faults")

@@ -395,7 +395,6 @@ def run_hugging_face(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "came to its end" in said, complaints
 
 
-@pytest.mark.nightly
 @pytest.mark.slow
 def test_hugging_face_resumes_after_its_cut_as_if_nothing_had_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -267,7 +267,6 @@ def test_under_other_budgets_too(budget: dict[str, Any]) -> None:
         )
 
 
-@pytest.mark.nightly
 def test_by_macs_comes_to_the_same_time_with_widths_as_they_fall(tmp_path: Path) -> None:
     """On a machine of which a table says that widths pay in steps of eight."""
     model = digits_cnn()
@@ -335,7 +334,6 @@ def test_no_baseline_gets_more_time_than_the_recipe_allows(
     assert found == Cost("latency.eager", cost)
 
 
-@pytest.mark.nightly
 def test_a_damaged_cost_says_so() -> None:
     def stop(event: Event) -> None:
         if isinstance(event, StageStarted) and event.name == "random: finetune":

@@ -317,7 +317,6 @@ def test_what_is_compared_with_is_kept_from_before_the_cut(whole: Path) -> None:
     assert thin["conv2.weight"].numel() < dense["conv2.weight"].numel()
 
 
-@pytest.mark.nightly
 def test_a_run_with_a_cropped_kernel_goes_on_after_its_cut(tmp_path: Path) -> None:
     """One of nine kernel positions lives: the checkpoint's weights fit the 1x1 kernel that the cut log
     brings about."""
@@ -354,7 +353,6 @@ def net():
 """
 
 
-@pytest.mark.nightly
 def test_mixed_recomputed_and_channels_last_stages_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ def test_names_and_every_so_many_th_variant() -> None:
     lines = nightly.read_list("# why\n\ntests/a.py::test_one[slow\n1 of 2 tests/a.py::test_two\n")
     assert lines == [nightly.Left("tests/a.py::test_one[slow"), nightly.Left("tests/a.py::test_two", 2)]
     names = ["tests/a.py::test_one[quick]", "tests/a.py::test_one[slow way]", "tests/b.py::test_two[1]"]
+    names += ["tests/a.py::test_two_more[1]", "tests/a.py::test_two_more[2]"]
     variants = [f"tests/a.py::test_two[{n}]" for n in range(5)]
     assert nightly.find_left_out([*names, *variants], lines) == {names[1], variants[1], variants[3]}
 

@@ -443,6 +443,16 @@ def test_the_plan_says_what_the_configuration_cannot(
     assert [note for note in sparsify.make_plan(body, model).notes if "Config" in note] == expected
 
 
+def test_the_plan_knows_configurations_with_four_numbers_changed() -> None:
+    """48 is the old value of two widths, which change differently: the new numbers cannot be read off."""
+    rules = [half("*o_proj"), *HEADS]
+    config = {**CAUSAL, "num_attention_heads": 6, "num_key_value_heads": 3}
+    body = recipe("llama", "LlamaForCausalLM", config, IDS, rules)
+    with torch.device("meta"):
+        model = hugging_face("LlamaForCausalLM", config)
+    assert not [note for note in sparsify.make_plan(body, model).notes if "Config" in note]
+
+
 BEYOND: dict[str, tuple[str, list[dict[str, Any]], str]] = {
     "different widths": (
         "bert",

@@ -5,7 +5,7 @@ which widths shrank, and a model without data (on the meta device) is built each
 the one that has most of the cut model's own numbers (`num_heads`, `head_dim`) is taken.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -202,7 +202,9 @@ def _badness(numbers: Mapping[str, float], wanted: Shapes, trial: _Trial) -> tup
 
 
 def _find_best(model: Any, base: _Trial, wanted: Shapes, given: tuple[Change, ...]) -> _Trial:
-    """The best trial with up to three changes besides those given."""
+    """The best trial: changes that help alone, added one by one; by up to three at once where a shape is
+    still wrong.
+    """
     badness = partial(_badness, _list_numbers(model), wanted)
     start = _try_changes(model, given) or base
     best = min((base, start), key=badness)
@@ -212,6 +214,9 @@ def _find_best(model: Any, base: _Trial, wanted: Shapes, given: tuple[Change, ..
         if trial is not None and _is_better(trial, start, wanted):
             singles.append(change)
             best = min((best, trial), key=badness)
+    best = _add_changes(model, best, singles, badness)
+    if not _count_mismatches(best.shapes, wanted):
+        return best
     for count in range(2, MOST + 1):
         for changes in combinations(singles, count):
             if badness(best) == _NONE_WRONG:
@@ -220,6 +225,21 @@ def _find_best(model: Any, base: _Trial, wanted: Shapes, given: tuple[Change, ..
             if len({field for field, _ in changes}) == count:
                 trial = _try_changes(model, (*given, *changes))
             best = best if trial is None else min((best, trial), key=badness)
+    return best
+
+
+def _add_changes(
+    model: Any, best: _Trial, singles: Sequence[Change], badness: Callable[[_Trial], tuple[int, int]]
+) -> _Trial:
+    """The trial with further changes, each time the one that helps most, as long as one helps."""
+    while badness(best) != _NONE_WRONG:
+        changed = {field for field, _ in best.changes}
+        free = [change for change in singles if change[0] not in changed]
+        trials = filter(None, (_try_changes(model, (*best.changes, change)) for change in free))
+        better = min(trials, key=badness, default=best)
+        if badness(better) >= badness(best):
+            break
+        best = better
     return best
 
 

@@ -31,13 +31,12 @@ def rebuild_model(
     again.load_state_dict(thin.state_dict())
     _share_weights(again, thin)
     return_freed_memory()
-    difference = compare_outputs(borrow_model(thin).eval(), again, (*fresh, inputs))
-    if not difference <= RELOADED:
+    difference = compare_outputs(borrow_model(thin).eval(), again, (*fresh, inputs), RELOADED)
+    if difference.exceeds(RELOADED):
         raise VerificationError(
-            "the cut model rebuilt from its log and weights differs by "
-            f"{difference:.1e} of the largest output from the "
-            "cut model itself; this is a bug: please report it with the recipe and "
-            "the model's code; nothing was saved"
+            "the cut model rebuilt from its log and weights computes something else than the cut model "
+            f"itself: outputs differ {difference}; this is a bug: please report it with the recipe and the "
+            "model's code; nothing was saved"
         )
     return again
 

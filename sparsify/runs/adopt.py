@@ -30,7 +30,7 @@ from sparsify.graph.adoption.width_inference import infer_widths
 from sparsify.graph.names import all_names
 from sparsify.graph.surgery.operations import kept_indices
 from sparsify.graph.trace.channel_groups import Leaving
-from sparsify.graph.verify.run_models import relative_difference, run_model
+from sparsify.graph.verify.run_models import compare_with, relative_difference, run_model
 from sparsify.modelfile.match_state_dict import check_fits, format_shape, load_state
 from sparsify.objective.objective import check_trainable, make_objective
 from sparsify.pruning.cut import Result, cut_units
@@ -332,21 +332,22 @@ def _load_weights(
             "that made the weights failed, or they belong to another model"
         )
     if source.module is not None:
-        difference = relative_difference(outputs, _run_source(source, inputs))
-        if not difference <= EQUAL:
+        known = _run_source(source, source.module, inputs)
+        difference = compare_with(source.module, known, result.model, inputs, EQUAL)
+        if difference.exceeds(EQUAL):
             raise VerificationError(
                 f"{source.path}: the module in the file computes something else than a cut of the dense "
-                f"model with the same weights: outputs differ by {difference:.1e} of the largest; nothing "
-                "was saved"
+                f"model with the same weights: outputs differ {difference}; nothing was saved"
             )
-        yield f"its outputs are those of the module in the file (largest difference {difference:.1e})"
+        yield f"its outputs are those of the module in the file (largest difference {difference.real:.1e})"
 
 
-def _run_source(source: AdoptedFiles, inputs: Inputs) -> list[Tensor]:
-    """The outputs of the module in the file. Raises ModelError where it does not run."""
-    assert source.module is not None
+def _run_source(source: AdoptedFiles, module: nn.Module, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
+    """The outputs of the module in the file, real and whole numbers. Raises ModelError where it does not
+    run."""
+    whole = list[Tensor]()
     try:
-        return run_model(source.module, inputs)
+        return run_model(module, inputs, whole=whole), whole
     except Exception as error:
         raise ModelError(
             f"{source.path}: the module in the file does not run on the recipe's inputs "

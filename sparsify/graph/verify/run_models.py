@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from sparsify.errors import VerificationError
+from sparsify.formatting.numbers import count_noun
 from sparsify.forward.call_model import (
     float_tensors,
     restore_buffers,
@@ -18,6 +20,7 @@ from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.graph.peft_adapters import call_in_each_state
 from sparsify.graph.precision import cast_model, keep_double
 from sparsify.graph.trace.operators import without_fused_attention, without_grouped_experts
+from sparsify.graph.verify import whole_outputs
 from sparsify.graph.verify.failed_allocations import raise_out_of_memory
 
 
@@ -84,16 +87,75 @@ def run_and_count_casts(
         return found, mode.casts
 
 
-def compare_outputs(one: nn.Module, other: nn.Module, candidates: Sequence[Inputs]) -> float:
-    """Largest relative difference between two models' outputs, on the first inputs with finite outputs."""
+@dataclass(frozen=True)
+class Difference:
+    """How far the outputs of two models are apart."""
+
+    real: float = 0.0
+    """largest difference of a real number, relative to the largest of its output"""
+    whole: int = 0
+    """places of whole numbers and booleans (classes, indices, masks) that differ by more than a tie"""
+
+    def exceeds(self, tolerance: float) -> bool:
+        return not self.real <= tolerance or self.whole > 0
+
+    def __str__(self) -> str:
+        """What follows 'outputs differ'."""
+        if self.whole:
+            return f"in {count_noun(self.whole, 'whole number')} (classes, indices, masks)"
+        return f"by {self.real:.1e} of the largest"
+
+
+def compare_outputs(
+    one: nn.Module, other: nn.Module, candidates: Sequence[Inputs], noise: float
+) -> Difference:
+    """How two models with the same weights differ, on the first inputs that give finite outputs.
+
+    noise: what rounding may change, relative to each number; see `whole_outputs.are_ties`.
+    """
     for inputs in candidates:
+        whole = list[torch.Tensor]()
         try:
-            wanted = run_model(one, inputs)
+            wanted = run_model(one, inputs, whole=whole)
         except Exception:
             continue
         if all(bool(t.isfinite().all()) for t in wanted):  # a covariance of one example is not a number
-            return relative_difference(run_model(other, inputs), wanted)
-    return 0.0
+            return compare_with(one, (wanted, whole), other, inputs, noise)
+    return Difference()
+
+
+def compare_with(
+    model: nn.Module,
+    outputs: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
+    other: nn.Module,
+    inputs: Inputs,
+    noise: float,
+) -> Difference:
+    """How another model differs from one whose outputs on these inputs are known: real and whole numbers."""
+    wanted, wanted_whole = outputs
+    found_whole = list[torch.Tensor]()
+    found = run_model(other, inputs, whole=found_whole)
+    whole = _count_differing(model, inputs, wanted_whole, found_whole, noise)
+    return Difference(relative_difference(found, wanted), whole)
+
+
+def _count_differing(
+    model: nn.Module,
+    inputs: Inputs,
+    wanted: Sequence[torch.Tensor],
+    found: Sequence[torch.Tensor],
+    noise: float,
+) -> int:
+    """How many whole numbers differ from those of the model; 0 where all of them are ties."""
+    differing = whole_outputs.find_differing(found, wanted)
+    count = whole_outputs.count_differing(differing)
+
+    def run_again() -> list[torch.Tensor]:
+        again = list[torch.Tensor]()
+        run_model(model, inputs, whole=again)
+        return again
+
+    return 0 if count and whole_outputs.are_ties(differing, wanted, model, run_again, noise) else count
 
 
 def relative_difference(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:

@@ -10,9 +10,11 @@ from torch import nn
 
 import sparsify
 from sparsify.data import load_data
+from sparsify.data.examples import Examples
 from sparsify.errors import DataError, ModelError
 from sparsify.models import digits_cnn
 from sparsify.objective.metrics import Accuracy
+from sparsify.objective.objective import CLASSIFICATION, evaluate
 from sparsify.reporting.report_file import read_report
 from sparsify.reporting.report_tables import list_tables
 from sparsify.runs.apply import apply
@@ -42,6 +44,29 @@ def test_criteria_take_the_gradient_of_the_loss_that_they_are_given() -> None:
         )
         kept[output] = result.model[1].weight.tolist()
     assert kept == {0: [[1.0, 1.0], [0.0, 0.0]], 1: [[0.0, 0.0], [1.0, 1.0]]}
+
+
+class Counted(nn.Module):
+    """Two scores, and the number of examples of each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(x))
+        return x.flatten(1)[:, :2]
+
+
+@pytest.mark.parametrize(
+    ("shape", "largest"), [((600, 8), 500), ((200, 3, 32, 32), 130), ((20, 3, 160, 160), 16)]
+)
+def test_an_evaluation_takes_as_many_examples_at_once_as_are_fast(
+    shape: tuple[int, ...], largest: int
+) -> None:
+    model, examples = Counted(), Examples(torch.rand(shape), torch.zeros(shape[0], dtype=torch.int64))
+    evaluate(model, examples, CLASSIFICATION)
+    assert max(model.sizes) == largest and sum(model.sizes) == shape[0]
 
 
 def test_a_loss_whose_gradient_is_zero_ranks_nothing_and_is_refused() -> None:

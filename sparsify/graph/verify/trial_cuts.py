@@ -17,6 +17,8 @@ from sparsify.graph.model_map import UNREACHED, Branch, Coupled, ModelMap, Slice
 from sparsify.graph.peft_adapters import find_adapter_names
 from sparsify.graph.proportional_groups import bundle_groups
 from sparsify.graph.residual_branches import find_branches
+from sparsify.graph.trace.label_fields import FLATTENED, SHARED
+from sparsify.graph.trace.labels import TIED
 from sparsify.graph.verify.group_trials import GroupTrials, choose_double, judge_cut
 from sparsify.graph.verify.run_models import (
     copy_in_dtype,
@@ -64,7 +66,12 @@ def protect_failing_groups(
 
 
 def _protect_unreached(trials: GroupTrials, model_map: ModelMap, reached: Collection[str]) -> ModelMap | None:
-    """The map without the groups that no rule reaches, if all that rules reach pass every trial together."""
+    """The map without the groups that no rule reaches, if all that rules reach pass every trial together.
+
+    None as well where one that rules reach may leave along another dimension, which others then leave along.
+    """
+    if any(c.name in reached and c.protected in _ON_ONE_SIDE for c in model_map.coupled):
+        return None
     groups = [c for c in model_map.coupled if c.protected is None]
     tried = [c for c in groups if c.name in reached]
     if any(find_fault(tried, model_map) for find_fault in trials.faults if tried):
@@ -73,6 +80,8 @@ def _protect_unreached(trials: GroupTrials, model_map: ModelMap, reached: Collec
     return _replace_groups(model_map, others)
 
 
+_ON_ONE_SIDE = (FLATTENED, SHARED, TIED)
+"""why heads stay where the places in each leave, or the reverse"""
 OtherSides = Callable[[], ModelMap] | None
 """the map with the other dimension of whatever leaves along one of several"""
 

@@ -101,18 +101,16 @@ class LabelAlgebra:
         aligned = [_align_rank(s, rank) for s in operands]
         if _vary_alike(aligned):
             return self._join_alike(shape, aligned)
-        parameter = all(s.parameter for s in operands)
-        going_on: list[Tensor] = []
         for i, one in enumerate(aligned):
             for aspect in one.aspects:
-                others = [(other, j < i) for j, other in enumerate(aligned) if i != j]
-                is_held = [self._meet(aspect, other, joined) for other, joined in others]
-                # What stays as a whole is told by no label: its dimension is of fixed size from here on.
-                if parameter or not any(is_held):
-                    going_on.append(aspect)
+                for j, other in enumerate(aligned):
+                    if i != j:
+                        self._meet(aspect, other, joined=j < i)
         self._join_shared_lengths(aligned)
-        aspects = self.merge_aspects(going_on, joined=True)
-        return AxisLabels(tuple(shape), aspects, parameter, _common_flexible_dims(aligned))
+        aspects = self.merge_aspects((a for s in aligned for a in s.aspects), joined=True)
+        return AxisLabels(
+            tuple(shape), aspects, all(s.parameter for s in operands), _common_flexible_dims(aligned)
+        )
 
     def _join_shared_lengths(self, operands: Sequence[AxisLabels]) -> None:
         """Flexible dimensions that meet have one length: that of labels that meet any of them, now or
@@ -190,8 +188,7 @@ class LabelAlgebra:
             self.join(a.aspects[0], b.aspects[0])
         return AxisLabels(whole, (one,), parameter, soft)
 
-    def _meet(self, aspect: Tensor, other: AxisLabels, joined: bool) -> bool:
-        """Join an aspect with what it meets in another operand; whether all of it must stay."""
+    def _meet(self, aspect: Tensor, other: AxisLabels, joined: bool) -> None:
         real = {d for d in varying_dims(aspect) if other.has_fixed_length(d)}
         for theirs in other.aspects:
             if varying_dims(theirs) & varying_dims(aspect):
@@ -200,7 +197,6 @@ class LabelAlgebra:
                 real -= varying_dims(theirs)
         if real:
             self.hold(aspect, real, FIXED)
-        return varying_dims(aspect) <= real
 
     def consume(self, aspect: Tensor) -> None:
         """A product sums over these labels of a parameter: the parameter's dimension is a consumer's input

@@ -35,19 +35,24 @@ from sparsify.graph.trace.trace_model import trace_model
 
 
 def build_map(
-    model: nn.Module, inputs: Inputs, macs: Mapping[str, int], leaving: Leaving = "most units"
+    model: nn.Module,
+    inputs: Inputs,
+    macs: Mapping[str, int],
+    leaving: Leaving = "most units",
+    on_other_sides: bool = False,
 ) -> ModelMap:
     """Trace one forward call to find what is coupled to what; the model is left as it was.
 
     inputs: a tuple, or a mapping for keyword inputs. macs: multiply-accumulates by module name.
-    leaving: what leaves of channels that fall into groups.
+    leaving: what leaves of channels that fall into groups. on_other_sides: where one of several dimensions
+    (heads, the places in each) can leave, take the one that gives the second most units, not the most.
     Raises ModelError if the model cannot be traced.
     """
     check_model(model)
     own = tuple(list_tensors(model))
     copy, labels, ran = _trace_model(model, inputs)
     unreached, in_training = _find_unreached(copy, labels)
-    classes = labels.find_classes(leaving)
+    classes = labels.find_classes(leaving, on_other_sides)
     coupled = tuple(
         find_coupled_groups(
             labels,

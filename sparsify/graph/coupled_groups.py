@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sparsify.graph.length_attributes import set_unlikely_aside
+from sparsify.graph.length_attributes import last_word, set_unlikely_aside
 from sparsify.graph.model_map import Coupled, Given, Slice, Span
+from sparsify.graph.surgery.width_names import Meaning, read_meaning
 from sparsify.graph.trace.labels import CREATED, Axis, Ints, Labels
 
 
@@ -44,8 +45,10 @@ def find_coupled_groups(
     reasons, texts = labels.why_fixed(classes)
     statistics, paired = labels.has_statistics(classes), labels.is_paired(classes)
     doubts = labels.why_doubted(classes)
-    lengths = _keep_unambiguous([(name, classes[own]) for name, own in written])
-    stated = _keep_unambiguous([(name, classes[own]) for name, own in settings])
+    held = _list_dims([(name, classes[own]) for name, own in written])
+    lengths = _keep_unambiguous(held)
+    stated = [*_keep_unambiguous(_list_dims([(name, classes[own]) for name, own in settings]))]
+    stated += [(name, dim) for name, dims in held.items() if _may_be_one_of(name, dims) for dim in dims]
     shares_key = labels.shares_key(classes)
     given = list(_read_given(labels, classes))
     (members,) = np.nonzero(kinds)
@@ -76,7 +79,7 @@ def find_coupled_groups(
             _why_protected(reason, len(units), slices, labels),
             bool(paired[unit]),
             doubt=doubts.get(unit),
-            settings=(*_list_sizes(stated, units), *aside),
+            settings=(*_list_once(_list_sizes(stated, units)), *aside),
             given=tuple(_list_given(given, units)),
         )
 
@@ -113,6 +116,14 @@ def _list_sizes(lengths: Iterable[LengthAttribute], units: Ints) -> Iterable[Sli
         held = compress_spans(*_locate_units(dim, units))
         if held:
             yield Slice(attribute, 0, "size", held)
+
+
+def _list_once(sizes: Iterable[Slice]) -> Iterable[Slice]:
+    """The first of each attribute."""
+    found: dict[str, Slice] = {}
+    for size in sizes:
+        found.setdefault(size.tensor, size)
+    return found.values()
 
 
 def _find_vectors(axes: Sequence[Axis], classes: Ints) -> list[_Vector]:
@@ -163,13 +174,24 @@ def _find_first_producer(
     return producers[min(made, key=order.__getitem__)] if made else None
 
 
-def _keep_unambiguous(written: Sequence[LengthAttribute]) -> list[LengthAttribute]:
-    """Attributes whose length can change and that only one dimension explains."""
+def _list_dims(written: Sequence[LengthAttribute]) -> dict[str, list[Ints]]:
+    """Attribute -> the dimensions, of a length that can change, that explain its value."""
     found: dict[str, list[Ints]] = defaultdict(list)
     for name, own in written:
         if len(np.unique(own)) > 1 and not any(np.array_equal(own, other) for other in found[name]):
             found[name].append(own)
+    return found
+
+
+def _keep_unambiguous(found: Mapping[str, Sequence[Ints]]) -> list[LengthAttribute]:
+    """Attributes that only one dimension explains."""
     return [(name, dims[0]) for name, dims in found.items() if len(dims) == 1]
+
+
+def _may_be_one_of(name: str, dims: Sequence[Ints]) -> bool:
+    """Whether a width is explained by several dimensions (the heads of the queries, and those that talking
+    heads mix them into): trial cuts show which of them it is."""
+    return len(dims) > 1 and read_meaning(last_word(name)) not in (Meaning.NEVER, Meaning.UNKNOWN)
 
 
 def _why_protected(reason: str | None, units: int, slices: tuple[Slice, ...], labels: Labels) -> str | None:

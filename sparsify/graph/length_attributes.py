@@ -77,8 +77,13 @@ def set_unlikely_aside(sizes: Sequence[Slice], share_key: bool) -> tuple[list[Sl
     return [size for size in sizes if size not in aside], aside
 
 
+def last_word(attribute: str) -> str:
+    """What the last part of `module:attribute` is called, without its place in a list."""
+    return attribute.partition(":")[2].partition("[")[0].rpartition(".")[2]
+
+
 def _last_word(size: Slice) -> str:
-    return _attribute_name(size).partition("[")[0].rpartition(".")[2]
+    return last_word(size.tensor)
 
 
 def _attribute_name(size: Slice) -> str:

@@ -131,8 +131,11 @@ def plan_recipe(
             map, reaching = _follow(scratch, calls, counted.by_module, leaving)
             in_single = all(p.dtype == torch.float32 for p in scratch.parameters())
             reached = None if every_group else find_reached_groups(recipe, map)
+            follow_other_sides = partial(
+                build_map.build_map, scratch, reaching, counted.by_module, leaving, on_other_sides=True
+            )
             tried = trial_cuts.protect_failing_groups(
-                model, map, reaching, scratch if in_single else None, reached
+                model, map, reaching, scratch if in_single else None, reached, follow_other_sides
             )
             map = replace(tried, inputs=map.inputs)
             map = _add_parts_of_rules(recipe, scratch, map, calls, counted.by_module)

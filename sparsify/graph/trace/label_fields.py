@@ -51,14 +51,17 @@ def merge_or_none(labels: Labels, one: Tensor, other: Tensor) -> Tensor | None:
     if len(outer) % length:
         return None
     heads, places = outer.reshape(-1, length), inner.reshape(-1, length)
-    if (heads != heads[:, :1]).any() or (places != places[:1]).any() or 1 in heads.shape:
+    if (heads != heads[:, :1]).any() or (places != places[:1]).any():
         return None
-    axis = labels.add_axis(CREATED, 0, len(outer))
+    heads = heads[: _find_period(heads[:, 0])]  # those of one example
+    if 1 in heads.shape:
+        return None
+    axis = labels.add_axis(CREATED, 0, heads.size)
     made = torch.arange(axis.first, axis.first + axis.size)
     field = made.numpy().reshape(heads.shape)
     labels.made.append(MergedPlaces(field, heads[:, 0], places[0]))
     _offer(labels, field, heads[:, 0], places[0], FLATTENED, is_field=True)
-    return made.view(one.shape)
+    return made.repeat(len(outer) // heads.size).view(one.shape)
 
 
 def offer_part(labels: Labels, aspect: Tensor, dim: int, reason: str, taken: Tensor | None = None) -> bool:
@@ -84,6 +87,15 @@ def _first_run(vector: Ints) -> int:
     """How many first entries are equal."""
     (changes,) = np.nonzero(vector != vector[0])
     return int(changes[0]) if len(changes) else len(vector)
+
+
+def _find_period(vector: Ints) -> int:
+    """How many first entries come again and again; all where they do not."""
+    (again,) = np.nonzero(vector == vector[0])
+    for length in again[1:].tolist():
+        if len(vector) % length == 0 and (vector.reshape(-1, length) == vector[:length]).all():
+            return int(length)
+    return len(vector)
 
 
 def _offer(

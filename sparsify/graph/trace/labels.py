@@ -155,16 +155,18 @@ class Labels:
         """A module used the length of this dimension."""
         self.shapes.append((module, labels))
 
-    def find_classes(self, leaving: Leaving = "most units") -> Ints:
+    def find_classes(self, leaving: Leaving = "most units", on_other_sides: bool = False) -> Ints:
         """The class of every label: the smallest label that it must be removed with.
 
         If one dimension was split into several (heads and their features, blocks and positions in them),
         whole rows or whole columns are removed: along the dimension that gives the most units. So it is
         where channels fall into groups.
+
+        on_other_sides: take the dimension that gives the second most, and of channel groups the other side.
         """
         self._take_blocks()
-        self._take_sides(leaving)
-        return self._find_classes(self._edges)
+        self._take_sides(leaving, on_other_sides)
+        return self._find_classes(self._edges, 1 if on_other_sides else 0)
 
     def find_joined(self) -> Ints:
         """The class of every label by what is joined so far, whichever side channel groups take."""
@@ -192,7 +194,7 @@ class Labels:
         for own in apart:
             self.doubt(own.labels, own.reason)
 
-    def _take_sides(self, leaving: Leaving) -> None:
+    def _take_sides(self, leaving: Leaving, on_other_sides: bool) -> None:
         """Join channel groups on the side on which they leave, for good."""
         groups = list(self._channel_groups.values())
         self._channel_groups.clear()
@@ -207,9 +209,9 @@ class Labels:
         free = (a != 0) & (b != 0)  # what must stay connects nothing
         touching = find_components(self.count, a[free], b[free])
         sides = self._describe_side(whole), self._describe_side(places)
-        for own, leaves_whole in zip(
-            groups, choose_sides(groups, touching, *sides, leaving=leaving), strict=True
-        ):
+        chosen = choose_sides(groups, touching, *sides, leaving=leaving)
+        for own, is_chosen in zip(groups, chosen, strict=True):
+            leaves_whole = is_chosen != on_other_sides
             self._edges += _make_edges(own.whole if leaves_whole else own.places)
             stays = own.stays[0 if leaves_whole else 1]
             if stays is not None:
@@ -223,14 +225,15 @@ class Labels:
         classes = self._find_classes([*self._edges, *edges])
         return Side(classes, self.why_fixed(classes)[0] >= 0)
 
-    def _find_classes(self, joins: Sequence[tuple[Ints, Ints]]) -> Ints:
-        """The class of every label where these are joined."""
+    def _find_classes(self, joins: Sequence[tuple[Ints, Ints]], rank: int = 0) -> Ints:
+        """The class of every label where these are joined; rank: of the dimension along which units of a
+        rectangle leave, 0 for that with the most."""
         number, edges = self._merge_axes(joins)
         (smallest,) = np.nonzero(np.diff(np.maximum.accumulate(number), prepend=-1))
         while True:
             a, b = (number[np.concatenate(ends)] for ends in zip(_NO_EDGE, *edges, strict=True))
             classes: Ints = smallest[find_components(len(smallest), a, b)[number]]
-            ties = [tie for labels in self._rectangles for tie in _find_ties(classes[labels])]
+            ties = [tie for labels in self._rectangles for tie in _find_ties(classes[labels], rank)]
             if not ties:
                 return classes
             edges += _make_edges(ties)
@@ -345,7 +348,7 @@ def _find_parted(labels: Ints, over: frozenset[int], classes: Ints) -> Ints:
     return labels[np.broadcast_to(spread, labels.shape)]
 
 
-def _find_ties(field: Ints) -> list[tuple[Ints, Ints]]:
+def _find_ties(field: Ints, rank: int) -> list[tuple[Ints, Ints]]:
     """What to join so that the classes vary along one dimension only; nothing if they do."""
     dims = [d for d in range(field.ndim) if (field != field.take([0], d)).any()]
     if len(dims) < 2:
@@ -356,7 +359,7 @@ def _find_ties(field: Ints) -> list[tuple[Ints, Ints]]:
         at[d] = slice(None)
         return len(np.unique(field[tuple(at)]))
 
-    keep = max(dims, key=units)
+    keep = sorted(dims, key=units, reverse=True)[rank]
     return [(field, field.take([0], d)) for d in dims if d != keep]
 
 

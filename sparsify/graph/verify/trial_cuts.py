@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 
 import torch
 from torch import nn
@@ -12,10 +13,12 @@ from sparsify.forward.call_model import convert_inputs
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
 from sparsify.graph.length_attributes import add_settings, add_the_same, choose_attributes, drop_attributes
-from sparsify.graph.model_map import UNREACHED, Branch, Coupled, ModelMap
+from sparsify.graph.model_map import UNREACHED, Branch, Coupled, ModelMap, Slice
 from sparsify.graph.peft_adapters import find_adapter_names
 from sparsify.graph.proportional_groups import bundle_groups
 from sparsify.graph.residual_branches import find_branches
+from sparsify.graph.trace.label_fields import FLATTENED, SHARED
+from sparsify.graph.trace.labels import TIED
 from sparsify.graph.verify.group_trials import GroupTrials, choose_double, judge_cut
 from sparsify.graph.verify.run_models import (
     copy_in_dtype,
@@ -30,6 +33,7 @@ def protect_failing_groups(
     inputs: Inputs,
     scratch: nn.Module | None = None,
     reached: Collection[str] | None = None,
+    follow_other_sides: Callable[[], ModelMap] | None = None,
 ) -> ModelMap:
     """Cut every group on trial and mark groups whose trial cut fails as protected.
 
@@ -46,6 +50,8 @@ def protect_failing_groups(
     scratch: a float32 copy of the model whose weights may be overwritten; they are restored.
     reached: names of the groups that rules reach. Where all of these pass together, the others are not tried
     and marked as not reached. Where one fails, all are tried: it may have to be cut with one of the others.
+    follow_other_sides: the map with the other dimension of whatever leaves along one of several. It is only
+    called where a group fails that could leave along another one.
     """
     trials = GroupTrials(model, inputs, scratch)
     try:
@@ -53,14 +59,19 @@ def protect_failing_groups(
             found = _protect_unreached(trials, model_map, reached)
             if found is not None:
                 return found
-        return _protect_groups(trials, model_map)
+        return _protect_groups(trials, model_map, cache(follow_other_sides) if follow_other_sides else None)
     finally:
         trials.restore()
         vars(trials).clear()  # it refers to itself: its models would stay in memory until a collection
 
 
 def _protect_unreached(trials: GroupTrials, model_map: ModelMap, reached: Collection[str]) -> ModelMap | None:
-    """The map without the groups that no rule reaches, if all that rules reach pass every trial together."""
+    """The map without the groups that no rule reaches, if all that rules reach pass every trial together.
+
+    None as well where one that rules reach may leave along another dimension, which others then leave along.
+    """
+    if any(c.name in reached and c.protected in _ON_ONE_SIDE for c in model_map.coupled):
+        return None
     groups = [c for c in model_map.coupled if c.protected is None]
     tried = [c for c in groups if c.name in reached]
     if any(find_fault(tried, model_map) for find_fault in trials.faults if tried):
@@ -69,9 +80,15 @@ def _protect_unreached(trials: GroupTrials, model_map: ModelMap, reached: Collec
     return _replace_groups(model_map, others)
 
 
-def _protect_groups(trials: GroupTrials, model_map: ModelMap) -> ModelMap:
+_ON_ONE_SIDE = (FLATTENED, SHARED, TIED)
+"""why heads stay where the places in each leave, or the reverse"""
+OtherSides = Callable[[], ModelMap] | None
+"""the map with the other dimension of whatever leaves along one of several"""
+
+
+def _protect_groups(trials: GroupTrials, model_map: ModelMap, other_sides: OtherSides) -> ModelMap:
     groups = [c for c in model_map.coupled if c.protected is None]
-    found = _protect_by_shapes(trials, model_map, groups)
+    found = _protect_by_shapes(trials, model_map, groups, other_sides)
     if found is not None:
         return found
     reasons: dict[str, str] = {}
@@ -82,6 +99,7 @@ def _protect_groups(trials: GroupTrials, model_map: ModelMap) -> ModelMap:
         model_map,
         [c for c in groups if c.name in reasons],
         lambda chosen: trials.find_fault_apart(chosen, model_map, trials.faults),
+        other_sides,
     )
     if saved:
         reasons = _drop_saved(reasons, model_map, saved)
@@ -91,7 +109,7 @@ def _protect_groups(trials: GroupTrials, model_map: ModelMap) -> ModelMap:
 
 
 def _protect_by_shapes(
-    trials: GroupTrials, model_map: ModelMap, groups: Sequence[Coupled]
+    trials: GroupTrials, model_map: ModelMap, groups: Sequence[Coupled], other_sides: OtherSides
 ) -> ModelMap | None:
     """The same where shapes alone tell which groups fail, and all others then pass every trial together; None
     where they do not.
@@ -111,7 +129,10 @@ def _protect_by_shapes(
         names = {c.name for c in chosen}
         left = [c for c in failed if c.name not in names]
         model_map, saved = _rescue_groups(
-            model_map, left, lambda chosen: trials.find_fault_apart(chosen, model_map, trials.by_shapes)
+            model_map,
+            left,
+            lambda chosen: trials.find_fault_apart(chosen, model_map, trials.by_shapes),
+            other_sides,
         )
         saved += names
         reasons = _drop_saved(reasons, model_map, saved)
@@ -141,12 +162,15 @@ def _replace_groups(model_map: ModelMap, groups: Iterable[Coupled]) -> ModelMap:
 
 
 def _rescue_groups(
-    model_map: ModelMap, failed: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None]
+    model_map: ModelMap,
+    failed: Sequence[Coupled],
+    fault: Callable[[Sequence[Coupled]], str | None],
+    other_sides: OtherSides,
 ) -> tuple[ModelMap, list[str]]:
     """Find failed groups that can be cut after all, and return the map with them and their names.
 
-    These are groups that must be cut in proportion, groups whose length a configuration states, and groups
-    with an attribute that held a length by chance.
+    These are groups that must be cut in proportion, groups whose length a configuration states, groups with
+    an attribute that held a length by chance, and groups that leave along another dimension.
     """
     saved: list[str] = []
 
@@ -154,11 +178,13 @@ def _rescue_groups(
     def is_cuttable(group: Coupled) -> bool:
         return fault([group]) is None
 
-    for candidate, names in [*bundle_groups(failed), *((group, (group.name,)) for group in failed)]:
+    alone = ((group, (group.name,)) for group in failed)
+    turned = _list_other_sides(failed, model_map, other_sides)
+    for candidate, names in chain(bundle_groups(failed), alone, turned):
         if set(names) & set(saved) or any(name not in model_map.by_name for name in names):
             continue
-        bundle = [candidate] if len(names) > 1 else []
-        candidates = dict.fromkeys((*bundle, *add_settings(candidate), *drop_attributes(candidate)))
+        untried = [] if candidate in failed else [candidate]
+        candidates = dict.fromkeys((*untried, *add_settings(candidate), *drop_attributes(candidate)))
         found = next((group for group in candidates if is_cuttable(group)), None)
         if found is not None:
             replaced = set(names) - {found.name}
@@ -170,6 +196,45 @@ def _rescue_groups(
                 model_map = _replace_groups(model_map, alike)
                 saved += [group.name for group in alike]
     return model_map, saved
+
+
+def _list_other_sides(
+    failed: Sequence[Coupled], model_map: ModelMap, other_sides: OtherSides
+) -> Iterator[tuple[Coupled, tuple[str, ...]]]:
+    """Failed groups along the other of their dimensions, with the names of what they replace: of a packed
+    projection that code takes apart into four blocks of heads, the same heads of each block where no block
+    can leave; the heads of the values with those of the keys where no place in a head can leave."""
+    fields = {group.name for group in failed if _has_several_places(group)}
+    if other_sides is None or not fields:
+        return
+    try:
+        turned = [group for group in other_sides().coupled if group.protected is None]
+    except ModelError:  # with the random weights of the trials it may not run as far
+        return
+    names = {group.name for group in failed}
+    for group in turned:
+        axes = _list_axes(group)
+        met = [own for own in model_map.coupled if axes & _list_axes(own)]
+        is_stuck = all(own.name in names or own.protected is not None for own in met)
+        is_whole = axes.issuperset(axis for own in met for axis in _list_axes(own))
+        is_new = all(_list_units(own) != _list_units(group) for own in met)
+        if is_stuck and is_whole and is_new and any(own.name in fields for own in met):
+            replaced = tuple(own.name for own in met)
+            yield replace(group, name=group.name if group.name in replaced else replaced[0]), replaced
+
+
+def _has_several_places(group: Coupled) -> bool:
+    """Whether one unit is several outputs of a layer."""
+    return any(len(part.spans) > 1 or part.spans[0].repeat > 1 for part in group.slices if part.role == "out")
+
+
+def _list_axes(group: Coupled) -> frozenset[tuple[str, int]]:
+    """The dimensions of tensors that it reaches."""
+    return frozenset((part.tensor, part.dim) for part in group.slices if part.role != "size")
+
+
+def _list_units(group: Coupled) -> frozenset[Slice]:
+    return frozenset(part for part in group.slices if part.role != "size")
 
 
 def add_branches(model: nn.Module, model_map: ModelMap, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:

@@ -25,12 +25,18 @@ def check_sound(model: nn.Module, inputs: Inputs) -> None:
     _check_sizes(model)
     for path, value in named_inputs(inputs):
         if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise ModelError(
-                f"the example inputs are not finite ('{path}'); are they too large once they are normalised?"
-            )
+            hint = hint_at_mask(value) or "; are they too large once they are normalised?"
+            raise ModelError(f"the example inputs are not finite ('{path}'){hint}")
     outputs, spoilt = _run_watched(model, inputs)
     if any(map(_is_unsound, outputs)):
         raise ModelError(f"the outputs of the dense model are not finite: {_describe_cause(spoilt)}")
+
+
+def hint_at_mask(value: Tensor) -> str:
+    """What to do about an input of which -inf alone is not finite; '' for others."""
+    if bool((value.isfinite() | (value == -torch.inf)).all()):
+        return "; write -inf of a mask as booleans, or as a large negative number such as -1e9"
+    return ""
 
 
 def _check_variances(model: nn.Module) -> None:

@@ -21,7 +21,7 @@ def affordable_examples(
 ) -> int:
     """The number of examples whose activations stay within `memory` bytes, at least one.
 
-    One example passes through the model. Its largest module, by bytes of inputs and outputs, counts `COPIES`
+    One example passes through the model, or two where it does not take a single one. Their largest module, by bytes of inputs and outputs, counts `COPIES`
     times.
 
     layers: those to refit, after the last of which the model is not run; none: it runs to its end.
@@ -40,10 +40,17 @@ def affordable_examples(
 
     modules = [(name, module) for name, module in model.named_modules() if not is_scripted(module)]
     handles = [module.register_forward_hook(after(name), with_kwargs=True) for name, module in modules]
+    tried = 1
     try:
         with torch.no_grad():
-            call_model(model, take_examples(inputs, examples, 0, 1))
+            try:
+                call_model(model, take_examples(inputs, examples, 0, tried))
+            except Exception:  # such as where dimensions of length 1 are dropped
+                if examples < 2:
+                    raise
+                tried = 2
+                call_model(model, take_examples(inputs, examples, 0, tried))
     finally:
         for handle in handles:
             handle.remove()
-    return max(1, min(examples, memory // max(1, COPIES * (needed or largest))))
+    return max(1, min(examples, tried * memory // max(1, COPIES * (needed or largest))))

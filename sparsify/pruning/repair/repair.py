@@ -18,10 +18,12 @@ from sparsify.forward.opaque import explain_errors
 from sparsify.forward.scratch import hold_weights
 from sparsify.forward.trial_calls import eval_mode
 from sparsify.graph.model_map import ModelMap
+from sparsify.graph.sound_values import hint_at_mask
+from sparsify.graph.trace.operators import without_fused_attention
 from sparsify.nn.load_tensors import load_tensors
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.agreement import measure_agreement, other_lengths, take_examples
-from sparsify.pruning.repair.batch_norm import reestimate_statistics
+from sparsify.pruning.repair.batch_norm import reestimate_statistics, why_not_reestimated
 from sparsify.pruning.repair.calibration_examples import collect_examples
 from sparsify.pruning.repair.choose_fit import Settings
 from sparsify.pruning.repair.least_squares import refit_layers
@@ -183,6 +185,9 @@ def repair_model(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     inputs = map_tensors(inputs, lambda value: value.to(device))
     _check_inputs(inputs, examples, processes)
+    why = why_not_reestimated(model) if stage.method == "batch_norm" else None
+    if why is not None:
+        raise ModelError(f"repair: 'method': {why}")
     precise = torch.autocast(device.type, enabled=False)
     with (
         explain_errors("repairing the cut model"),
@@ -190,6 +195,7 @@ def repair_model(
         hold_weights(dense),
         torch.no_grad(),
         precise,
+        without_fused_attention(),  # it calls no layers, and fails on padded inputs where layers are watched
     ):
         refitted = list_layers(dense) if stage.method in ("least_squares", "mean") else frozenset()
         memory = int(stage.memory.count)
@@ -209,6 +215,11 @@ def repair_model(
         held_out = count if stage.method == "merge" else _choose_held_out(count, others)
         judged = take_examples(inputs, count, count - held_out, count)
         before = measure_agreement(dense, model, judged, held_out, processes, classes)
+        if not before.correlation and not before.error:  # there is no spread to compare with
+            raise ModelError(
+                f"the dense model returns the same for all {held_out} calibration examples held out, so nothing "
+                "tells whether a repair helps; pass examples that differ"
+            )
         saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         taken_back = False
         for attempt in _list_attempts(stage):
@@ -286,7 +297,10 @@ def _check_inputs(inputs: Inputs, examples: int, processes: Any) -> None:
         )
     for path, tensor in named_inputs(inputs):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ModelError(f"the calibration examples hold numbers that are not finite (input '{path}')")
+            raise ModelError(
+                f"the calibration examples hold numbers that are not finite (input '{path}')"
+                f"{hint_at_mask(tensor)}"
+            )
 
 
 def _repair_layers(

@@ -176,7 +176,8 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
     inside = {id(one.out_proj) for one in attentions}
     for name, module in model.named_modules():
         if _is_layer(module) and id(module) not in inside:
-            handles.append(module.register_forward_hook(after_layer(name)))
+            # Before hooks of the user's own: a layer is fitted to what it returns, not to what they make of it.
+            handles.append(module.register_forward_hook(after_layer(name), prepend=True))
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             handles.append(module.register_forward_hook(after_norm(name), with_kwargs=True))
     try:

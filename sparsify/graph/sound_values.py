@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from sparsify.errors import ModelError
 from sparsify.forward.call_model import call_model, float_tensors, named_inputs
 from sparsify.forward.calls import Inputs
+from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.forward.opaque import is_nested, is_sparse
 from sparsify.forward.scratch import copy_to_call
 
@@ -75,7 +76,7 @@ def _run_watched(model: nn.Module, inputs: Inputs) -> tuple[list[Tensor], str | 
         for name, module in copy.named_modules():
             if not list(module.children()):
                 module.register_forward_hook(watch(name))
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_fused_attention():
             found = list(float_tensors(call_model(copy, inputs)))
     except Exception:  # that it does not run is said where that matters
         return [], None

@@ -64,8 +64,8 @@ class Places:
     """Where the outputs of one call are sampled: the same places in every example.
 
     shape: of an output without batch and channels; index: numbers into that shape, flattened.
-    parts: where each example comes in several parts along the batch, such as frames or windows, the places
-    in the batch that are sampled, as many of each example; None: all of them. batch: its length, of all parts.
+    parts: where each example comes in several parts along the batch, such as frames or windows, numbers of
+    those that are sampled, as many of each example; None: all of them. batch: how many parts there are.
     """
 
     shape: tuple[int, ...]

@@ -50,7 +50,10 @@ def check_data(loaded: Loaded) -> None:
 
 
 def check_stages(loaded: Loaded, model: nn.Module, datasets: Datasets, objective: Objective) -> None:
-    """Refuse what train and repair stages ask of a model or of data that do not have it. Raises RecipeError."""
+    """Refuse what train and repair stages ask of a model or of data that do not have it.
+
+    Raises RecipeError.
+    """
     problems = []
     for index, stage in enumerate(loaded.recipe.stages):
         if isinstance(stage, Repair) and stage.method == "batch_norm":

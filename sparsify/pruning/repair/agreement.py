@@ -9,8 +9,8 @@ from sparsify.distributed import add_over_processes
 from sparsify.errors import ModelError
 from sparsify.forward.call_model import call_model, every_tensor
 from sparsify.forward.calls import Inputs, map_tensors
+from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.forward.trial_calls import eval_mode
-from sparsify.graph.trace.operators import without_fused_attention
 from sparsify_schemas.report import Agreement
 
 CHUNK = 64
@@ -86,7 +86,9 @@ class _Comparison:
         """Add the outputs of one call."""
         joined = _join_outputs(dense)
         known = ~joined.reshape(len(joined), -1).isnan().any(1)
-        if not bool(known.all()) and bool(known.any()):  # an example that is all padding may come to no number
+        if not bool(known.all()) and bool(
+            known.any()
+        ):  # an example that is all padding may come to no number
             dense, cut = [one[known] for one in dense], [one[known] for one in cut]
         first, second = _join_outputs(dense).double(), _join_outputs(cut).double()
         masked = first.isinf()  # such as scores of classes that do not count

@@ -91,8 +91,8 @@ def why_not_reestimated(model: nn.Module) -> str | None:
     if _list_norms(model):
         return None
     return (
-        "'batch_norm' takes running statistics anew, and the model has no batch normalisation that keeps them; "
-        "take 'least_squares'"
+        "'batch_norm' takes running statistics anew, and the model has no batch normalisation that keeps "
+        "them; take 'least_squares'"
     )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sparsify.forward.call_model import call_model, every_tensor
 from sparsify.forward.calls import Inputs
+from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.forward.opaque import is_scripted
 from sparsify.pruning.repair.agreement import take_examples
 
@@ -21,8 +22,8 @@ def affordable_examples(
 ) -> int:
     """The number of examples whose activations stay within `memory` bytes, at least one.
 
-    One example passes through the model, or two where it does not take a single one. Their largest module, by bytes of inputs and outputs, counts `COPIES`
-    times.
+    One example passes through the model, or two where it does not take a single one. The largest module, by
+    bytes of inputs and outputs, counts `COPIES` times.
 
     layers: those to refit, after the last of which the model is not run; none: it runs to its end.
     """
@@ -42,7 +43,7 @@ def affordable_examples(
     handles = [module.register_forward_hook(after(name), with_kwargs=True) for name, module in modules]
     tried = 1
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_fused_attention():
             try:
                 call_model(model, take_examples(inputs, examples, 0, tried))
             except Exception:  # such as where dimensions of length 1 are dropped

@@ -14,12 +14,12 @@ from sparsify.errors import ModelError
 from sparsify.events import Listener, Measuring, silence
 from sparsify.forward.call_model import named_inputs
 from sparsify.forward.calls import Inputs, map_tensors
+from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.forward.opaque import explain_errors
 from sparsify.forward.scratch import hold_weights
 from sparsify.forward.trial_calls import eval_mode
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.sound_values import hint_at_mask
-from sparsify.graph.trace.operators import without_fused_attention
 from sparsify.nn.load_tensors import load_tensors
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.agreement import measure_agreement, other_lengths, take_examples
@@ -217,8 +217,8 @@ def repair_model(
         before = measure_agreement(dense, model, judged, held_out, processes, classes)
         if not before.correlation and not before.error:  # there is no spread to compare with
             raise ModelError(
-                f"the dense model returns the same for all {held_out} calibration examples held out, so nothing "
-                "tells whether a repair helps; pass examples that differ"
+                f"the dense model returns the same for all {held_out} calibration examples held out, so "
+                "nothing tells whether a repair helps; pass examples that differ"
             )
         saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         taken_back = False

@@ -165,6 +165,25 @@ def test_a_norm_behind_two_layers_takes_no_intercept() -> None:
     assert not repaired.reverted and repaired.after.error < 0.5 * repaired.before.error
 
 
+class Forked(Shared):
+    """A normalisation behind a layer whose outputs are read elsewhere too, which an intercept in the mean
+    would not reach."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(1 + F.relu(self.stem(x)))
+        made: Tensor = self.head(F.relu(self.norm(y)) + y)
+        return made
+
+
+def test_a_norm_beside_another_reader_takes_no_intercept() -> None:
+    model, x = Forked().eval(), draw(300, 6)
+    assert find_sites(model, (x[:2],))[0]["a"].norm is None
+    result = cut_half(model, x, layers="stem", criterion={"kind": "random"})
+    repaired = sparsify.repair(result, [x])
+    assert torch.equal(result.model.norm.running_mean, model.norm.running_mean)
+    assert not repaired.reverted and repaired.after.error < 0.5 * repaired.before.error
+
+
 def test_a_key_that_the_method_does_not_read_is_refused() -> None:
     result = cut_half(Duplicated().eval(), draw(4, 6), layers="first")
     with pytest.raises(ModelError) as caught:
@@ -417,8 +436,8 @@ def test_ten_examples_are_enough_for_the_means() -> None:
         ),
         (
             [[[draw(20, 6), draw(20, 6)], draw(20)]],
-            "repair found a list of 2 tensors as the inputs of a batch; if they are arguments of the model, as "
-            "torch's DataLoader lists them, give a tuple or a mapping: [(tuple(x), y) for x, y in loader]",
+            "repair found a list of 2 tensors as the inputs of a batch; if they are arguments of the model, "
+            "as torch's DataLoader lists them, give a tuple or a mapping: [(tuple(x), y) for x, y in loader]",
         ),
         (
             [draw(1, 6).repeat(100, 1)],
@@ -439,8 +458,8 @@ def test_statistics_are_not_taken_anew_where_nothing_keeps_them() -> None:
     with pytest.raises(ModelError) as caught:
         sparsify.repair(result, [draw(20, 6)], method="batch_norm")
     assert str(caught.value) == (
-        "repair: 'method': 'batch_norm' takes running statistics anew, and the model has no batch normalisation "
-        "that keeps them; take 'least_squares'"
+        "repair: 'method': 'batch_norm' takes running statistics anew, and the model has no batch "
+        "normalisation that keeps them; take 'least_squares'"
     )
 
 

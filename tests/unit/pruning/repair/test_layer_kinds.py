@@ -410,7 +410,8 @@ def _mask_some(layer: nn.Module) -> nn.Module:
 
 
 COMPUTED = (
-    "its weight is computed from other tensors: weight_norm, spectral_norm, a parametrization or a mask"
+    "its weight is no parameter, or computed from others: weight_norm, spectral_norm, a parametrization or a "
+    "mask"
 )
 
 

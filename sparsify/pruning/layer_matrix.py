@@ -99,7 +99,7 @@ def sample_places(
     # Parts first: places of one image or window say less than the same number from several.
     chosen = _draw(each, count, generator)
     index = _draw(every, max(1, count // len(chosen)), generator)
-    parts = (torch.arange(examples)[:, None] * each + chosen).flatten()
+    parts = (torch.arange(0, len(output), each)[:, None] + chosen).flatten()
     return Places(shape, index.to(output.device), parts.to(output.device), len(output))
 
 

@@ -190,7 +190,7 @@ def repair_model(
         raise ModelError(f"repair: 'method': {why}")
     precise = torch.autocast(device.type, enabled=False)
     with (
-        explain_errors("repairing the cut model"),
+        explain_errors("repairing the cut model", "pass batches as the model takes them in training"),
         eval_mode(dense, model),
         hold_weights(dense),
         torch.no_grad(),

@@ -440,6 +440,12 @@ def test_ten_examples_are_enough_for_the_means() -> None:
             "as torch's DataLoader lists them, give a tuple or a mapping: [(tuple(x), y) for x, y in loader]",
         ),
         (
+            [draw(20, 6).double()],
+            "repairing the cut model failed in the forward call of a Linear: RuntimeError: mat1 and mat2 "
+            "must have the same dtype, but got Double and Float; pass batches as the model takes them in "
+            "training",
+        ),
+        (
             [draw(1, 6).repeat(100, 1)],
             "the dense model returns the same for all 10 calibration examples held out, so nothing tells "
             "whether a repair helps; pass examples that differ",

@@ -89,7 +89,8 @@ class _Comparison:
         if not bool(known.all()) and bool(
             known.any()
         ):  # an example that is all padding may come to no number
-            dense, cut = [one[known] for one in dense], [one[known] for one in cut]
+            dense = [one[known] for one in dense]
+            cut = [one[known] for one in cut]
         first, second = _join_outputs(dense).double(), _join_outputs(cut).double()
         masked = first.isinf()  # such as scores of classes that do not count
         if bool(masked.any()):

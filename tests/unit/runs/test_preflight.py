@@ -43,6 +43,6 @@ def test_statistics_cannot_be_taken_anew_in_a_model_that_keeps_none(tmp_path: Pa
     with pytest.raises(RecipeError) as caught:
         check_stages(loaded, nn.BatchNorm1d(2, track_running_stats=False), data, CLASSIFICATION)
     assert str(caught.value).endswith(
-        "recipe.yaml:7:39: stages.1.method: 'batch_norm' takes running statistics anew, and the model has no "
+        "recipe.yaml:7:46: stages.1.method: 'batch_norm' takes running statistics anew, and the model has no "
         "batch normalisation that keeps them; take 'least_squares'"
     )

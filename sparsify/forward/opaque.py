@@ -81,8 +81,11 @@ def without_compiling() -> Iterator[None]:
             torch._dynamo.reset()
 
 
+PROTECT = "protect the layers that it concerns (a rule with 'protect: true'), or pass simpler inputs"
+
+
 @contextmanager
-def explain_errors(doing: str) -> Iterator[None]:
+def explain_errors(doing: str, cure: str = PROTECT) -> Iterator[None]:
     """Turn an error of torch or of a model into one sentence: what failed, where in the model, and what to
     do.
 
@@ -94,8 +97,7 @@ def explain_errors(doing: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelError(
-            f"{doing} failed{_describe_place(error)}: {type(error).__name__}: {first_line(error)}; "
-            "protect the layers that it concerns (a rule with 'protect: true'), or pass simpler inputs"
+            f"{doing} failed{_describe_place(error)}: {type(error).__name__}: {first_line(error)}; {cure}"
         ) from error
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from sparsify.forward.call_model import call_model
 from sparsify.forward.calls import Call, Inputs, list_calls
 from sparsify.forward.fresh_inputs import redraw
+from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.forward.opaque import is_scripted, without_compiling
 from sparsify.forward.scratch import copy_to_call
 
@@ -51,7 +52,12 @@ def _find_modules_run(model: nn.Module, each: Call) -> set[str]:
         if not is_scripted(module):  # takes no hook
             module.register_forward_pre_hook(lambda *_, name=name: ran.add(name))
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_compiling():
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+            without_compiling(),
+            without_fused_attention(),
+        ):
             call_model(copy, (each,))
     except Exception:
         return set()

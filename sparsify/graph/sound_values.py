@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from sparsify.errors import ModelError
 from sparsify.forward.call_model import call_model, float_tensors, named_inputs
 from sparsify.forward.calls import Inputs
+from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.forward.opaque import is_nested, is_sparse
 from sparsify.forward.scratch import copy_to_call
 
@@ -25,12 +26,18 @@ def check_sound(model: nn.Module, inputs: Inputs) -> None:
     _check_sizes(model)
     for path, value in named_inputs(inputs):
         if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise ModelError(
-                f"the example inputs are not finite ('{path}'); are they too large once they are normalised?"
-            )
+            hint = hint_at_mask(value) or "; are they too large once they are normalised?"
+            raise ModelError(f"the example inputs are not finite ('{path}'){hint}")
     outputs, spoilt = _run_watched(model, inputs)
     if any(map(_is_unsound, outputs)):
         raise ModelError(f"the outputs of the dense model are not finite: {_describe_cause(spoilt)}")
+
+
+def hint_at_mask(value: Tensor) -> str:
+    """What to do about an input of which -inf alone is not finite; '' for others."""
+    if bool((value.isfinite() | (value == -torch.inf)).all()):
+        return "; write -inf of a mask as booleans, or as a large negative number such as -1e9"
+    return ""
 
 
 def _check_variances(model: nn.Module) -> None:
@@ -69,7 +76,7 @@ def _run_watched(model: nn.Module, inputs: Inputs) -> tuple[list[Tensor], str | 
         for name, module in copy.named_modules():
             if not list(module.children()):
                 module.register_forward_hook(watch(name))
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_fused_attention():
             found = list(float_tensors(call_model(copy, inputs)))
     except Exception:  # that it does not run is said where that matters
         return [], None

@@ -19,6 +19,7 @@ from sparsify.formatting.numbers import format_times
 from sparsify.forward import call_model
 from sparsify.forward.calls import Inputs, first_tensor
 from sparsify.forward.fresh_inputs import seed_generators
+from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.forward.opaque import is_scripted
 from sparsify.graph.surgery import compact_layers, operations
 from sparsify.nn import cropped, gathered
@@ -201,7 +202,7 @@ def _record_inputs(
         for name in names:
             note = partial(_record_input, found[name], target)
             copy.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_fused_attention():
             seed_generators(0)
             call_model.call_model(copy, measure.resize_batch(inputs, spec.batch))
     return found

@@ -45,9 +45,18 @@ def is_product_of_computed(module: nn.Module) -> bool:
 def _multiplies(module: nn.Module) -> bool:
     if is_scripted(module):
         return False
-    plain = getattr(type(module), "forward", None) in _PLAIN_FORWARDS
+    plain = find_forward(module) in _PLAIN_FORWARDS
     known = plain and isinstance(module, Conv | ConvTranspose | nn.Linear)
     return known or is_transposed_linear(module)
+
+
+def find_forward(module: nn.Module) -> Any:
+    """The function that a call of the module runs: that of its class, or one that was put on the module
+    itself. Accelerate wraps the class's to move weights."""
+    own = vars(module).get("forward")
+    if own is None:
+        return getattr(type(module), "forward", None)
+    return getattr(getattr(own, "__wrapped__", own), "__func__", own)
 
 
 @dataclass(frozen=True)
@@ -55,27 +64,57 @@ class Places:
     """Where the outputs of one call are sampled: the same places in every example.
 
     shape: of an output without batch and channels; index: numbers into that shape, flattened.
+    parts: where each example comes in several parts along the batch, such as frames or windows, numbers of
+    those that are sampled, as many of each example; None: all of them. batch: how many parts there are.
     """
 
     shape: tuple[int, ...]
     index: Tensor
+    parts: Tensor | None = None
+    batch: int | None = None
+
+    def fit_batch(self, value: Tensor) -> bool:
+        """Whether a tensor has a batch of the length that the parts were drawn from."""
+        return self.parts is None or len(value) == self.batch
+
+    def count_rows(self, batch: int) -> int:
+        return (batch if self.parts is None else len(self.parts)) * len(self.index)
 
 
-def sample_places(module: nn.Module, output: Tensor, count: int, generator: torch.Generator) -> Places:
+def sample_places(
+    module: nn.Module, output: Tensor, count: int, generator: torch.Generator, examples: int | None = None
+) -> Places:
     """Draw `count` places of an output, all of them where there are no more.
 
     Args:
         module: a layer for which `is_product` holds.
         output: [batch, channels, *places] of a convolution, [batch, *places, features] of a Linear layer.
+        examples: how many the batch is of. `count` is that of each, over all its parts.
     """
     shape = tuple(output.shape[1:-1] if _is_linear(module) else output.shape[2:])
     every = prod(shape)
-    index = torch.randperm(every, generator=generator)[:count] if count < every else torch.arange(every)
-    return Places(shape, index.to(output.device))
+    each = 1 if not examples or len(output) % examples else len(output) // examples
+    if each == 1:
+        return Places(shape, _draw(every, count, generator).to(output.device))
+    # Parts first: places of one image or window say less than the same number from several.
+    chosen = _draw(each, count, generator)
+    index = _draw(every, max(1, count // len(chosen)), generator)
+    parts = (torch.arange(0, len(output), each)[:, None] + chosen).flatten()
+    return Places(shape, index.to(output.device), parts.to(output.device), len(output))
+
+
+def _draw(every: int, count: int, generator: torch.Generator) -> Tensor:
+    """Different numbers below `every`, all of them in order where there are no more than `count`."""
+    return torch.randperm(every, generator=generator)[:count] if count < every else torch.arange(every)
+
+
+def _take_parts(value: Tensor, places: Places) -> Tensor:
+    return value if places.parts is None else value[places.parts]
 
 
 def output_rows(module: nn.Module, output: Tensor, places: Places) -> Tensor:
     """Outputs at the places: [rows, channels], examples first."""
+    output = _take_parts(output, places)
     if _is_linear(module):
         return _lay_out_places(output)[:, places.index].flatten(0, 1)
     flat = output.flatten(2) if places.shape else output[:, :, None]
@@ -84,6 +123,7 @@ def output_rows(module: nn.Module, output: Tensor, places: Places) -> Tensor:
 
 def input_rows(module: nn.Module, value: Tensor, places: Places) -> Tensor:
     """What the outputs at the places are computed from: [rows, groups, columns], examples first."""
+    value = _take_parts(value, places)
     if _is_linear(module):
         return _lay_out_places(value)[:, places.index].flatten(0, 1)[:, None]
     if isinstance(module, Conv):

@@ -16,6 +16,7 @@ from sparsify.forward.copies import copy_model
 from sparsify.forward.free_memory import read_free_memory
 from sparsify.forward.trial_calls import eval_mode
 from sparsify.objective.objective import Objective
+from sparsify.pruning.repair.batch_norm import why_not_reestimated
 from sparsify.pruning.repair.memory import COPIES, affordable_examples
 from sparsify.recipe import Loaded
 from sparsify.runs.int8 import export_onnx_bytes, select_int8
@@ -23,7 +24,7 @@ from sparsify.training.features import why_not_compared
 from sparsify.training.layout import why_not_in_layout
 from sparsify.training.mixing import why_unmixable
 from sparsify.training.recompute import why_not_recomputed
-from sparsify_schemas.stage import Train
+from sparsify_schemas.stage import Repair, Train
 from sparsify_schemas.target import Cpu, Target
 
 _SMALL = 1024
@@ -49,9 +50,16 @@ def check_data(loaded: Loaded) -> None:
 
 
 def check_stages(loaded: Loaded, model: nn.Module, datasets: Datasets, objective: Objective) -> None:
-    """Refuse what train stages ask of a model or of data that do not have it. Raises RecipeError."""
+    """Refuse what train and repair stages ask of a model or of data that do not have it.
+
+    Raises RecipeError.
+    """
     problems = []
     for index, stage in enumerate(loaded.recipe.stages):
+        if isinstance(stage, Repair) and stage.method == "batch_norm":
+            why = why_not_reestimated(model)
+            if why is not None:
+                problems.append(loaded.positions.problem(f"stages.{index}.method", why))
         if not isinstance(stage, Train):
             continue
         found = [

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sparsify.data import Examples
 from sparsify.errors import TrainingError
 from sparsify.forward.copies import copy_model
+from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.objective.objective import Objective, predict
 from sparsify.pruning.repair.kept_outputs import find_kept_features
 from sparsify.training.optimizers import list_classes, suggest_layers
@@ -194,7 +195,7 @@ def record_outputs(model: nn.Module, names: Sequence[str], recorded: Recorded) -
 
     A pass that computes activations again comes in the backward pass, after this has ended.
     """
-    with ExitStack() as handles:
+    with ExitStack() as handles, without_fused_attention():
         for name in names:
             handle = model.get_submodule(name).register_forward_hook(_make_hook(name, recorded))
             handles.callback(handle.remove)

@@ -13,6 +13,7 @@ from sparsify.cost.latency_model import Kind, Work
 from sparsify.cost.measure import copy_model, count_macs
 from sparsify.forward.call_model import call_model
 from sparsify.forward.calls import Inputs
+from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.forward.opaque import is_scripted
 from sparsify.graph.layer_types import layer_type, layer_widths
 
@@ -76,13 +77,10 @@ def read_layers(model: nn.Module, inputs: Inputs, batch: int) -> tuple[tuple[Wor
         for name, module in model.named_modules()
         if not is_scripted(module)
     ]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # or the modules inside are passed over
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), without_fused_attention():
             call_model(model, inputs)
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
     called = {work.tensor.rpartition(".")[0] for work, _ in found}

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 from sparsify.errors import ModelError, first_line
 from sparsify.forward.calls import Inputs, call_without_copies, count_examples, list_calls
+from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.forward.opaque import (
     are_wrappers,
     holds_nested,
@@ -161,13 +162,8 @@ def _charge_modules(
 @contextmanager
 def _count_without_fast_path() -> Iterator["_FlopCounter"]:
     """A counter, with the attention fast path off, whose fused operator no counter sees."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with _FlopCounter() as counter:
-            yield counter
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with without_fused_attention(), _FlopCounter() as counter:
+        yield counter
 
 
 class _FlopCounter(OperatorMode):

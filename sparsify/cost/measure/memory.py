@@ -19,6 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
 from sparsify.forward.calls import Inputs, all_tensors, call_without_copies, map_tensors, resize_batch
+from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.forward.opaque import without_compiling
 from sparsify.forward.operator_mode import OperatorMode
 from sparsify.forward.trial_calls import eval_mode
@@ -99,14 +100,9 @@ def trace_lifetimes(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     fed = _move_inputs(resize_batch(inputs, 1), device)
     known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers(), *all_tensors(fed))}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        watch = _StorageTracker(known)
-        with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=[]), without_compiling(), watch:
-            call_without_copies(model, fed)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    watch, fork = _StorageTracker(known), torch.random.fork_rng(devices=[])
+    with eval_mode(model), torch.no_grad(), fork, without_fused_attention(), without_compiling(), watch:
+        call_without_copies(model, fed)
     return watch.lifetimes()
 
 

@@ -6,12 +6,15 @@ file whose weights have other names, that does not run, or that computes somethi
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from sparsify.cost.measure.onnx_export import export_onnx, silence_torch
+from sparsify.errors import ModelError
+from sparsify.forward.call_model import every_tensor
 from sparsify.forward.calls import Inputs
 
 if TYPE_CHECKING:
@@ -34,11 +37,28 @@ class Pattern:
 
 
 def make_pattern(model: nn.Module, inputs: Inputs) -> Pattern:
-    """The network as ONNX, for inputs of this batch size. Raises ModelError if ONNX cannot express it."""
+    """The network as ONNX, for inputs of this batch size. Raises ModelError if ONNX cannot express it, or if
+    its numbers are of a type that arrays do not have."""
+    for value in (*_stored_tensors(model).values(), *every_tensor(inputs)):
+        if not _is_array_type(value.dtype):
+            name = str(value.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"numbers in {name} cannot be exchanged with it; convert the model by model.float()"
+            )
     with silence_torch():
         proto = export_onnx(model, inputs, inputs, optimize=False).model_proto
     del proto.graph.value_info[:]  # shapes in between, which other weights change
     return Pattern(proto, frozenset(_stored_tensors(model)))
+
+
+@cache
+def _is_array_type(dtype: torch.dtype) -> bool:
+    """Whether NumPy has a type: it has none for bfloat16 and the types of 8 bits."""
+    try:
+        torch.empty(0, dtype=dtype).numpy()
+    except TypeError:
+        return False
+    return True
 
 
 def fill_pattern(like: Pattern, model: nn.Module, free: int = -1) -> bytes | None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from sparsify.forward.call_model import call_model, float_tensors, move_inputs_to_meta
 from sparsify.forward.calls import Inputs
+from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.forward.opaque import is_scripted, without_compiling
 from sparsify.forward.scratch import borrow_model
 from sparsify.graph.copy import copy_to_meta
@@ -109,7 +110,12 @@ def _record_shapes(copy: nn.Module, inputs: Inputs) -> dict[str, list[CallShapes
             continue  # it takes no hooks, and none of its widths change
         module.register_forward_hook(partial(_record_call, found.setdefault(name, [])), with_kwargs=True)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_compiling():
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+            without_compiling(),
+            without_fused_attention(),
+        ):
             call_model(copy, inputs)
     except Exception:
         return {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.forward.opaque import without_compiling
 from sparsify.graph.names import walk_modules
 
@@ -322,14 +323,3 @@ def without_grouped_experts(model: nn.Module) -> Iterator[None]:
 
 EXPERTS = "_experts_implementation_internal"
 """how a configuration of transformers says it"""
-
-
-@contextmanager
-def without_fused_attention() -> Iterator[None]:
-    """Disable fused MultiheadAttention and TransformerEncoder, which write zeros at padded places."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)

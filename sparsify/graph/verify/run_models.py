@@ -17,9 +17,10 @@ from sparsify.forward.call_model import (
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
 from sparsify.forward.fresh_inputs import seed_generators
+from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.graph.peft_adapters import call_in_each_state
 from sparsify.graph.precision import cast_model, keep_double
-from sparsify.graph.trace.operators import without_fused_attention, without_grouped_experts
+from sparsify.graph.trace.operators import without_grouped_experts
 from sparsify.graph.verify import whole_outputs
 from sparsify.graph.verify.failed_allocations import raise_out_of_memory
 

@@ -12,6 +12,7 @@ from torch import nn
 from sparsify.data.columns import count_examples, split_values
 from sparsify.errors import ModelError
 from sparsify.forward.calls import first_tensor
+from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.objective.objective import Objective, measure_batch, move, require_gradients
 from sparsify.objective.predictions import call_on_batch
 from sparsify.pruning.criteria.scores import Statistics
@@ -87,7 +88,7 @@ def _visit_inputs(model: nn.Module, kind: str, batches: Sequence[Batch]) -> Iter
     model.eval()
     for x, _ in batches:
         model.zero_grad(set_to_none=True)
-        with ExitStack() as stack, torch.no_grad():
+        with ExitStack() as stack, torch.no_grad(), without_fused_attention():
             for module in seen:
                 handle = module.register_forward_hook(_note_input, with_kwargs=True)
                 stack.callback(handle.remove)

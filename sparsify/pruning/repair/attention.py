@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from sparsify.graph.layer_types import PROJECTIONS
 from sparsify.nn.attention import MultiheadAttention
+from sparsify.pruning.layer_matrix import find_forward
 from sparsify.pruning.repair.choose_fit import Settings, choose_fit, repair_row
 from sparsify.pruning.repair.positions import Positions, draw_positions, keep_columns, rows_at
 from sparsify.pruning.repair.regression import Fit
@@ -49,7 +50,7 @@ def is_attention_of_computed(module: nn.Module) -> bool:
 
 
 def _attends(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
-    return isinstance(module, nn.MultiheadAttention) and type(module).forward in _FORWARDS
+    return isinstance(module, nn.MultiheadAttention) and find_forward(module) in _FORWARDS
 
 
 def _has_own_weights(module: nn.MultiheadAttention) -> bool:

@@ -61,11 +61,7 @@ def reestimate_statistics(model: nn.Module, inputs: Inputs, examples: int, proce
 
     Source: re-calibration of batch normalisation after a cut (EagleEye, arXiv:2007.02491).
     """
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-    ]
+    norms = _list_norms(model)
     momenta = [norm.momentum for norm in norms]
     statistics = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
     ends = _list_ends(examples)
@@ -88,6 +84,24 @@ def reestimate_statistics(model: nn.Module, inputs: Inputs, examples: int, proce
             if not done:
                 norm.load_state_dict(old, strict=False)
     return sum(ran)
+
+
+def why_not_reestimated(model: nn.Module) -> str | None:
+    """Why statistics cannot be taken anew; None where they can."""
+    if _list_norms(model):
+        return None
+    return (
+        "'batch_norm' takes running statistics anew, and the model has no batch normalisation that keeps "
+        "them; take 'least_squares'"
+    )
+
+
+def _list_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]
 
 
 def _list_ends(examples: int) -> list[int]:

@@ -60,6 +60,12 @@ def _find_inputs(batch: Any, caller: str) -> Any:
             return first
         if isinstance(first, Tensor | Mapping):
             return _find_inputs(first, caller)
+        if isinstance(first, list) and first and all(isinstance(value, Tensor) for value in first):
+            raise ModelError(
+                f"{caller} found a list of {len(first)} tensors as the inputs of a batch; if they are "
+                "arguments of the model, as torch's DataLoader lists them, give a tuple or a mapping: "
+                "[(tuple(x), y) for x, y in loader]"
+            )
     raise ModelError(
         f"{caller} takes batches that are tensors, mappings of tensors or (x, y) "
         f"pairs, found {type(batch).__name__}"

@@ -73,6 +73,7 @@ class DenseRun:
         self._everywhere = (
             examples if settings.processes is None else sum(counts_of(examples, settings.processes))
         )
+        self._examples = examples
         self._rows_asked = settings.rows
         self._count = self._count_places(settings.rows)
         self._seed = settings.seed
@@ -105,7 +106,9 @@ class DenseRun:
     def _run(self) -> None:
         watch = OperatorCounter(list_operators(self._sites, self._partners))
         handles = [
-            self._model.get_submodule(name).register_forward_hook(self._after(name, watch), with_kwargs=True)
+            self._model.get_submodule(name).register_forward_hook(
+                self._after(name, watch), prepend=True, with_kwargs=True
+            )
             for name, site in self._sites.items()
             if site.calls == 1 and name in self._wanted
         ]
@@ -149,7 +152,7 @@ class DenseRun:
         wanted = self._rows_asked
         if isinstance(module, nn.Linear):  # whose inputs lie there as rows: more of them take no more memory
             wanted = max(wanted, ROWS_OF_INPUT * module.in_features)
-        places = sample_places(module, output, self._count_places(wanted), generator)
+        places = sample_places(module, output, self._count_places(wanted), generator, self._examples)
         rows = self._stay(name, output_rows(module, output, places))
         addend, other = self._addend(name, watch), None
         if addend is not None and addend.shape == output.shape:

@@ -200,7 +200,7 @@ def _refit_layer(
 
 def _is_laid_out(layer: nn.Module, value: object, places: Places) -> bool:
     """Whether an input has the dimensions that the layer's places speak of."""
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or not places.fit_batch(value):
         return False
     if isinstance(layer, nn.modules.conv._ConvNd):
         return value.dim() == 2 + len(layer.kernel_size) and len(places.shape) == len(layer.kernel_size)
@@ -213,7 +213,8 @@ def _has_places(layer: nn.Module, addend: Tensor, message: LayerOutputs) -> bool
     places = addend.shape[2:] if convolution else addend.shape[1:-1]
     channels = addend.shape[1] if convolution else addend.shape[-1]
     same = tuple(places) == message.places.shape and channels == message.targets.shape[1]
-    return same and addend.shape[0] * len(message.places.index) == len(message.targets)
+    rows = message.places.count_rows(len(addend))
+    return same and message.places.fit_batch(addend) and rows == len(message.targets)
 
 
 def _find_gain(norm: nn.Module | None, like: Tensor) -> Tensor:

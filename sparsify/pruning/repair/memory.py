@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sparsify.forward.call_model import call_model, every_tensor
 from sparsify.forward.calls import Inputs
+from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.forward.opaque import is_scripted
 from sparsify.pruning.repair.agreement import take_examples
 
@@ -21,8 +22,8 @@ def affordable_examples(
 ) -> int:
     """The number of examples whose activations stay within `memory` bytes, at least one.
 
-    One example passes through the model. Its largest module, by bytes of inputs and outputs, counts `COPIES`
-    times.
+    One example passes through the model, or two where it does not take a single one. The largest module, by
+    bytes of inputs and outputs, counts `COPIES` times.
 
     layers: those to refit, after the last of which the model is not run; none: it runs to its end.
     """
@@ -40,10 +41,17 @@ def affordable_examples(
 
     modules = [(name, module) for name, module in model.named_modules() if not is_scripted(module)]
     handles = [module.register_forward_hook(after(name), with_kwargs=True) for name, module in modules]
+    tried = 1
     try:
-        with torch.no_grad():
-            call_model(model, take_examples(inputs, examples, 0, 1))
+        with torch.no_grad(), without_fused_attention():
+            try:
+                call_model(model, take_examples(inputs, examples, 0, tried))
+            except Exception:  # such as where dimensions of length 1 are dropped
+                if examples < 2:
+                    raise
+                tried = 2
+                call_model(model, take_examples(inputs, examples, 0, tried))
     finally:
         for handle in handles:
             handle.remove()
-    return max(1, min(examples, memory // max(1, COPIES * (needed or largest))))
+    return max(1, min(examples, tried * memory // max(1, COPIES * (needed or largest))))

@@ -17,6 +17,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from sparsify.pruning.layer_matrix import find_forward
 from sparsify.pruning.repair.choose_fit import (
     NO_INTERCEPT,
     Settings,
@@ -80,7 +81,7 @@ def is_recurrent_of_computed(module: nn.Module) -> bool:
 
 
 def _recurs(module: nn.Module) -> TypeGuard[nn.RNNBase]:
-    is_known = isinstance(module, nn.RNNBase) and type(module).forward in _FORWARDS
+    is_known = isinstance(module, nn.RNNBase) and find_forward(module) in _FORWARDS
     return is_known and not module.proj_size
 
 

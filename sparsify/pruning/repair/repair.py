@@ -14,14 +14,16 @@ from sparsify.errors import ModelError
 from sparsify.events import Listener, Measuring, silence
 from sparsify.forward.call_model import named_inputs
 from sparsify.forward.calls import Inputs, map_tensors
+from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.forward.opaque import explain_errors
 from sparsify.forward.scratch import hold_weights
 from sparsify.forward.trial_calls import eval_mode
 from sparsify.graph.model_map import ModelMap
+from sparsify.graph.sound_values import hint_at_mask
 from sparsify.nn.load_tensors import load_tensors
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.agreement import measure_agreement, other_lengths, take_examples
-from sparsify.pruning.repair.batch_norm import reestimate_statistics
+from sparsify.pruning.repair.batch_norm import reestimate_statistics, why_not_reestimated
 from sparsify.pruning.repair.calibration_examples import collect_examples
 from sparsify.pruning.repair.choose_fit import Settings
 from sparsify.pruning.repair.least_squares import refit_layers
@@ -103,7 +105,9 @@ def repair(
         out, what became of each of the `layers`, and whether all was `reverted` because it did not help.
 
     Raises:
-        ModelError: There are no examples, or a batch is of another kind.
+        ModelError: There are too few examples, a batch is of another kind or holds numbers that are not
+            finite, the dense model returns the same for all examples held out, or the model has nothing that
+            the method changes.
 
     Examples:
         >>> result = sparsify.cut(sparsify.make_plan(recipe, model, (x,)), model)
@@ -183,13 +187,17 @@ def repair_model(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     inputs = map_tensors(inputs, lambda value: value.to(device))
     _check_inputs(inputs, examples, processes)
+    why = why_not_reestimated(model) if stage.method == "batch_norm" else None
+    if why is not None:
+        raise ModelError(f"repair: 'method': {why}")
     precise = torch.autocast(device.type, enabled=False)
     with (
-        explain_errors("repairing the cut model"),
+        explain_errors("repairing the cut model", "pass batches as the model takes them in training"),
         eval_mode(dense, model),
         hold_weights(dense),
         torch.no_grad(),
         precise,
+        without_fused_attention(),  # it calls no layers, and fails on padded inputs where layers are watched
     ):
         refitted = list_layers(dense) if stage.method in ("least_squares", "mean") else frozenset()
         memory = int(stage.memory.count)
@@ -209,6 +217,11 @@ def repair_model(
         held_out = count if stage.method == "merge" else _choose_held_out(count, others)
         judged = take_examples(inputs, count, count - held_out, count)
         before = measure_agreement(dense, model, judged, held_out, processes, classes)
+        if not before.correlation and not before.error:  # there is no spread to compare with
+            raise ModelError(
+                f"the dense model returns the same for all {held_out} calibration examples held out, so "
+                "nothing tells whether a repair helps; pass examples that differ"
+            )
         saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         taken_back = False
         for attempt in _list_attempts(stage):
@@ -286,7 +299,10 @@ def _check_inputs(inputs: Inputs, examples: int, processes: Any) -> None:
         )
     for path, tensor in named_inputs(inputs):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ModelError(f"the calibration examples hold numbers that are not finite (input '{path}')")
+            raise ModelError(
+                f"the calibration examples hold numbers that are not finite (input '{path}')"
+                f"{hint_at_mask(tensor)}"
+            )
 
 
 def _repair_layers(

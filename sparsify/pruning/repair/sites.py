@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.forward.call_model import call_model, restore_buffers
+from sparsify.forward.call_model import call_model, every_tensor, restore_buffers
 from sparsify.forward.calls import Inputs, first_tensor
 from sparsify.forward.operator_mode import OperatorMode
 from sparsify.pruning.layer_matrix import is_product, is_product_of_computed
@@ -110,6 +110,10 @@ class _Watch(OperatorCounter):  # type: ignore[no-untyped-call]
         self.maker: dict[int, Operator] = {}
         self.alive: list[Any] = []  # an id is only a name while its object lives
         self.additions: list[_Addition] = []
+        self.read: Counter[int] = Counter()
+        """how many operators took each tensor, by its id; those within a norm are not counted"""
+        self.norms = 0
+        """norms that are running"""
 
     def note(self, func: Any, args: Any, result: Any) -> None:
         if (
@@ -118,6 +122,8 @@ class _Watch(OperatorCounter):  # type: ignore[no-untyped-call]
             and args[0].shape == args[1].shape
         ):
             self.additions.append(_Addition(self.count, args[0], args[1]))
+        if not self.norms:
+            self.read.update(map(id, every_tensor(args)))
         made = main_result(result)
         if made is not None:
             self.alive.append(made)
@@ -132,6 +138,8 @@ class _Seen:
     finished: int = 0
     """operators that had run when the layer had"""
     norm: str | None = None
+    norms: int = 0
+    """how often its output went into a norm"""
     results: set[int] = field(default_factory=set)
     """ids of its own outputs"""
     normed: set[int] = field(default_factory=set)
@@ -161,12 +169,17 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
 
         return hook
 
+    def before_norm(*_: Any) -> None:
+        watch.norms += 1
+
     def after_norm(name: str) -> Any:
         def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            watch.norms -= 1
             norm_calls[name] += 1
             layer = made_by.get(id(first_tensor(args, kwargs)))
             if layer is not None and isinstance(output, Tensor):
                 seen[layer].norm = name
+                seen[layer].norms += 1
                 seen[layer].normed.add(id(output))
                 watch.alive.append(output)
 
@@ -176,12 +189,15 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
     inside = {id(one.out_proj) for one in attentions}
     for name, module in model.named_modules():
         if _is_layer(module) and id(module) not in inside:
-            handles.append(module.register_forward_hook(after_layer(name)))
+            # Before the user's hooks: a layer is fitted to what it returns, not to what they make of it.
+            handles.append(module.register_forward_hook(after_layer(name), prepend=True))
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            handles.append(module.register_forward_pre_hook(before_norm))
             handles.append(module.register_forward_hook(after_norm(name), with_kwargs=True))
     try:
         with torch.no_grad(), restore_buffers(model), watch:
-            call_model(model, inputs)
+            returned = call_model(model, inputs)
+        watch.read.update(map(id, every_tensor(returned)))
     finally:
         for handle in handles:
             handle.remove()
@@ -189,7 +205,8 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
     sites = {}
     for name, own in seen.items():
         addend, through_norm = addends.get(name, (None, False))
-        shared = own.norm is not None and norm_calls[own.norm] > 1
+        is_read = own.norms > 1 or any(watch.read[one] for one in own.results)
+        shared = own.norm is not None and (norm_calls[own.norm] > 1 or is_read)
         if shared and through_norm:
             addend, through_norm = None, False
         sites[name] = Site(name, own.calls, None if shared else own.norm, addend, through_norm)

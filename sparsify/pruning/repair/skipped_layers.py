@@ -48,7 +48,8 @@ def list_skipped(
 
 
 COMPUTED = (
-    "its weight is computed from other tensors: weight_norm, spectral_norm, a parametrization or a mask"
+    "its weight is no parameter, or computed from others: weight_norm, spectral_norm, a parametrization or a "
+    "mask"
 )
 OTHER_EXAMPLES = "its mixture lost experts: it is given other examples than in the dense model"
 

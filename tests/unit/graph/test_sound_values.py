@@ -77,6 +77,14 @@ def test_inputs_that_are_not_finite() -> None:
     assert str(caught.value) == (
         "the example inputs are not finite ('0'); are they too large once they are normalised?"
     )
+    mask = torch.zeros(2, 3, 6, 6)
+    mask[..., 0] = -torch.inf
+    with pytest.raises(ModelError) as caught:
+        sparsify.make_plan(RECIPE, net(), (mask,))
+    assert str(caught.value) == (
+        "the example inputs are not finite ('0'); write -inf of a mask as booleans, or as a large negative "
+        "number such as -1e9"
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import Tensor, nn
 
 from sparsify.pruning.layer_matrix import (
@@ -53,6 +54,24 @@ def test_rows_times_columns_are_the_outputs(name: str, count: int) -> None:
     assert torch.allclose(made, output_rows(layer, output, places), atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [2, 6, 10_000])
+@pytest.mark.parametrize("name", LAYERS)
+def test_examples_in_several_parts_are_sampled_alike(name: str, count: int) -> None:
+    """Of 3 examples in 4 parts each, such as frames, no more places are taken than of 3 in one part."""
+    layer, (_, *shape) = LAYERS[name]
+    x = torch.randn(12, *shape, generator=torch.Generator().manual_seed(0))
+    output = layer(x).detach()
+    places = sample_places(layer, output, count, torch.Generator().manual_seed(1), examples=3)
+    rows, made = input_rows(layer, x, places), output_rows(layer, output, places)
+    assert len(rows) == len(made) == places.count_rows(12) <= 3 * count and len(rows) % 3 == 0
+    assert places.fit_batch(x) and not places.fit_batch(x[:9])
+    product = torch.einsum("rgc,gco->rgo", rows, weight_matrix(layer)).flatten(1) + bias_of(layer)
+    assert torch.allclose(product, made, atol=1e-5)
+    assert places.parts is not None  # the same parts of each example, its rows together
+    assert torch.equal(places.parts.reshape(3, -1) % 4, (places.parts.reshape(3, -1) % 4)[:1].expand(3, -1))
+    assert torch.equal(places.parts // 4, torch.arange(3).repeat_interleave(len(places.parts) // 3))
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_matrix_that_is_written_back_is_the_weight(name: str) -> None:
     layer, _ = LAYERS[name]
@@ -62,6 +81,13 @@ def test_a_matrix_that_is_written_back_is_the_weight(name: str) -> None:
     assert not layer.get_parameter("weight").any()
     set_weight(layer, matrix)
     assert torch.equal(layer.get_parameter("weight"), before)
+
+
+def test_a_layer_with_a_forward_put_on_it_is_no_product() -> None:
+    layer, wrapped = nn.Linear(6, 5), nn.Linear(6, 5)
+    layer.forward = lambda x: nn.functional.linear(x, layer.weight.abs())  # type: ignore[method-assign]
+    add_hook_to_module(wrapped, ModelHook())  # Accelerate's, which calls the layer as it is
+    assert not is_product(layer) and is_product(wrapped)
 
 
 def test_a_subclass_with_a_forward_of_its_own_is_no_product() -> None:

@@ -40,6 +40,28 @@ def run(model: nn.Module, folder: Path) -> Any:
     return read_report(folder)
 
 
+def test_a_model_in_bfloat16_is_timed_in_eager_pytorch_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NumPy, through which models and inputs go into ONNX Runtime, has no such type."""
+    monkeypatch.setattr(timed_targets, "default_targets", default_targets)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval().bfloat16()
+    x = torch.rand(2, 3, 8, 8).bfloat16()
+    result = sparsify.cut(sparsify.make_plan(RECIPE, model, (x,)), model)
+    folder = sparsify.save_run(result, tmp_path / "run", inputs=(x,), timing=0.05)
+    report = read_report(folder)
+    assert [t.description for t in report.latency] == ["cpu, eager, 1 thread, batch 1"]
+    assert any(
+        note.endswith(
+            "only in eager PyTorch: target 'onnxruntime' with batch 1 cannot be timed: numbers in bfloat16 "
+            "cannot be exchanged with it; convert the model by model.float()"
+        )
+        for note in report.notes
+    )
+    again = sparsify.load_run(folder, build=lambda: model)
+    assert torch.equal(again(x), result.model.eval()(x))
+
+
 def test_eager_alone_where_onnx_runtime_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(default_targets()) == ["onnxruntime", "eager"]
     monkeypatch.setattr(availability, "find_spec", lambda name: None if name == "onnxruntime" else name)

@@ -86,6 +86,28 @@ def test_the_loss_of_an_example_is_the_formula() -> None:
         assert float(found[row] - plain[row]) == pytest.approx(0.7 * wanted, rel=1e-4)
 
 
+class Padded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 1)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        made: Tensor = self.encoder(x, src_key_padding_mask=padding)
+        return made
+
+
+def test_layers_of_a_padded_encoder_of_torch_are_recorded() -> None:
+    """Its fused path fails where hooks watch a layer inside."""
+    model = Padded().eval()
+    pairs = sparsify.FeaturePairs(model, model, "*.linear1")
+    with torch.no_grad(), pairs.record_teacher(), pairs.record_model():
+        model(draw(0, 4, 5, 8), torch.arange(5) >= torch.tensor([[3], [4], [2], [1]]))
+    own, taught = pairs.pairs()[0]
+    assert own.shape == (4, 5, 12) and torch.equal(own, taught)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_a_layer_that_returns_the_mean_of_its_teacher_is_one_away() -> None:
     taught = draw(0, 50, 4)
     pair = (taught.mean().expand(50, 4), taught)

@@ -48,6 +48,29 @@ class Net(nn.Module):
         return self.c(self.b(self.n(self.a(x)).relu()).relu().mean((2, 3)))
 
 
+class Padded(nn.Module):
+    """An encoder of torch, whose fused path fails where hooks watch a layer inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 1)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        made: Tensor = self.encoder(x, src_key_padding_mask=padding)
+        return made.mean(1)
+
+
+@pytest.mark.parametrize("kind", ["wanda", "activation"])
+def test_criteria_see_the_layers_of_a_padded_encoder_of_torch(kind: str) -> None:
+    net = Padded().eval()
+    x = {"x": torch.randn(4, 5, 8), "padding": torch.arange(5) >= torch.tensor([[3], [4], [2], [1]])}
+    rule = {"layers": "*linear1", "group": "neuron", "sparsity": "50%", "criterion": {"kind": kind}}
+    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, net, x)
+    result = sparsify.cut(plan, net, batches=[(x, torch.zeros(4, dtype=torch.long))])
+    assert result.model.encoder.layers[0].linear1.out_features == 6
+
+
 def model() -> Net:
     torch.manual_seed(0)
     net = Net().eval()

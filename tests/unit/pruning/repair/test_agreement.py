@@ -110,6 +110,39 @@ def test_outputs_without_a_dimension_for_examples() -> None:
         measure_agreement(Summary(True), Summary(True), (x,), 20)
 
 
+class Spoilt(nn.Module):
+    """NaN for examples of negative first numbers; -inf in place of the first class."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.inner(x).masked_fill(x[:, :1] < 0, torch.nan)
+        return torch.cat([torch.full_like(made[:, :1], -torch.inf), made[:, 1:]], 1)
+
+
+def test_examples_without_numbers_and_masked_classes_do_not_count() -> None:
+    torch.manual_seed(0)
+    dense, cut = nn.Linear(3, 4), nn.Linear(3, 4)
+    x = torch.randn(40, 3)
+    sound = x[x[:, 0] >= 0]
+    with torch.no_grad():
+        y, z = dense(sound)[:, 1:].double(), cut(sound)[:, 1:].double()
+    found = measure_agreement(Spoilt(dense), Spoilt(cut), (x,), 40)
+    a, b = y - y.mean(0), z - z.mean(0)
+    assert found.error == pytest.approx(float((z - y).square().sum() / a.square().sum()), rel=1e-5)
+    assert found.correlation == pytest.approx(float((a * b).sum() / (a.norm() * b.norm())), rel=1e-5)
+    assert found.same_prediction == float((y.argmax(1) == z.argmax(1)).double().mean()) < 1
+
+
+def test_outputs_that_vary_by_rounding_alone_have_no_spread() -> None:
+    dense, cut = nn.Linear(3, 4), nn.Linear(3, 4)
+    x = 1 + 1e-7 * torch.arange(3.0).repeat(40, 1) + 1e-9 * torch.randn(40, 3)
+    found = measure_agreement(dense, cut, (x,), 40)
+    assert (found.correlation, found.error) == (0, 0)
+
+
 def test_large_outputs_come_in_small_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first call that is compared has eight examples; what they hold says how many the next ones have."""
     model = LanguageModel().eval()

@@ -165,6 +165,25 @@ def test_a_norm_behind_two_layers_takes_no_intercept() -> None:
     assert not repaired.reverted and repaired.after.error < 0.5 * repaired.before.error
 
 
+class Forked(Shared):
+    """A normalisation behind a layer whose outputs are read elsewhere too, which an intercept in the mean
+    would not reach."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(1 + F.relu(self.stem(x)))
+        made: Tensor = self.head(F.relu(self.norm(y)) + y)
+        return made
+
+
+def test_a_norm_beside_another_reader_takes_no_intercept() -> None:
+    model, x = Forked().eval(), draw(300, 6)
+    assert find_sites(model, (x[:2],))[0]["a"].norm is None
+    result = cut_half(model, x, layers="stem", criterion={"kind": "random"})
+    repaired = sparsify.repair(result, [x])
+    assert torch.equal(result.model.norm.running_mean, model.norm.running_mean)
+    assert not repaired.reverted and repaired.after.error < 0.5 * repaired.before.error
+
+
 def test_a_key_that_the_method_does_not_read_is_refused() -> None:
     result = cut_half(Duplicated().eval(), draw(4, 6), layers="first")
     with pytest.raises(ModelError) as caught:
@@ -410,6 +429,27 @@ def test_ten_examples_are_enough_for_the_means() -> None:
             [draw(20, 6) * float("nan")],
             "the calibration examples hold numbers that are not finite (input '0')",
         ),
+        (
+            [draw(20, 6).masked_fill(draw(20, 6) > 1, -torch.inf)],
+            "the calibration examples hold numbers that are not finite (input '0'); write -inf of a mask as "
+            "booleans, or as a large negative number such as -1e9",
+        ),
+        (
+            [[[draw(20, 6), draw(20, 6)], draw(20)]],
+            "repair found a list of 2 tensors as the inputs of a batch; if they are arguments of the model, "
+            "as torch's DataLoader lists them, give a tuple or a mapping: [(tuple(x), y) for x, y in loader]",
+        ),
+        (
+            [draw(20, 6).double()],
+            "repairing the cut model failed in the forward call of a Linear: RuntimeError: mat1 and mat2 "
+            "must have the same dtype, but got Double and Float; pass batches as the model takes them in "
+            "training",
+        ),
+        (
+            [draw(1, 6).repeat(100, 1)],
+            "the dense model returns the same for all 10 calibration examples held out, so nothing tells "
+            "whether a repair helps; pass examples that differ",
+        ),
     ],
 )
 def test_batches_of_another_kind_are_told(batches: object, words: str) -> None:
@@ -417,6 +457,47 @@ def test_batches_of_another_kind_are_told(batches: object, words: str) -> None:
     with pytest.raises(ModelError) as caught:
         sparsify.repair(result, batches)  # type: ignore[arg-type]
     assert str(caught.value).startswith(words)
+
+
+def test_statistics_are_not_taken_anew_where_nothing_keeps_them() -> None:
+    result = cut_half(Duplicated().eval(), draw(4, 6), layers="first")
+    with pytest.raises(ModelError) as caught:
+        sparsify.repair(result, [draw(20, 6)], method="batch_norm")
+    assert str(caught.value) == (
+        "repair: 'method': 'batch_norm' takes running statistics anew, and the model has no batch "
+        "normalisation that keeps them; take 'least_squares'"
+    )
+
+
+@pytest.mark.parametrize("layer", ["first", "second"])
+def test_a_layer_is_fitted_to_what_it_returns_before_hooks_of_the_user(layer: str) -> None:
+    model, x = Duplicated().eval(), draw(300, 6)
+    model.get_submodule(layer).register_forward_hook(lambda _module, _given, made: 3 * made)
+    result = cut_half(model, x, layers="first")
+    repaired = sparsify.repair(result, [x])
+    assert not repaired.reverted and repaired.after.error < 0.01 * repaired.before.error
+    assert torch.equal(result.model.first.weight, model.first.weight[:4])
+
+
+def test_a_layer_with_a_forward_put_on_it_is_left_as_it_is() -> None:
+    model, x = Duplicated().eval(), draw(300, 6)
+    result = cut_half(model, x, layers="first")
+    second, weight = result.model.second, result.model.second.weight.clone()
+    second.forward = lambda given: F.linear(given, second.weight.abs(), second.bias)
+    repaired = sparsify.repair(result, [x])
+    assert torch.equal(second.weight, weight) and "second" not in {row.layer for row in repaired.layers}
+
+
+def test_models_that_drop_dimensions_of_length_one_are_repaired() -> None:
+    """They fail with a single example, or return what has no dimension for it."""
+
+    class Squeezing(Duplicated):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x[:, None]).squeeze().log_softmax(1)
+
+    model, x = Squeezing().eval(), draw(90, 6)  # of which 9 are held out, and 8 are compared at once
+    repaired = sparsify.repair(cut_half(model, x, layers="first"), [x])
+    assert repaired.after.error < 0.01 * repaired.before.error and repaired.after.same_prediction == 1
 
 
 def test_an_interruption_leaves_the_model_as_it_was() -> None:

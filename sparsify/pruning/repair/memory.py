@@ -22,6 +22,21 @@ def affordable_examples(
 ) -> int:
     """The number of examples whose activations stay within `memory` bytes, at least one.
 
+    layers: see `measure_example`.
+    """
+    return affordable_count(examples, memory, measure_example(model, inputs, examples, layers))
+
+
+def affordable_count(examples: int, memory: int, size: float) -> int:
+    """How many of the examples, each of so many bytes, fit into the memory; at least one."""
+    return max(1, min(examples, int(memory / size)))
+
+
+def measure_example(
+    model: nn.Module, inputs: Inputs, examples: int, layers: frozenset[str] = frozenset()
+) -> float:
+    """Bytes that the activations of one example take, at least one.
+
     One example passes through the model, or two where it does not take a single one. The largest module, by
     bytes of inputs and outputs, counts `COPIES` times.
 
@@ -54,4 +69,4 @@ def affordable_examples(
     finally:
         for handle in handles:
             handle.remove()
-    return max(1, min(examples, tried * memory // max(1, COPIES * (needed or largest))))
+    return max(1.0, COPIES * (needed or largest) / tried)

@@ -86,9 +86,8 @@ class _Comparison:
         """Add the outputs of one call."""
         joined = _join_outputs(dense)
         known = ~joined.reshape(len(joined), -1).isnan().any(1)
-        if not bool(known.all()) and bool(
-            known.any()
-        ):  # an example that is all padding may come to no number
+        # An example that is all padding may come to no number.
+        if bool(known.any()) and not bool(known.all()):
             dense = [one[known] for one in dense]
             cut = [one[known] for one in cut]
         first, second = _join_outputs(dense).double(), _join_outputs(cut).double()

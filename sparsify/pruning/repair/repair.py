@@ -203,9 +203,6 @@ def repair_model(
         torch.no_grad(),
         precise,
         ExitStack() as heap,
-        keep_heap(
-            any_size=True
-        ),  # all examples run at once, in tensors that are made and freed layer by layer
         without_fused_attention(),  # it calls no layers, and fails on padded inputs where layers are watched
     ):
         refitted = list_layers(dense) if stage.method in ("least_squares", "mean") else frozenset()

@@ -1,5 +1,8 @@
 """Repair through the public calls: what can be made up for is, what cannot be is not made worse."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -302,6 +305,27 @@ def test_a_deep_sum_makes_up_for_what_it_lost() -> None:
         assert not done.reverted
         errors[shortcuts] = measure_agreement(model, result.model, (fresh,), 200).error
     assert errors[True] < 0.8 * errors[False]
+
+
+@pytest.mark.parametrize(("memory", "kept"), [("1GiB", True), ("500kB", False)])
+def test_freed_memory_is_kept_only_where_there_is_room(
+    memory: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 kB are enough for some of the examples, and leave nothing."""
+    asked: list[bool] = []
+
+    @contextmanager
+    def note(any_size: bool = False) -> Iterator[None]:
+        asked.append(any_size)
+        yield
+
+    monkeypatch.setattr("sparsify.pruning.repair.repair.keep_heap", note)
+    model, x = Duplicated(convolution=True).eval(), draw(100, 3, 8, 8)
+    plan = sparsify.make_plan(recipe(layers="first", group="filter"), model, (x[:2],))
+    result = sparsify.cut(plan, model)
+    stage = Repair.model_validate({"kind": "repair", "memory": memory})
+    done = repair_model(model, result.model, (result.cuts,), (x,), 100, stage, 0, plan.map)
+    assert asked == [True] * kept and (done.examples == 100) == kept
 
 
 @pytest.mark.parametrize("method", ["least_squares", "batch_norm", "mean"])

@@ -181,17 +181,14 @@ def _count_ties(
     differs.
     """
     found, wanted = outputs
-    differing = whole_outputs.find_differing(found, wanted)
-    count = whole_outputs.count_differing(differing)
-    if not count:
-        return 0
 
     def run_again() -> list[torch.Tensor]:
         again: list[torch.Tensor] = []
         run_masked_model(run.wide, model_map, keep, inputs, again)
         return again
 
-    if whole_outputs.are_ties(differing, wanted, run.wide, run_again, run.tolerance):
+    count, are_ties = whole_outputs.count_and_judge(found, wanted, run.wide, run_again, run.tolerance)
+    if are_ties:
         return count
     total = sum(one.numel() for one in wanted)
     raise VerificationError(

@@ -148,15 +148,14 @@ def _count_differing(
     noise: float,
 ) -> int:
     """How many whole numbers differ from those of the model; 0 where all of them are ties."""
-    differing = whole_outputs.find_differing(found, wanted)
-    count = whole_outputs.count_differing(differing)
 
     def run_again() -> list[torch.Tensor]:
         again = list[torch.Tensor]()
         run_model(model, inputs, whole=again)
         return again
 
-    return 0 if count and whole_outputs.are_ties(differing, wanted, model, run_again, noise) else count
+    count, are_ties = whole_outputs.count_and_judge(found, wanted, model, run_again, noise)
+    return 0 if are_ties else count
 
 
 def relative_difference(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:

@@ -33,6 +33,19 @@ def count_differing(differing: Sequence[Tensor | None]) -> int:
     return len(differing) - len(known) + sum(int(places.sum()) for places in known)
 
 
+def count_and_judge(
+    found: Sequence[Tensor],
+    wanted: Sequence[Tensor],
+    model: nn.Module,
+    run: Callable[[], Sequence[Tensor]],
+    noise: float,
+) -> tuple[int, bool]:
+    """How many places differ, and whether each of them is a tie; see `are_ties`."""
+    differing = find_differing(found, wanted)
+    count = count_differing(differing)
+    return count, not count or are_ties(differing, wanted, model, run, noise)
+
+
 def are_ties(
     differing: Sequence[Tensor | None],
     wanted: Sequence[Tensor],

@@ -1,12 +1,13 @@
 """Cuts of ImageNet networks, repaired without labels: accuracy on CIFAR-10 and agreement with the dense one.
 
     python tests/benchmarks/repair_imagenet.py [--network NAME ...] [--criteria NAME ...]
-    [--shares PERCENT ...] [--json FILE]
+    [--shares PERCENT ...] [--train IMAGES] [--json FILE]
 
 Weights: resnet50.pt (converted from Keras), mobilenet_v2.pt (torchvision). Images of CIFAR-10, enlarged to
-160 pixels; the classes of ImageNet that show one of CIFAR-10's are summed, nothing is trained. 300 of the
-first 45,000 training images calibrate, without labels: criteria that need some take the classes that the
-dense model says. Validation: the first 500 of the last 5,000 training images; test: the first 500. One
+160 pixels; the classes of ImageNet that show one of CIFAR-10's are summed. 300 of the first 45,000 training
+images calibrate, without labels: criteria that need some take the classes that the dense model says.
+Validation: the first 500 of the last 5,000 training images; test: the first 500. With --train the repaired
+network then follows what the dense one says of so many other training images, one epoch without labels. One
 thread. Seconds are of the processor; memory is the highest resident size of the process during the repair.
 """
 
@@ -14,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,8 @@ from sparsify.pruning.cut import Result
 
 PIXELS = 160
 CALIBRATION, JUDGED = 300, 500
+BATCH, RATE = 25, 0.002
+"""of the short training: images of a step, and its first learning rate, which falls to 0 by a cosine"""
 CLASSES = (
     (404, 895),
     (436, 468, 511, 609, 627, 656, 661, 751, 817),
@@ -60,9 +63,13 @@ class Row:
     repaired: tuple[float, float]
     test_dense: float
     test_repaired: tuple[float, float]
+    trained: tuple[float, float] | None
+    """after the short training; None without"""
+    test_trained: tuple[float, float] | None
     cut_seconds: float
     repair_seconds: float
     repair_megabytes: float
+    train_seconds: float
 
 
 def build_resnet50() -> Any:
@@ -142,14 +149,30 @@ def peak_megabytes(run: Callable[[], Any]) -> float:
     return int(peak.split()[1]) / 1024
 
 
-def measure(name: str, criterion: str, share: int) -> Row:
+def train(model: nn.Module, dense: nn.Module, batches: Iterable[Tensor], steps: int) -> None:
+    """Let the model follow the dense one's outputs. Norms keep their statistics, as batches are small."""
+    optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, nesterov=True)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    model.eval()
+    for x in batches:
+        with torch.no_grad():
+            said = dense(x)
+        losses = sparsify.distillation_losses(model(x), said.argmax(1), said, temperature=1.0, weight=1.0)
+        optimizer.zero_grad()
+        losses.mean().backward()
+        optimizer.step()
+        falling.step()
+
+
+def measure(name: str, criterion: str, share: int, images: int = 0) -> Row:
+    """images: of the short training."""
     network = NETWORKS[name]
     dense = network.build()
     dense.load_state_dict(torch.load(small_networks.WEIGHTS / f"{name}.pt", weights_only=True))
     dense.eval()
     datasets = small_networks.data()
-    order = torch.randperm(len(datasets.train), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
-    x = network.prepare(datasets.train.inputs[order])
+    order = torch.randperm(len(datasets.train), generator=torch.Generator().manual_seed(0))
+    x = network.prepare(datasets.train.inputs[order[:CALIBRATION]])
     validation, test = (
         (network.prepare(part.inputs[:JUDGED]), part.targets[:JUDGED])
         for part in (datasets.validation, datasets.test)
@@ -167,6 +190,13 @@ def measure(name: str, criterion: str, share: int) -> Row:
     megabytes = peak_megabytes(partial(sparsify.repair, result, [x]))
     repair_seconds = time.process_time() - started
     one = (torch.zeros(1, 3, PIXELS, PIXELS),)
+    repaired, test_repaired = judge(result.model, *validation, said), judge(result.model, *test, said_test)
+    started = time.process_time()
+    if images:
+        parts = order[CALIBRATION:][:images].split(BATCH)
+        batches = (network.prepare(datasets.train.inputs[part]) for part in parts)
+        train(result.model, dense, batches, len(parts))
+    train_seconds = time.process_time() - started
     return Row(
         name,
         criterion,
@@ -174,12 +204,15 @@ def measure(name: str, criterion: str, share: int) -> Row:
         judge(dense, *validation, said)[0],
         cut,
         batch_norm,
-        judge(result.model, *validation, said),
+        repaired,
         judge(dense, *test, said_test)[0],
-        judge(result.model, *test, said_test),
+        test_repaired,
+        judge(result.model, *validation, said) if images else None,
+        judge(result.model, *test, said_test) if images else None,
         cut_seconds,
         repair_seconds,
         megabytes,
+        train_seconds,
     )
 
 
@@ -208,12 +241,17 @@ def cut_to(dense: nn.Module, network: Network, criterion: str, share: int, x: Te
 
 def summary(rows: Sequence[Row]) -> str:
     """A Markdown table."""
-    titles = "network|criterion|MACs|cut|+ batch norm|+ repair|test: + repair|choice, s|repair, s|MB"
+    titles = (
+        "network|criterion|MACs|cut|+ batch norm|+ repair|+ training|test: + repair|+ training"
+        "|choice, s|repair, s|training, s|MB"
+    )
     heads = titles.split("|")
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
-        pairs = [f"{a:.1f} / {b:.1f}" for a, b in (row.cut, row.batch_norm, row.repaired, row.test_repaired)]
-        costs = [f"{value:.0f}" for value in (row.cut_seconds, row.repair_seconds, row.repair_megabytes)]
+        stages = (row.cut, row.batch_norm, row.repaired, row.trained, row.test_repaired, row.test_trained)
+        pairs = ["" if pair is None else f"{pair[0]:.1f} / {pair[1]:.1f}" for pair in stages]
+        seconds = (row.cut_seconds, row.repair_seconds, row.train_seconds)
+        costs = [f"{value:.0f}" for value in (*seconds, row.repair_megabytes)]
         lines.append(f"| {' | '.join([row.network, row.criterion, f'{row.macs:.1f} %', *pairs, *costs])} |")
     return "\n".join(lines)
 
@@ -223,6 +261,7 @@ def main() -> None:
     parser.add_argument("--network", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--criteria", nargs="*", default=["magnitude", "reconstruction"])
     parser.add_argument("--shares", nargs="*", type=int, default=[85, 70])
+    parser.add_argument("--train", type=int, default=0, help="images of a short training")
     parser.add_argument("--json", type=Path, help="a line for each row is added")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -231,7 +270,7 @@ def main() -> None:
     for name in options.network:
         for share in options.shares:
             for criterion in options.criteria:
-                rows.append(measure(name, criterion, share))
+                rows.append(measure(name, criterion, share, options.train))
                 print(rows[-1], flush=True)
                 if options.json is not None:
                     with options.json.open("a") as file:

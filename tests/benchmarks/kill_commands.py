@@ -8,9 +8,8 @@ one that has imported the package; one is started anew. Of what is left it is as
 after SIGTERM there is no temporary file, and the message says how to go on; no run is shown as complete or as
 running that is not. Then the run is resumed, or the command repeated, and its end is compared with the end of
 the undisturbed one: weights, cuts, and the report without times. No lock and no temporary file is left. What
-breaks that is printed with the number of the kill, which `--only N` repeats. Exit 1 where there is any.
-
-A command `tune` is not killed: there is none yet.
+breaks that is printed with the number of the kill, which `--only N` repeats. Exit 1 where there is any. Of a
+study (`tune`), the trials' values and figures, the best recipe and each trial's weights are compared.
 """
 
 import argparse
@@ -22,13 +21,14 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,24 @@ RECIPE: dict[str, Any] = {
         {"kind": "train", "name": "finetune", "epochs": 2, "optimizer": {"kind": "adam", "lr": 1e-3}},
     ],
 }
+STUDY = "runs/kills-study-1"
+STUDY_RECIPE: dict[str, Any] = {
+    **RECIPE,
+    "stages": [{**stage, "epochs": 1} if "epochs" in stage else stage for stage in RECIPE["stages"]],
+    "search": {
+        "parameters": {"rules.0.penalty.strength": {"choices": [1e-3, 2e-3, 5e-3]}},
+        "sampler": "grid",
+        "trials": 3,
+        "objective": {"metric": "accuracy"},
+    },
+}
 RUN = "runs/kills-1"
 FRESH = 0.1
 """Share of the kills that strike a process started anew, which is still importing for some of its time."""
 TIMES = ("created", "seconds", "penalty_share", "latency", "files", "environment")
 """Keys of a report that hold times, or digests of files that hold times."""
+OF_WORKERS = ("worker", "workers", "restarts", "folder", "notes")
+"""Keys of a study's record that say who ran a trial, and how often it was begun."""
 FORMATS = ("safetensors", "pt2", "onnx")
 
 
@@ -81,6 +94,8 @@ class Undisturbed:
     seconds: dict[str, float] = field(default_factory=dict)
     end: dict[str, str] = field(default_factory=dict)
     """Digests of the complete run."""
+    study: dict[str, str] = field(default_factory=dict)
+    """Digests of the complete study."""
     files: dict[str, str] = field(default_factory=dict)
     """Name of a file that a command writes -> its digest."""
 
@@ -120,8 +135,9 @@ class Command:
         return text
 
 
-PRELOADED = [f"sparsify_cli.{name}" for name in ("apply", "bench", "export", "sensitivity")]
+PRELOADED = [f"sparsify_cli.{name}" for name in ("apply", "bench", "export", "sensitivity", "tune")]
 PRELOADED += ["sparsify.runs.apply", "sparsify.runs.benchmark", "sparsify.runs.sensitivity"]
+PRELOADED += ["sparsify.tuning.tune", "sparsify_cli.study_progress"]
 PRELOADED += ["sparsify.exporters", "torch._dynamo", "torch.export", "sklearn.datasets", "onnxscript"]
 """what is imported before the first kill; much of it is imported late in a command"""
 SERVER = multiprocessing.get_context("forkserver")
@@ -175,18 +191,32 @@ def hash_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def drop_times(value: Any) -> Any:
+def drop_keys(value: Any, names: Sequence[str] = TIMES) -> Any:
     if isinstance(value, dict):
-        return {key: drop_times(entry) for key, entry in value.items() if key not in TIMES}
-    return [drop_times(entry) for entry in value] if isinstance(value, list) else value
+        return {key: drop_keys(entry, names) for key, entry in value.items() if key not in names}
+    return [drop_keys(entry, names) for entry in value] if isinstance(value, list) else value
 
 
 def digest_end(run: Path) -> dict[str, str]:
     """Digests of the weights, the cuts, the recipe and the report without times."""
     names = (run_folder.WEIGHTS, run_folder.DENSE, run_folder.CUTS, run_folder.RECIPE, run_folder.PLAN)
     found = {name: hash_bytes((run / name).read_bytes()) for name in names}
-    report = drop_times(json.loads((run / run_folder.REPORT).read_bytes()))
+    report = drop_keys(json.loads((run / run_folder.REPORT).read_bytes()))
     return found | {run_folder.REPORT: hash_bytes(json.dumps(report, sort_keys=True).encode())}
+
+
+def digest_study(study: Path) -> dict[str, str]:
+    """Digests of the record without times and workers, of the best recipe and of the trials that ran."""
+    record = json.loads((study / "study.json").read_bytes())
+    told = json.dumps(drop_keys(record, (*TIMES, *OF_WORKERS)), sort_keys=True)
+    found = {
+        "study.json": hash_bytes(told.encode()),
+        "best.yaml": hash_bytes((study / "best.yaml").read_bytes()),
+    }
+    for trial in record["trials"]:
+        end = digest_end(study / trial["folder"])
+        found |= {f"trial {trial['number']}, {name}": digest for name, digest in end.items()}
+    return found
 
 
 def digest_all(folder: Path) -> dict[str, str]:
@@ -198,12 +228,20 @@ def _check_lines(content: bytes) -> None:
         json.loads(line)
 
 
+def _check_database(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as opened:
+        answer = opened.execute("PRAGMA integrity_check").fetchone()[0]
+    if answer != "ok":
+        raise ValueError(answer)
+
+
 READERS: dict[str, Callable[[Path], Any]] = {
     ".json": lambda path: json.loads(path.read_bytes()),
     ".yaml": lambda path: yaml.safe_load(path.read_bytes()),
     ".jsonl": lambda path: _check_lines(path.read_bytes()),
     ".safetensors": load_file,
     ".pt": lambda path: torch.load(path, weights_only=True),
+    ".db": _check_database,
     ".pt2": lambda path: torch.export.load(path),
     ".onnx": lambda path: __import__("onnx").checker.check_model(str(path)),
     ".html": lambda path: path.read_text(encoding="utf-8").rstrip().endswith("</html>") or 1 / 0,
@@ -286,6 +324,30 @@ def check_end(known: Undisturbed, folder: Path, run: Path) -> list[str]:
     return faults + list_temporary(folder) + list_damaged(folder)
 
 
+def try_tune(known: Undisturbed, folder: Path, kill: Kill) -> list[str]:
+    (folder / "study.yaml").write_text(json.dumps(STUDY_RECIPE))
+    code, err = kill.strike(TUNE, folder)
+    faults = check_after_kill(folder, code, err, kill.number)
+    study = folder / STUDY
+    began, complete = (study / "tune.json").exists(), (study / "study.json").exists()
+    if code == 143:
+        said = f"continue with: sparsify tune --resume {STUDY}" if began else "nothing was written"
+        faults += [] if said in err else [f"a study that {'' if began else 'not '}began said: {err[-300:]}"]
+    if began and not complete:
+        finish(["tune", "--resume", STUDY, "--quiet"], folder)
+    elif not complete:
+        finish(TUNE, folder)
+        study = study if (study / "study.json").exists() else folder / "runs/kills-study-2"
+    end = digest_study(study)
+    faults += [
+        f"{name} ends with another digest" for name in known.study if end.get(name) != known.study[name]
+    ]
+    return [*faults, *list_temporary(folder), *list_damaged(folder)]
+
+
+TUNE = ["tune", "study.yaml", "--from-scratch", "--quiet"]
+
+
 def try_bench(known: Undisturbed, folder: Path, kill: Kill) -> list[str]:
     shutil.copytree(known.folder / RUN, folder / RUN)
     before, arguments = digest_all(folder), ["bench", RUN, "--seconds", "0.3"]
@@ -334,6 +396,7 @@ SENSITIVITY += ["--plot", "curves.html"]
 TRIES: dict[str, Callable[[Undisturbed, Path, Kill], list[str]]] = {
     "apply": try_apply,
     "resume": try_resume,
+    "tune": try_tune,
     "bench": try_bench,
     **{
         f"export {form}": lambda known, folder, kill, form=form: try_export(known, folder, kill, form)
@@ -356,6 +419,10 @@ def prepare(folder: Path, wanted: list[str]) -> Undisturbed:
         known.seconds["resume"] = finish(["apply", "--resume", RUN, "--quiet"], folder / "timed")
         if digest_end(folder / "timed" / RUN) != known.end:
             raise RuntimeError("a run resumed after its cut ends with other digests")
+    if "tune" in wanted:
+        (folder / "study.yaml").write_text(json.dumps(STUDY_RECIPE))
+        known.seconds["tune"] = finish(TUNE, folder)
+        known.study = digest_study(folder / STUDY)
     if "bench" in wanted:
         known.seconds["bench"] = finish(["bench", RUN, "--seconds", "0.3"], folder)
     for form in FORMATS if any(name.startswith("export") for name in wanted) else ():
@@ -395,7 +462,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="repeat the kill of this number alone")
-    parser.add_argument("--command", default="apply,resume,bench,export,sensitivity")
+    parser.add_argument("--command", default="apply,resume,tune,bench,export,sensitivity")
     asked = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     wanted = asked.command.split(",")

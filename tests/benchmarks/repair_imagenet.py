@@ -32,7 +32,7 @@ from sparsify.pruning.cut import Result
 
 PIXELS = 160
 CALIBRATION, JUDGED = 300, 500
-BATCH, RATE = 25, 0.002
+BATCH, RATE = 25, 1e-5
 """of the short training: images of a step, and its first learning rate, which falls to 0 by a cosine"""
 CLASSES = (
     (404, 895),
@@ -151,7 +151,7 @@ def peak_megabytes(run: Callable[[], Any]) -> float:
 
 def train(model: nn.Module, dense: nn.Module, batches: Iterable[Tensor], steps: int) -> None:
     """Let the model follow the dense one's outputs. Norms keep their statistics, as batches are small."""
-    optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.Adam(model.parameters(), RATE)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     model.eval()
     for x in batches:

@@ -26,6 +26,9 @@ from sparsify.graph.verify.run_models import (
 from sparsify.graph.verify.search_faults import find_cuttable
 from sparsify.graph.verify.trial_weights import randomize_weights
 
+WIDTH_COUNTS = "; its width may count as a number in the code, as in attention without 'scale'"
+"""of a group that by itself gives other outputs once it is narrower"""
+
 
 def protect_failing_groups(
     model: nn.Module,
@@ -152,6 +155,8 @@ def _add_reasons(model_map: ModelMap, reasons: Mapping[str, str]) -> ModelMap:
     for name, why in reasons.items():
         group = model_map.by_name[name]
         differs = "differs from the masked one" in why  # it runs, so that its parts stand where they should
+        if differs and why.startswith("a trial cut failed") and "by nan" not in why:
+            why += WIDTH_COUNTS
         protected.append(replace(group, protected=why if differs or group.doubt is None else group.doubt))
     return _replace_groups(model_map, protected)
 

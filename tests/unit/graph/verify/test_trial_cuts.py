@@ -49,6 +49,13 @@ class ScaleByWidth(nn.Module):
         return x / x.shape[-1]
 
 
+class ScaledAttention(nn.Module):
+    """Divides by the square root of its width, as no `scale` is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
 class FixedView(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.view(-1, HIDDEN)
@@ -64,6 +71,7 @@ def protected(model: nn.Module) -> dict[str, str]:
     [
         (ScaleByWidth(), "a trial cut failed: the cut model differs from the masked one by"),
         (FixedView(), ""),
+        (ScaledAttention(), "a trial cut failed: the cut model differs from the masked one by"),
     ],
 )
 @pytest.mark.parametrize("place", [0, 4, BLOCKS - 1])
@@ -73,6 +81,8 @@ def test_a_fault_in_one_block_of_many_is_found(spoil: nn.Module, reason: str, pl
     found = protected(model.eval())
     assert set(found) == {f"blocks.{place}.a"}
     assert found[f"blocks.{place}.a"].startswith(reason)
+    hint = "; its width may count as a number in the code, as in attention without 'scale'"
+    assert found[f"blocks.{place}.a"].endswith(hint) is bool(reason)
 
 
 def test_a_hook_on_one_block_of_many_is_found() -> None:

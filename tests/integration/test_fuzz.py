@@ -1,4 +1,4 @@
-"""A fuzzer of the whole command line, for ten minutes with fixed seeds."""
+"""Fuzzers of the whole command line and of whole runs, for five minutes a seed."""
 
 import subprocess
 import sys
@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-FUZZER = Path(__file__).parents[1] / "benchmarks" / "fuzz_commands.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("seed", [16, 17])
-def test_no_fault_is_found(seed: int) -> None:
-    command = [sys.executable, str(FUZZER), "--seconds", "300", "--seed", str(seed)]
+@pytest.mark.parametrize(
+    ("fuzzer", "seed"), [("fuzz_commands.py", 16), ("fuzz_commands.py", 17), ("fuzz_runs.py", 16)]
+)
+def test_no_fault_is_found(fuzzer: str, seed: int) -> None:
+    command = [sys.executable, str(BENCHMARKS / fuzzer), "--seconds", "300", "--seed", str(seed)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -145,6 +145,7 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
     """As `make docs` does: every link and anchor leads somewhere, every page is in the navigation."""

@@ -37,7 +37,7 @@ RECIPE: dict[str, Any] = {
     "version": 1,
     "title": "Digits",
     "model": {"build": "sparsify.models.digits_cnn"},
-    "data": {"source": "digits", "validation": "10%", "augment": {"crop": 1}},
+    "data": {"source": "digits", "validation": "70%", "augment": {"crop": 1}},
     "budget": {"macs": "50%"},
     "rules": RULES,
     "stages": [
@@ -222,7 +222,7 @@ def test_gates_and_noise_go_on_where_they_were(tmp_path: Path) -> None:
             "penalty": {"kind": "variational_dropout", "strength": 2e-3, "rate": 0.1},
         },
     ]
-    recipe = {**RECIPE, "rules": rules}
+    recipe = {**RECIPE, "data": {**RECIPE["data"], "validation": "10%"}, "rules": rules}
     end = apply(recipe, from_scratch=True, out=tmp_path / "whole", timing=0.05)
     history = verify_run(end).history
     assert history[0].sparsity < history[3].sparsity and history[3].sparsity > 0.3

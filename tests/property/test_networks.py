@@ -29,7 +29,7 @@ from sparsify.graph.verify import equivalence, trial_cuts
 from sparsify_schemas.cuts import Cuts
 
 QUIET = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
-settings.register_profile("networks", QUIET, max_examples=30, derandomize=True)
+settings.register_profile("networks", QUIET, max_examples=16, derandomize=True)
 settings.register_profile(
     "networks at night", QUIET, max_examples=int(os.environ.get("NIGHTLY_CASES", "4000")), print_blob=True
 )

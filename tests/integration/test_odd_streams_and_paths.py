@@ -80,17 +80,17 @@ def test_a_run_goes_on_when_nobody_reads_its_messages_any_more() -> None:
     recipe["targets"] = {"here": {"kind": "cpu", "runtime": "eager"}}
     recipe["data"] = {"source": "digits", "validation": "90%"}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
-    os.mkfifo("messages")
-    code = (
-        "import os, sys; os.dup2(os.open('messages', os.O_WRONLY), 2); sys.path.insert(0, ''); "
-        "from sparsify_cli.app import main; main(sys.argv[1:])"
-    )
-    process = Apart(code, "apply", "recipe.yaml", "--from-scratch")
-    with open("messages") as messages:
-        messages.readline()
-    out, _ = process.communicate()
+    with subprocess.Popen(
+        [*SPARSIFY.split(), "apply", "recipe.yaml", "--from-scratch"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stderr.readline()
+        process.stderr.close()
+        out = process.stdout.read()
     assert process.returncode == 0
-    assert out.startswith("Small\n")
+    assert out.startswith(b"Small\n")
     assert Path("runs/small-1/report.json").exists()
 
 

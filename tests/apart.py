@@ -31,9 +31,14 @@ SERVER = multiprocessing.get_context("forkserver")
 """forks processes that have imported what is dear to import, and have done nothing else; it is started by the
 first of them"""
 SERVER.set_forkserver_preload(
-    # a name of no module would be passed over; the last two are what the digits and an optimizer of torch load
-    # on first use, in seconds
-    [apply.__name__, fsdp.__name__, sparsify_cli.apply.__name__, sklearn.datasets.__name__, torch._dynamo.__name__]
+    # A name of no module would be passed over. The last two are what digits and an optimizer load, in seconds.
+    [
+        apply.__name__,
+        fsdp.__name__,
+        sparsify_cli.apply.__name__,
+        sklearn.datasets.__name__,
+        torch._dynamo.__name__,
+    ]
 )
 
 

@@ -125,7 +125,7 @@ def _timed_briefly() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _not_brought_to_the_disk() -> Iterator[None]:
-    """No test pulls the plug: files stay where the system holds them, which a busy disk takes long to write."""
+    """No test pulls the plug: files stay where the system holds them, as a busy disk takes its time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         yield

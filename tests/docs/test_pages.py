@@ -5,8 +5,8 @@ import os
 import re
 import shlex
 import sys
-from pathlib import Path
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 

@@ -31,7 +31,7 @@ SERVER = multiprocessing.get_context("forkserver")
 """forks processes that have imported what is dear to import, and have done nothing else; it is started by the
 first of them"""
 SERVER.set_forkserver_preload(
-    # A name of no module would be passed over. The last two are what digits and an optimizer load, in seconds.
+    # A name of no module would be passed over; the last two are loaded for digits and by optimizers.
     [
         apply.__name__,
         fsdp.__name__,

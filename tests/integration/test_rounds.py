@@ -349,7 +349,7 @@ def test_penalties_that_work_towards_a_goal_end_with_it() -> None:
     stages = [
         {**stage, "penalties": True} if stage["kind"] == "train" else stage for stage in RECIPE["stages"]
     ]
-    bare = {k: v for k, v in RECIPE.items() if k != "budget"}
+    bare = {k: v for k, v in STEERED.items() if k != "budget"}
     found = verify_run(apply(bare | {"rules": rules, "stages": stages}, from_scratch=True, timing=0.02))
     assert len(found.rounds) == 2 and [limit.met for limit in found.limits] == [True] * 6
     assert found.stages[-1].penalty_share is not None and found.history[-1].sparsity > 0.3

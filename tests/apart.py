@@ -10,6 +10,9 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+import sklearn.datasets
+import torch._dynamo
+
 import sparsify_cli.apply
 from sparsify.runs import apply
 from sparsify.training import fsdp
@@ -28,8 +31,15 @@ SERVER = multiprocessing.get_context("forkserver")
 """forks processes that have imported what is dear to import, and have done nothing else; it is started by the
 first of them"""
 SERVER.set_forkserver_preload(
-    [apply.__name__, fsdp.__name__, sparsify_cli.apply.__name__]
-)  # a name of no module would be passed over
+    # A name of no module would be passed over; the last two are loaded for digits and by optimizers.
+    [
+        apply.__name__,
+        fsdp.__name__,
+        sparsify_cli.apply.__name__,
+        sklearn.datasets.__name__,
+        torch._dynamo.__name__,
+    ]
+)
 
 
 class Apart:

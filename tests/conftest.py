@@ -124,6 +124,14 @@ def _timed_briefly() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _not_brought_to_the_disk() -> Iterator[None]:
+    """No test pulls the plug: files stay where the system holds them, as a busy disk takes its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _one_table_of_translations() -> Iterator[None]:
     """torch.onnx makes its table of all translations anew for every export, which takes half of the time;
     here it makes one."""

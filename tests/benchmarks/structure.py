@@ -14,6 +14,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 WIDTH = 110
@@ -43,9 +44,15 @@ def dotted(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
+def parse(text: str) -> ast.Module:
+    """A file is looked at for several figures and parsed once."""
+    return ast.parse(text)
+
+
 def imported(file: Path, known: Mapping[str, Path]) -> Iterator[str]:
     """Modules of the package that a file imports anywhere."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -129,7 +136,7 @@ def source_files(root: Path) -> list[Path]:
 
 
 def function_names(files: list[Path]) -> list[str]:
-    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
+    trees = [parse(file.read_text(encoding="utf-8")) for file in files]
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
     names = [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, kinds)]
     return [name.strip("_") for name in names if not name.startswith("__")]
@@ -145,7 +152,7 @@ def dense_statements(files: list[Path]) -> list[tuple[Path, int]]:
     """(file, line) of every statement with two or more comprehensions or ternaries of its own."""
     found = []
     for file in files:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(parse(file.read_text(encoding="utf-8"))):
             is_block = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
             if isinstance(node, ast.stmt) and not is_block and count_dense(node) >= 2:
                 found.append((file, node.lineno))

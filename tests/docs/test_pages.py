@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -131,20 +132,47 @@ def test_every_tutorial_runs() -> None:
     assert [named(page) for page in TUTORIALS if page not in RUN] == []
 
 
-LINK = re.compile(r"(?<!`)\[[^\]\n]*\]\(([^)\s#]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"(?<!`)\[[^\]\n]*\]\(([^)\s#]*)(?:#([^)\s]*))?\)")
+HEADING = re.compile(r"^#+ (.*?)(?: *\{ *#([\w-]+).*\})?$", re.MULTILINE)
+MADE = {"reference/python.md"}
+"""pages of which some headings are made when the site is built"""
+
+
+def without_blocks(page: Path) -> str:
+    text = page.read_text(encoding="utf-8")
+    return re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """What a link into a page may name: its headings, as the site names them."""
+    slugify = pytest.importorskip("markdown.extensions.toc").slugify
+    found = HEADING.findall(without_blocks(page))
+    plain = [(re.sub(r"[`*]", "", title), own) for title, own in found]
+    return {own or slugify(title, "-") for title, own in plain}
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"], ids=named)
 def test_links_lead_to_files_of_the_repository(page: Path) -> None:
-    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    inside = [target for target in LINK.findall(text) if not re.match(r"\w+:", target)]
-    assert [target for target in inside if not (page.parent / target).exists()] == []
+    links = [link for link in LINK.findall(without_blocks(page)) if not re.match(r"\w+:", link[0])]
+    assert [target for target, _ in links if not (page.parent / target).exists()] == []
+    for target, anchor in links:
+        other = (page.parent / target).resolve() if target else page
+        if anchor and other.suffix == ".md" and str(other.relative_to(DOCS)) not in MADE:
+            assert anchor in anchors(other), f"{target}#{anchor}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """And the navigation names no other; NIGHTLY=1 builds the site."""
+    shown = re.findall(r"^ *- (?:.*: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(shown) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
     """As `make docs` does: every link and anchor leads somewhere, every page is in the navigation."""

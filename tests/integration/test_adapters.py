@@ -50,11 +50,10 @@ def test_the_example_runs(name: str) -> None:
         f"import runpy, sys; sys.path.insert(0, {str(ROOT / 'tests/zoo')!r}); import shim; "
         f"runpy.run_path({str(ROOT / 'examples' / f'{name}.py')!r}, run_name='__main__')"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=1200
-    )
-    assert done.returncode == 0, done.stderr
-    assert "cut verified: equal" in done.stdout
+    process = Apart(code)
+    said, complaints = process.communicate()
+    assert process.returncode == 0, complaints
+    assert "cut verified: equal" in said
 
 
 def model() -> nn.Sequential:
@@ -396,24 +395,31 @@ def run_hugging_face(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bf16": True},
+        pytest.param({"save_strategy": "steps", "save_steps": 4}, marks=pytest.mark.nightly),
+    ],
+    ids=str,
+)
 def test_hugging_face_resumes_after_its_cut_as_if_nothing_had_happened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_hugging_face(
+        f"options = {options}"
         """
-for options in ({"bf16": True}, {"save_strategy": "steps", "save_steps": 4}):
-    folder = f"out{len(options)}{options.get('bf16')}"
-    whole, net = train(folder, **options)
-    for step in (4, 8):
-        resumed, other = train(folder, f"{folder}/checkpoint-{step}", **options)
-        assert resumed.result.model is other and other.net[0].out_features == 4
-        assert resumed.result.cuts == whole.result.cuts and resumed.result.verdicts == whole.result.verdicts
-        for one, two in ((other, net), (resumed.result.dense, whole.result.dense)):
-            for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
-                assert torch.equal(a, b), (options, step)
-        assert not other._load_state_dict_pre_hooks and not resumed.result.dense._load_state_dict_pre_hooks
+whole, net = train("out", **options)
+for step in (4, 8):
+    resumed, other = train("out", f"out/checkpoint-{step}", **options)
+    assert resumed.result.model is other and other.net[0].out_features == 4
+    assert resumed.result.cuts == whole.result.cuts and resumed.result.verdicts == whole.result.verdicts
+    for one, two in ((other, net), (resumed.result.dense, whole.result.dense)):
+        for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
+            assert torch.equal(a, b), (options, step)
+    assert not other._load_state_dict_pre_hooks and not resumed.result.dense._load_state_dict_pre_hooks
 try:
-    train("elsewhere", f"{folder}/checkpoint-12")
+    train("elsewhere", "out/checkpoint-12")
 except sparsify.SparsifyError as error:
     assert "no sparsify.pt in elsewhere holds the cut; resume from a checkpoint in output_dir" in str(error)
 else:

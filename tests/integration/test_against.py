@@ -52,7 +52,7 @@ RECIPE: dict[str, Any] = {
     "version": 1,
     "title": "Digits",
     "model": {"build": "sparsify.models.digits_cnn"},
-    "data": {"source": "digits", "validation": "10%"},
+    "data": {"source": "digits", "validation": "70%"},
     "budget": {"macs": "40%"},
     "rules": [LASSO],
     "stages": [LEARN, {"kind": "cut"}, TUNE],

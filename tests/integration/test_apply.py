@@ -37,7 +37,7 @@ RECIPE = {
     "title": "Digits",
     "seed": 3,
     "model": {"build": "sparsify.models.digits_cnn"},
-    "data": {"source": "digits", "validation": "10%"},
+    "data": {"source": "digits", "validation": "70%"},
     "budget": {"macs": "40%"},
     "rules": [LASSO],
     "stages": [LEARN, CUT, TUNE],
@@ -67,7 +67,8 @@ def weights(path: Path = Path("model.pt"), seed: int = 1) -> Path:
 def test_from_scratch_trains_cuts_tunes_and_measures():
     heard = []
     before = torch.random.get_rng_state()
-    run = go(listener=heard.append)
+    whole = {**RECIPE, "data": {"source": "digits", "validation": "10%"}}
+    run = go(whole, listener=heard.append)
     assert torch.equal(before, torch.random.get_rng_state())
     assert run == Path("runs/digits-1")
     report = verify_run(run)

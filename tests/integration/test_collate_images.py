@@ -148,6 +148,7 @@ def test_masks_among_several_targets_move() -> None:
     )
 
 
+@pytest.mark.nightly
 def test_a_killed_run_goes_on_to_the_same_numbers() -> None:
     def losses(run: Path) -> list[Any]:
         return [(row.loss, row.validation_loss) for row in verify_run(run).history]

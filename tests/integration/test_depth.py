@@ -65,7 +65,7 @@ RECIPE = {
     "version": 1,
     "title": "Residual",
     "model": {"build": "depth_nets.Residual"},
-    "data": {"source": "digits", "validation": "10%"},
+    "data": {"source": "digits", "validation": "60%"},
     "rules": [
         {
             "layers": "blocks.*",

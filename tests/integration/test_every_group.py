@@ -152,8 +152,9 @@ SHOWN: dict[str, tuple[str, object, dict[str, object]]] = {
     "n:m": ("perceptron", "[13]", {"group": "2:4"}),
 }
 
-ALIKE = tuple(kind for kind in group.KINDS if kind not in ("filter", "head", "hidden"))
-"""left for the night: what these three do not show of them stands in tests of their own"""
+ALIKE = tuple(kind for kind in group.KINDS if kind not in ("head", "hidden"))
+"""left for the night: filters go the same way in test_export.py, and what these two do not show of the others
+stands in tests of their own"""
 KINDS = [kind for kind in group.KINDS if os.environ.get("NIGHTLY") == "1" or kind not in ALIKE]
 
 
@@ -206,7 +207,7 @@ def make(kind, folder):
         "version": 1,
         "title": "Every group",
         "model": {"build": f"group_nets.{build}"},
-        "data": {"source": "digits", "validation": "10%"},
+        "data": {"source": "digits", "validation": "70%"},
         "rules": [{"layers": layers, "group": kind, **more}],
         "stages": [
             {"kind": "train", "name": "learn", "epochs": 1, "optimizer": sgd},

@@ -65,7 +65,7 @@ def write(name: str, stages: list[dict[str, Any]], **more: Any) -> None:
         "version": 1,
         "title": name,
         "model": {"build": "moe_net:Net"},
-        "data": {"source": "digits", "validation": "20%"},
+        "data": {"source": "digits", "validation": "60%"},
         "rules": [{"layers": "blocks.*", "group": "expert", "sparsity": "50%", "penalty": lasso}],
         "stages": stages,
     }

@@ -58,7 +58,7 @@ class Branching(Two):
         return y if y.detach().sum() > 1e9 else -y
 """
 SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9}
-COMMON = {"version": 1, "data": {"source": "digits", "validation": "10%"}}
+COMMON = {"version": 1, "data": {"source": "digits", "validation": "70%"}}
 STAGES = [{"kind": "train", "name": "learn", "epochs": 1, "optimizer": SGD}, {"kind": "cut"}]
 CONV = {
     **COMMON,

@@ -44,7 +44,7 @@ RECIPE: dict[str, Any] = {
     "version": 1,
     "title": "Small",
     "model": {"build": "sparsify.models.digits_cnn"},
-    "data": {"source": "digits", "validation": "10%"},
+    "data": {"source": "digits", "validation": "70%"},
     "rules": [
         {
             "layers": "conv*",

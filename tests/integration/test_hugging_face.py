@@ -729,7 +729,8 @@ def test_options_of_a_folder_are_refused_for_files(bert: Path, options: Any, mes
 MINILM = Path(os.environ.get("SPARSIFY_DATA", Path.home() / ".cache" / "sparsify")) / "minilm"
 
 
-@pytest.mark.parametrize("source", ["random", pytest.param("real weights", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("source", ["random", "real weights"])
 def test_minilm_with_half_of_heads_and_neurons_goes_out_by_the_commands(
     source: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

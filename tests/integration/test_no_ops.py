@@ -21,7 +21,7 @@ def recipe(stage: dict[str, Any] | None = None, data: dict[str, Any] | None = No
         "version": 1,
         "title": "Small",
         "model": {"build": "sparsify.models.digits_cnn"},
-        "data": {"source": "digits", "validation": "10%", **(data or {})},
+        "data": {"source": "digits", "validation": "70%", **(data or {})},
         "rules": [{"layers": "conv*", "group": "filter", "sparsity": "50%", **rule}],
         "stages": [{**STAGE, **(stage or {})}, {"kind": "cut"}],
     }

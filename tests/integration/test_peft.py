@@ -405,7 +405,7 @@ RECIPE = """
 version: 1
 title: digits
 model: {build: "lora_nets:digits"}
-data: {source: digits, validation: 10%}
+data: {source: digits, validation: 70%}
 targets: {here: {kind: cpu}}
 rules: [{layers: "conv?", group: filter, sparsity: 50%}]
 stages:

@@ -23,7 +23,7 @@ RECIPE: dict[str, Any] = {
     "version": 1,
     "title": "Rounds",
     "model": {"build": "sparsify.models.digits_cnn"},
-    "data": {"source": "digits", "validation": "10%"},
+    "data": {"source": "digits", "validation": "70%"},
     "budget": {"macs": "40%"},
     "rules": [
         {"layers": "conv1", "group": "filter", "sparsity": "50%"},
@@ -173,9 +173,9 @@ def nth(kind: type, n: int) -> Any:
         (EpochDone, 3),
         (CutDone, 1),
         (CutDone, 2),
-        (StepDone, 40),
-        (StepDone, 60),
-        (StepDone, 80),
+        (StepDone, 14),
+        (StepDone, 20),
+        (StepDone, 27),
     ],
 )
 def test_resume_ends_with_the_same_bits(whole: dict[str, Path], name: str, kind: type, n: int) -> None:
@@ -185,6 +185,7 @@ def test_resume_ends_with_the_same_bits(whole: dict[str, Path], name: str, kind:
 
 
 STEERED: dict[str, Any] = RECIPE | {
+    "data": {"source": "digits", "validation": "10%"},
     "title": "Steered",
     "rules": [
         {"layers": "Conv2d", "group": "filter", "penalty": {"kind": "group_lasso", "strength": "auto"}},
@@ -234,7 +235,7 @@ def test_each_gradual_cut_takes_what_an_automatic_strength_has_brought_to_zero()
 
 
 def test_a_resumed_stage_says_where_it_goes_on() -> None:
-    run = interrupted(GRADUAL, nth(StepDone, 40))
+    run = interrupted(GRADUAL, nth(StepDone, 14))
     heard: list[Event] = []
     apply(resume=run, timing=0.02, listener=heard.append)
     started = [(e.epochs, e.done) for e in heard if isinstance(e, StageStarted)]
@@ -348,7 +349,7 @@ def test_penalties_that_work_towards_a_goal_end_with_it() -> None:
     stages = [
         {**stage, "penalties": True} if stage["kind"] == "train" else stage for stage in RECIPE["stages"]
     ]
-    bare = {k: v for k, v in RECIPE.items() if k != "budget"}
+    bare = {k: v for k, v in STEERED.items() if k != "budget"}
     found = verify_run(apply(bare | {"rules": rules, "stages": stages}, from_scratch=True, timing=0.02))
     assert len(found.rounds) == 2 and [limit.met for limit in found.limits] == [True] * 6
     assert found.stages[-1].penalty_share is not None and found.history[-1].sparsity > 0.3

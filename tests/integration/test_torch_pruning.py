@@ -85,6 +85,7 @@ def test_a_wrong_cut_is_called_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert rows[0].endswith("| wrong |")
 
 
+@pytest.mark.nightly
 def test_a_run_that_was_interrupted_goes_on_with_the_same_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

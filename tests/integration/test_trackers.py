@@ -17,7 +17,7 @@ RECIPE: dict[str, Any] = {
     "title": "Seen on a board",
     "seed": 3,
     "model": {"build": "sparsify.models.digits_cnn"},
-    "data": {"source": "digits"},
+    "data": {"source": "digits", "validation": "70%"},
     "rules": [{"layers": "conv*", "group": "filter", "sparsity": "50%"}],
     "stages": [
         {"kind": "train", "name": "learn", "epochs": 2, "batch": 256, "optimizer": {"kind": "adam"}},

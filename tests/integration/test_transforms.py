@@ -34,7 +34,12 @@ def recipe(*transforms: dict[str, Any], task: Any = "classification", **data: An
         "version": 1,
         "title": "Transforms",
         "model": {"build": "sparsify.models.digits_cnn"},
-        "data": {"source": "digits", "augment": {"transforms": list(transforms)}, **data},
+        "data": {
+            "source": "digits",
+            "validation": "70%",
+            "augment": {"transforms": list(transforms)},
+            **data,
+        },
         "task": task,
         "rules": [{"layers": "conv*", "group": "filter", "sparsity": "50%"}],
         "stages": [

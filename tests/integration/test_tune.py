@@ -2,13 +2,16 @@
 fails."""
 
 import json
+import sqlite3
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 import yaml
 from tune_parts import BOTH, TOUCHED, make_search
 
@@ -32,8 +35,16 @@ from sparsify_schemas.study import Study
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test pulls the plug, so that SQLite need not wait for the disk at each commit."""
     monkeypatch.chdir(tmp_path)
+
+    def write_at_leisure(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", write_at_leisure)
+    yield
+    sqlalchemy.event.remove(sqlalchemy.Engine, "connect", write_at_leisure)
 
 
 def run_study(recipe: dict[str, Any], **more: Any) -> TuneResult:

@@ -27,7 +27,7 @@ from sparsify_schemas.stage import Adam, AdamW, Cut, Sgd, Train
 from sparsify_schemas.target import Cpu, Cuda
 from sparsify_schemas.units import Amount, Duration, Share, Size
 
-FEW = settings(max_examples=60, deadline=None)
+FEW = settings(max_examples=30, deadline=None)
 
 texts = st.text(min_size=1, max_size=20) | st.sampled_from(
     ["no", "2:4", "1e-4", "*conv", "${x}", "$${", "null", "010", "<<", "a: b", "#", " "]
@@ -323,7 +323,7 @@ def test_other_yaml_readers_see_the_same_text(recipe: Recipe) -> None:
     assert yaml.safe_load(dump(recipe))["title"] == recipe.title.replace("${", "$${")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(mangled())
 @example('"')
 @example("%YAML 99999999999999999999999999999999.1\n---\na: b")
@@ -354,7 +354,7 @@ def test_structures(file: Path, data: dict[str, Any]) -> None:
     outcome(file)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from(
         [
@@ -375,7 +375,7 @@ def test_overrides(file: Path, path: str, value: str) -> None:
     outcome(file, f"{path}={value}")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.text("0123456789.e+-*/%()<>!~^&|, \n\tabmx_'\"[]{}:=j@#\\\0", max_size=30))
 def test_expressions(text: str) -> None:
     outcome({"title": "${" + text + "}", "vars": {"a": 3, "b": 1.5, "x": "text"}})

@@ -1,6 +1,7 @@
 """The list of variants that are left to the night: it is read rightly, and every line names a test."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import nightly
@@ -9,13 +10,18 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@cache
+def list_tests(file: str) -> dict[str, ast.FunctionDef]:
+    """The functions of a file by name; many lines name the same file."""
+    tree = ast.parse((ROOT / file).read_text())
+    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
 def test_every_line_names_a_test_with_variants() -> None:
     assert nightly.LINES
     for line in nightly.LINES:
         file, *_, name = line.name.split("::")
-        tree = ast.parse((ROOT / file).read_text())
-        tests = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-        test = tests.get(name.split("[")[0])
+        test = list_tests(file).get(name.split("[")[0])
         assert test is not None, line.name
         marks = [ast.unparse(mark) for mark in test.decorator_list]
         assert any("parametrize" in mark or mark.isupper() for mark in marks), (

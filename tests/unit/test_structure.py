@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -21,17 +22,22 @@ def load_script() -> ModuleType:
 structure = load_script()
 
 
+@pytest.fixture(scope="module")
+def imports() -> Any:
+    """Which rooms import which."""
+    return structure.room_imports(ROOT)
+
+
 def test_no_import_goes_up() -> None:
     assert structure.stated_layers(ROOT) >= 9, "pyproject.toml states the layers"
     assert structure.upward_imports(ROOT) == 0
 
 
-def test_no_rooms_import_each_other_in_a_circle() -> None:
-    assert structure.circles(structure.room_imports(ROOT)) == []
+def test_no_rooms_import_each_other_in_a_circle(imports: Any) -> None:
+    assert structure.circles(imports) == []
 
 
-def test_at_most_twenty_two_rooms_on_ten_floors() -> None:
-    imports = structure.room_imports(ROOT)
+def test_at_most_twenty_two_rooms_on_ten_floors(imports: Any) -> None:
     assert len(imports) <= 22
     assert max(structure.floors(imports).values()) <= 10
 

@@ -71,7 +71,9 @@ def test_both_models_come_back_bit_for_bit(saved):
     assert sum(p.numel() for p in thin.parameters()) < sum(p.numel() for p in dense.parameters())
 
 
+@pytest.mark.nightly
 def test_a_fresh_process_computes_the_same_bits(saved, tmp_path):
+    """By day test_every_group.py reads runs in a fresh process."""
     result, folder = saved
     torch.save(X, tmp_path / "x.pt")
     code = (

@@ -19,7 +19,7 @@ RECIPE: dict[str, Any] = {
     "version": 1,
     "title": "Taught",
     "model": {"build": "sparsify.models.digits_cnn"},
-    "data": {"source": "digits", "validation": "0%"},
+    "data": {"source": "digits", "validation": "70%"},
     "targets": {"eager": {"kind": "cpu"}},
     "rules": [{"layers": "conv1", "group": "filter", "sparsity": "50%"}],
 }

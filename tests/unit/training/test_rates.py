@@ -18,7 +18,7 @@ RECIPE: dict[str, Any] = {
     "version": 1,
     "title": "Digits",
     "model": {"build": "sparsify.models.digits_cnn"},
-    "data": {"source": "digits", "validation": "10%"},
+    "data": {"source": "digits", "validation": "70%"},
     "targets": {"eager": {"kind": "cpu"}},
     "rules": [{"layers": "Conv2d", "group": "filter", "sparsity": "50%"}],
     "stages": [{"kind": "cut", "repair": False}, TUNE],

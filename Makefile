@@ -25,10 +25,11 @@ floors: .venv/ready
 schemas: .venv/ready
 	$(BIN)/python -m sparsify_schemas
 
-# Pages and the picture that are made from the program itself; a test refuses stale ones.
+# Pages and pictures that are made from the program, its reports and its tables; a test refuses stale ones.
 reference: .venv/ready
 	$(BIN)/python docs/scripts/reference_pages.py
 	$(BIN)/python docs/scripts/report_picture.py
+	$(BIN)/python docs/scripts/repair_picture.py
 	$(BIN)/python docs/scripts/study_page.py
 
 docs: .venv/ready

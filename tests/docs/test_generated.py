@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "docs" / "scripts"))
 reference = import_module("reference_pages")
 picture = import_module("report_picture")
+repair_picture = import_module("repair_picture")
 
 
 def test_the_generated_reference_is_current() -> None:
@@ -41,6 +42,15 @@ def test_the_picture_of_a_report_is_current() -> None:
     assert _words((picture.PICTURE).read_text()) == _words(picture.drawn(picture.REPORT)), (
         "run `make reference`"
     )
+
+
+def test_the_picture_of_a_repair_has_the_figures_of_its_page() -> None:
+    page = repair_picture.PAGE.read_text(encoding="utf-8")
+    assert repair_picture.PICTURE.read_text(encoding="utf-8") == repair_picture.draw(page), (
+        "run `make reference`"
+    )
+    other = page.replace("| 91.0 ± 0.2 |", "| 90.0 ± 0.2 |")
+    assert "50 % of the MACs: 90 %" in repair_picture.draw(other)
 
 
 def test_the_picture_fetches_nothing() -> None:

@@ -445,7 +445,7 @@ def test_integers_are_those_of_the_table_and_agree_with_the_model(runs, call):
         r"as the float32 model on ([\d.]+) % of (\d+) validation examples\.",
         " ".join(out.split()),
     )
-    examples = load_data(Data(source="digits", validation="10%"), 0)
+    examples = load_data(Data(**COMMON["data"]), 0)
     model, file = load_run(runs["conv"]), Path("conv-1.int8.onnx").read_bytes()
     found = predicted(file, examples.validation.ready())
     same = (model(examples.validation.ready()).argmax(1) == found).float().mean()

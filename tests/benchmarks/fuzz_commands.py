@@ -210,7 +210,7 @@ def list_digests(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        own = inside.parts[0] in ("runs", "home", "sensitivity.json") or inside.name.startswith("made.")
+        own = inside.parts[0] in ("runs", "home", "sensitivity.json", "x") or inside.name.startswith("made.")
         if path.is_file() and not own:
             found[str(inside)] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
@@ -308,18 +308,29 @@ def is_json(text: str) -> bool:
     return True
 
 
-def main() -> int:
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options of a fuzzer."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, help="try this case alone")
-    asked = parser.parse_args()
+    return parser
+
+
+def move_home() -> str:
+    """Give commands an empty home, one thread and little time for timing; returns the home."""
     home = tempfile.mkdtemp()
     apply.__kwdefaults__["timing"] = 0.02
     os.environ |= {"HOME": home, "XDG_CACHE_HOME": home, "COLUMNS": "100"}
     torch.set_num_threads(1)  # threads do not live on in forked processes
+    return home
+
+
+def main() -> int:
+    asked = make_parser(__doc__).parse_args()
+    home = move_home()
     DONE.append(apply(SMALL, from_scratch=True, out=home))
     import_late_modules(Path(home))
     number = asked.seed * 1_000_000 if asked.case is None else asked.case

@@ -59,6 +59,7 @@ NETWORKS = {
     "digits CNN": Network("digits-cnn", "Conv2d", "macs: 20%"),
     "autoencoder": Network("autoencoder-fashion-mnist", "[Conv2d, ConvTranspose2d]", "macs: 40%"),
     "MLP": Network("mlp-diabetes", "Linear", "params: 25%", group="neuron"),
+    "ResNet-18": Network("resnet18-fashion-mnist", "Conv2d", "macs: 50%"),
     "VGG-16": Network(
         "resnet56-cifar10-repair",
         "Conv2d",

@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_pruning_choice import TORCH_PRUNING, choose_by_torch_pruning
 
 import sparsify
-from sparsify.cost.cost_model import Costs
 from sparsify.cost.measure import count_macs
 from sparsify.data import load_data
 from sparsify.data.examples import Datasets
@@ -98,62 +98,6 @@ def calibration(datasets: Datasets, seed: int) -> tuple[Tensor, Tensor]:
     return chosen.ready(), chosen.targets
 
 
-TORCH_PRUNING = {"torch_pruning taylor": "TaylorImportance", "torch_pruning magnitude": "MagnitudeImportance"}
-"""choices of torch-pruning by its own pruner over all layers, carried out by our cut"""
-
-
-def choice_of_torch_pruning(
-    plan: Any, model: nn.Module, importance: str, share: int, batches: Sequence[Any]
-) -> dict[str, list[int]]:
-    """Coupled group -> units that torch-pruning keeps, at the smallest ratio that leaves such a share."""
-    import torch_pruning as tp
-
-    model = copy_model(model)
-    for x, y in batches:
-        nn.functional.cross_entropy(model(x), y).backward()
-    reached = {name for assignment in plan.assignments for name in assignment.coupled}
-    group_of = {
-        part.tensor.removesuffix(".weight"): group.name
-        for group in plan.map.by_name.values()
-        for part in group.slices
-        if part.role == "out" and part.tensor.endswith(".weight")
-    }
-    costs = Costs(plan.map)
-
-    def gone(ratio: float) -> dict[str, list[int]]:
-        thinner = copy_model(model)
-        for own, other in zip(thinner.parameters(), model.parameters(), strict=True):
-            own.grad = None if other.grad is None else other.grad.clone()
-        named = {module: name for name, module in thinner.named_modules()}
-        open_layers = {name for name in group_of if group_of[name] in reached}
-        is_layer = (nn.Conv2d, nn.Linear)
-        ignored = [m for m, name in named.items() if isinstance(m, is_layer) and name not in open_layers]
-        pruner = tp.pruner.BasePruner(
-            thinner,
-            torch.zeros_like(batches[0][0][:1]),
-            importance=getattr(tp.importance, importance)(),
-            global_pruning=True,
-            pruning_ratio=ratio,
-            max_pruning_ratio=0.9,
-            ignored_layers=ignored,
-        )
-        found = {}
-        for group in pruner.step(interactive=True):
-            dependency, places = group[0]
-            found[group_of[named[dependency.target.module]]] = sorted(places)
-            group.prune()
-        return found
-
-    low, high = 0.0, 1.0
-    for _ in range(8):
-        middle = (low + high) / 2
-        fits = costs.of(gone(middle))["macs"] <= costs.dense["macs"] * share / 100
-        low, high = (low, middle) if fits else (middle, high)
-    removed = gone(high)
-    width = {name: plan.map.by_name[name].width for name in reached}
-    return {name: sorted(set(range(width[name])) - set(removed.get(name, ()))) for name in reached}
-
-
 def cut_to(
     model: nn.Module, layers: str, criterion: str, share: int, x: Tensor, y: Tensor, cost: str = "macs"
 ) -> Result:
@@ -168,7 +112,7 @@ def cut_to(
     plan = sparsify.make_plan(recipe, model, (x[:2],))
     batches = list(zip(x.split(64), y.split(64), strict=True))
     if criterion in TORCH_PRUNING:
-        keep = choice_of_torch_pruning(plan, model, TORCH_PRUNING[criterion], share, batches)
+        keep = choose_by_torch_pruning(plan, model, criterion, share, batches)
         return sparsify.cut(plan, model, chooser=lambda *_args, **_options: keep)
     return sparsify.cut(plan, model, batches=batches)
 

@@ -24,6 +24,7 @@ from typing import Any
 import repair as small_networks
 import torch
 from torch import Tensor, nn
+from torch_pruning_choice import TORCH_PRUNING, choose_by_torch_pruning
 
 import sparsify
 from sparsify.cost.measure import count_macs
@@ -217,7 +218,7 @@ def measure(name: str, criterion: str, share: int, images: int = 0) -> Row:
 
 
 def cut_to(dense: nn.Module, network: Network, criterion: str, share: int, x: Tensor) -> Result:
-    chosen_elsewhere = small_networks.TORCH_PRUNING.get(criterion)
+    chosen_elsewhere = criterion in TORCH_PRUNING
     recipe = {
         "version": 1,
         "title": "ImageNet",
@@ -233,9 +234,9 @@ def cut_to(dense: nn.Module, network: Network, criterion: str, share: int, x: Te
     }
     plan = sparsify.make_plan(recipe, dense, (x[:2],))
     batches = [(part, dense(part).argmax(1)) for part in x.split(50)]
-    if chosen_elsewhere is None:
+    if not chosen_elsewhere:
         return sparsify.cut(plan, dense, batches=batches)
-    keep = small_networks.choice_of_torch_pruning(plan, dense, chosen_elsewhere, share, batches)
+    keep = choose_by_torch_pruning(plan, dense, criterion, share, batches)
     return sparsify.cut(plan, dense, chooser=lambda *_args, **_options: keep)
 
 

@@ -48,6 +48,8 @@ class Network:
     """file of given weights, in ~/.cache/sparsify/weights"""
     build: str | None = None
     """another model than the recipe's"""
+    learn: int | None = None
+    """epochs of the dense network, where its recipe says more than this needs"""
 
 
 NETWORKS = {
@@ -59,7 +61,7 @@ NETWORKS = {
     "digits CNN": Network("digits-cnn", "Conv2d", "macs: 20%"),
     "autoencoder": Network("autoencoder-fashion-mnist", "[Conv2d, ConvTranspose2d]", "macs: 40%"),
     "MLP": Network("mlp-diabetes", "Linear", "params: 25%", group="neuron"),
-    "ResNet-18": Network("resnet18-fashion-mnist", "Conv2d", "macs: 50%"),
+    "ResNet-18": Network("resnet18-fashion-mnist", "Conv2d", "macs: 50%", learn=2),
     "VGG-16": Network(
         "resnet56-cifar10-repair",
         "Conv2d",
@@ -84,6 +86,7 @@ def prepare(name: str, criterion: str, folder: Path) -> Trained:
     rule = f"{{layers: {network.layers}, group: {network.group}, criterion: {{kind: {criterion}}}}}"
     overrides = [f"budget={{{network.budget}}}", f"rules=[{rule}]", "targets={}"]
     overrides += [] if network.build is None else [f"model={network.build}"]
+    overrides += [] if network.learn is None else [f"vars.learn={network.learn}"]
     path = RECIPES / f"{network.recipe}.yaml"
     weights = folder / f"{network.recipe}.safetensors"
     if network.weights is not None:

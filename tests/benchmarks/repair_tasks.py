@@ -4,11 +4,11 @@
     [--dense FOLDER] [--json FILE]
 
 Networks and data of the shipped recipes. Each network is trained once by its recipe's first stage (seed 0;
-ResNet-18 for two of its four epochs) and kept in FOLDER; VGG-16 has given weights. All convolutions are cut in one ranking to the recipe's budget
-of MACs. 1,000 training images score and calibrate; the seed draws them, the places that the repair samples,
-and the order of the training. The repair sees no labels. The short training takes 100 steps with the task's
-own loss. Figures are the task's deciding metric, in percent. The test set is read once for each row. One
-thread; seconds are of the processor.
+ResNet-18 for two of its four epochs) and kept in FOLDER; VGG-16 has given weights. All convolutions are cut
+in one ranking to the recipe's budget of MACs. 1,000 training images score and calibrate; the seed draws them,
+the places that the repair samples, and the order of the training. The repair sees no labels. The short
+training takes 100 steps with the task's own loss. Figures are the task's deciding metric, in percent. The
+test set is read once for each row. One thread; seconds are of the processor.
 """
 
 import argparse

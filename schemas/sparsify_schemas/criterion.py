@@ -215,7 +215,8 @@ class Reconstruction(FromData):
     are updated;
     s_u is the slope of the curve of errors where u goes. Made for a `repair` stage behind the cut.
     Of a residual branch, group depth: the squared change of the model's outputs with a linear map of the
-    shortcut, fitted to the branch, in its place.
+    shortcut, fitted to the branch, in its place. Of an expert of a mixture: the squared change of the
+    outputs, to first order, with the scores that its router gives it at minus infinity.
     Needs training data, no labels. Sees groups that convolutions (without groups) or Linear layers read.
     Source: optimal brain surgeon (Hassibi and Stork 1993) on groups of weights.
     """
@@ -224,9 +225,9 @@ class Reconstruction(FromData):
     ridge: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 0.01
     """added to the diagonal of H, relative to its mean"""
     required: Flag = True
-    """whether a group that it cannot score is an error: no such layer reads it, or the matrices H take more
-    than 2 GiB. false: magnitude then chooses among the groups of all rules that say so, and the report says
-    why"""
+    """whether a group that it cannot score is an error: no such layer reads it, the matrices H take more than
+    2 GiB, or the module of a mixture is not called. false: magnitude then chooses among the groups of all
+    rules that say so, and the report says why"""
 
     def facts(self) -> Facts:
         return Facts(sees="model")

@@ -82,7 +82,7 @@ class Rule(Spec):
     criterion: Criterion = Magnitude(kind="magnitude")
     """which groups go first. Left out: where `apply` repairs right behind the recipe's only cut, and the rule
     has no penalty, reconstruction with 8 batches and `required: false`, for groups filter, channel, neuron,
-    head and depth; else magnitude"""
+    head, expert and depth; else magnitude"""
     keep: Keep = Keep()
     """what always stays"""
     sparsity: Share | None = None

@@ -12,7 +12,7 @@ from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.rule import Rule
 from sparsify_schemas.stage import Cut, Repair, goal
 
-SCORED = ("filter", "channel", "neuron", "head", "depth")
+SCORED = ("filter", "channel", "neuron", "head", "expert", "depth")
 """groups that `reconstruction` scores by default"""
 BATCHES = 8
 """training batches that it looks at by default"""

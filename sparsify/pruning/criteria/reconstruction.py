@@ -14,7 +14,7 @@ up to a curve for each group, of several layers that read it to the sum of their
 of the curve's lower convex hull where the unit goes, so that taking units of all groups by score per cost is
 choosing by one Lagrange multiplier.
 
-A residual branch has the error of `branch_errors`.
+A residual branch has the error of `branch_errors`, the experts of a mixture have those of `expert_errors`.
 
 Source: optimal brain surgeon (Hassibi and Stork 1993) on groups of weights.
 """
@@ -22,20 +22,20 @@ Source: optimal brain surgeon (Hassibi and Stork 1993) on groups of weights.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ModelError
-from sparsify.forward.call_model import every_tensor
 from sparsify.forward.calls import first_tensor
-from sparsify.graph.model_map import Coupled, ModelMap
+from sparsify.graph.model_map import Coupled, Mixture, ModelMap
 from sparsify.objective.objective import move, require_gradients
 from sparsify.objective.predictions import call_on_batch
 from sparsify.pruning.criteria.branch_errors import branch_errors
-from sparsify.pruning.criteria.layer_gradients import LayerOutput, differentiate
+from sparsify.pruning.criteria.error_curve import score_by_curve
+from sparsify.pruning.criteria.expert_errors import expert_errors
+from sparsify.pruning.criteria.layer_gradients import LayerOutput, differentiate, project_outputs
 from sparsify.pruning.criteria.surgeon import Surgeon
 from sparsify.pruning.layer_matrix import (
     groups_of,
@@ -53,8 +53,6 @@ MEMORY = 2 * 2**30
 """bytes that the matrices H of all readers may take, at most, where the criterion is a default"""
 STEPS = 64
 """of the units that are left, one in so many goes at a time"""
-RANK = 1e-9
-"""relative step between units of one slope, so that they go in the order in which they were removed"""
 
 
 class CannotScoreError(ModelError):
@@ -140,12 +138,16 @@ def reconstruction_scores(
 
     Raises:
         CannotScoreError: no convolution and no Linear layer reads a group, no gradient reaches one that does,
-            what arrives at one is not finite, or the matrices are too large.
+            what arrives at one is not finite, the matrices are too large, or the module of a mixture is not
+            called.
     """
     branches = [branch for branch in model_map.branches if branch.name in names]
     inputs = [x for x, _ in batches]
     check_size = partial(_check_size, required)
     errors = branch_errors(model.eval(), branches, inputs, ridge, seed, check_size)
+    mixtures = [mixture for mixture in model_map.mixtures if mixture.name in names]
+    errors |= expert_errors(model, mixtures, inputs, seed)
+    _check_mixtures(mixtures, errors, required)
     _check_errors(errors, required)
     groups = {name: model_map.by_name[name] for name in names if name not in errors}
     if not groups:
@@ -168,6 +170,16 @@ def _check_errors(errors: Mapping[str, Tensor], required: bool) -> None:
     for name, error in errors.items():
         if not bool(error.isfinite().all()):
             raise CannotScoreError(f"without '{name}' the outputs are NaN or infinite", required)
+
+
+def _check_mixtures(mixtures: Sequence[Mixture], errors: Mapping[str, Tensor], required: bool) -> None:
+    for mixture in mixtures:
+        if mixture.name not in errors:
+            raise CannotScoreError(
+                f"'{mixture.module}', which holds the experts and the router of '{mixture.name}', is not "
+                "called as a module",
+                required,
+            )
 
 
 def _check_size(required: bool, size: int) -> None:
@@ -255,7 +267,7 @@ def _gather_moments(
     try:
         for x in inputs:
             outputs.clear()
-            loss = _random_projection(call_on_batch(model, move(x, device)), generator)
+            loss = project_outputs(call_on_batch(model, move(x, device)), generator)
             if not outputs:
                 break  # their weights are read in ways of the layer above them
             seen = [(name, output) for name, own in outputs.items() for output in own]
@@ -268,19 +280,6 @@ def _gather_moments(
         for handle in handles:
             handle.remove()
     return moments
-
-
-def _random_projection(output: object, generator: torch.Generator) -> Tensor:
-    """<outputs, v> with v ~ N(0, I); each output less its mean over the last dimension, as a softmax has
-    it."""
-    total = torch.zeros(())
-    for one in every_tensor(output):
-        if one.is_floating_point() and one.dim() and one.requires_grad:
-            centred = one - one.mean(-1, keepdim=True) if one.shape[-1] > 1 else one
-            total = (
-                total.to(one.device) + (centred * torch.randn(one.shape, generator=generator).to(one)).sum()
-            )
-    return total
 
 
 def _add_curvature(module: nn.Module, own: _Moments, output: Tensor, gradient: Tensor | None) -> None:
@@ -320,29 +319,4 @@ def _score_units(
         staying = torch.ones(len(left), dtype=torch.bool)
         staying[cheapest] = False
         left = left[staying]
-    scores = torch.empty(width, dtype=torch.float64)
-    for rank, (unit, slope) in enumerate(zip(order, hull_slopes(errors), strict=True)):
-        scores[unit] = slope * (1 + RANK * rank)
-    return scores.float() if width < 2**20 else scores
-
-
-def hull_slopes(errors: Sequence[float]) -> list[float]:
-    """Slopes of the lower convex hull of a curve, one for each step: they never fall.
-
-    >>> hull_slopes([0.0, 3.0, 4.0, 9.0])
-    [2.0, 2.0, 5.0]
-    """
-    corners: list[int] = []
-    for index, error in enumerate(errors):
-        while len(corners) > 1:
-            first, second = corners[-2], corners[-1]
-            before = (errors[second] - errors[first]) * (index - first)
-            direct = (error - errors[first]) * (second - first)
-            if before < direct:
-                break
-            corners.pop()
-        corners.append(index)
-    slopes: list[float] = []
-    for first, second in pairwise(corners):
-        slopes += [(errors[second] - errors[first]) / (second - first)] * (second - first)
-    return slopes
+    return score_by_curve(order, errors)

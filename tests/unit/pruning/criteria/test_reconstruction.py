@@ -11,7 +11,8 @@ from torch.nn import functional as F
 import sparsify
 from sparsify.errors import ModelError, RecipeError
 from sparsify.pruning.criteria import reconstruction
-from sparsify.pruning.criteria.reconstruction import hull_slopes, reconstruction_scores
+from sparsify.pruning.criteria.error_curve import hull_slopes, score_by_curve
+from sparsify.pruning.criteria.reconstruction import reconstruction_scores
 from sparsify.pruning.criteria.surgeon import Surgeon
 from sparsify.pruning.cut import Result
 from sparsify.pruning.scoring import score_units
@@ -157,6 +158,12 @@ def test_the_slopes_are_those_of_the_lower_hull() -> None:
         assert slopes == sorted(slopes) and sum(slopes) == pytest.approx(errors[-1])
         below = list(itertools.accumulate(slopes, initial=0.0))
         assert all(hull <= error + 1e-9 for hull, error in zip(below, errors, strict=True))
+
+
+def test_units_of_one_slope_go_in_the_order_in_which_they_were_removed() -> None:
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(1)).tolist()
+    scores = score_by_curve(order[:400], [0.3 * count for count in range(401)], order[400:])
+    assert scores.argsort().tolist() == order
 
 
 class TwoParts(nn.Module):

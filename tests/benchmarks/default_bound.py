@@ -80,6 +80,10 @@ class Trained:
     objective: Objective
 
 
+_DATASETS: dict[str, Datasets] = {}
+"""of each network"""
+
+
 def prepare(name: str, criterion: str, folder: Path) -> Trained:
     """Build, and train where there are no weights yet."""
     network = NETWORKS[name]
@@ -100,7 +104,9 @@ def prepare(name: str, criterion: str, folder: Path) -> Trained:
     request = make_request(path, weights, [*overrides, "stages=[{kind: cut}]"], (), False, False)
     recipe = request.loaded.recipe
     assert recipe.data is not None
-    datasets = load_data(recipe.data, recipe.seed, recipe.task)
+    if name not in _DATASETS:  # scenes take minutes to draw
+        _DATASETS[name] = load_data(recipe.data, recipe.seed, recipe.task)
+    datasets = _DATASETS[name]
     model = read_dense_model(request)[0].eval()
     plan = sparsify.make_plan(recipe, model, find_inputs(recipe, model, datasets))
     return Trained(model, plan, datasets, make_objective(recipe.task, datasets.classes))

@@ -183,5 +183,6 @@ def test_other_methods_need_examples() -> None:
     with pytest.raises(ModelError) as caught:
         sparsify.repair(cut_half(model, draw(4, 6), "neuron"))
     assert str(caught.value) == (
-        "repair takes an iterable of batches, found NoneType; put a single batch in a list"
+        "a repair by 'least_squares' needs unlabelled training examples: pass batches; method 'merge' alone "
+        "takes none"
     )

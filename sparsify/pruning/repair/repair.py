@@ -21,6 +21,7 @@ from sparsify.forward.opaque import explain_errors
 from sparsify.forward.scratch import hold_weights
 from sparsify.forward.trial_calls import eval_mode
 from sparsify.graph.model_map import ModelMap
+from sparsify.graph.model_shapes import check_shapes
 from sparsify.graph.sound_values import hint_at_mask
 from sparsify.nn.load_tensors import load_tensors
 from sparsify.pruning.cut import Result
@@ -110,7 +111,7 @@ def repair(
         out, what became of each of the `layers`, and whether all was `reverted` because it did not help.
 
     Raises:
-        ModelError: There are too few examples, a batch is of another kind or holds numbers that are not
+        ModelError: The result's dense model is not the one that was cut. There are too few examples, a batch is of another kind or holds numbers that are not
             finite, the dense model returns the same for all examples held out, or the model has nothing that
             the method changes.
 
@@ -130,6 +131,12 @@ def repair(
         cause = first.get("ctx", {}).get("error")
         key, message = (cause.path[0], cause) if isinstance(cause, AtKey) else (first["loc"][0], first["msg"])
         raise ModelError(f"repair: '{key}': {message}") from None
+    check_shapes(result.plan.map, result.dense)
+    if _list_owners(result.model) & _list_owners(result.dense):
+        raise ModelError(
+            "the cut model and the dense model of the result share modules, so that a repair would change "
+            "both; give the result a copy of the dense model as it was before the cut"
+        )
     if batches is None and method == "merge":
         return merge_model(result.dense, result.model, result.plan.map, (result.cuts,))
     if batches is None:
@@ -161,6 +168,11 @@ def repair(
             "pair (x, y) x alone is taken; give the arguments of the model as a tuple, ((a, b), y), or as a "
             "mapping of their names"
         ) from error
+
+
+def _list_owners(model: nn.Module) -> set[nn.Module]:
+    """The modules that have parameters of their own."""
+    return {module for module in model.modules() if module._parameters}
 
 
 def _list_arguments(result: Result) -> frozenset[str]:

@@ -553,6 +553,24 @@ def test_an_argument_that_batches_lack_is_named() -> None:
         )
 
 
+def test_a_dense_model_that_is_not_the_one_that_was_cut_is_refused() -> None:
+    """After a second cut, the units of its log are numbered as in the model that the first one left."""
+    model, x = Duplicated().eval(), draw(60, 6)
+    first = cut_half(model, x, layers="first")
+    second = cut_half(first.model, x, layers="first")
+    with pytest.raises(ModelError) as caught:
+        sparsify.repair(replace(second, dense=model), [x])
+    assert str(caught.value).startswith(
+        "the plan was made of another model: 'first.weight' was (4, 6), it is (8, 6) now"
+    )
+    with pytest.raises(ModelError) as caught:
+        sparsify.repair(replace(first, model=model), [x])
+    assert str(caught.value) == (
+        "the cut model and the dense model of the result share modules, so that a repair would change both; "
+        "give the result a copy of the dense model as it was before the cut"
+    )
+
+
 def test_statistics_are_not_taken_anew_where_nothing_keeps_them() -> None:
     result = cut_half(Duplicated().eval(), draw(4, 6), layers="first")
     with pytest.raises(ModelError) as caught:

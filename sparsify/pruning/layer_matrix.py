@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparsify.forward.opaque import is_scripted
 from sparsify.graph.layer_types import is_transposed_linear

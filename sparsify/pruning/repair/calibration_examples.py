@@ -89,7 +89,9 @@ def _describe(batch: Any) -> str:
         inside = list(batch.values())
     elif isinstance(batch, list | tuple):
         inside = list(batch)
-        found += f" ({', '.join(type(value).__name__ for value in inside[:3])})" if len(inside) < 4 else ""
+        kinds = ", ".join(type(value).__name__ for value in inside)
+        if len(inside) < 4:
+            found += f" ({kinds})"
     is_numpy = any(isinstance(value, numpy.ndarray) for value in (batch, *inside))
     return f"{found}; make tensors of NumPy's arrays by torch.from_numpy" if is_numpy else found
 

@@ -38,8 +38,8 @@ LEAST_COSINE = 0.45
 """units that are less alike are not merged; the paper's threshold"""
 OTHER_FORM = "since the cut it has a smaller kernel, or gathers its inputs"
 CHANGED_SINCE = (
-    "its weights are no longer those that the cut left: merge right after the cut, before any other repair or "
-    "training"
+    "its weights are no longer those that the cut left: merge right after the cut, before any other repair "
+    "or training"
 )
 
 
@@ -227,9 +227,7 @@ def _partners(rows: _Rows, keep: list[int], gone: list[int]) -> Iterator[_Partne
             yield _Partner(unit, keep[place], float(scales[number, place]))
 
 
-def _find_change(
-    dense: nn.Module, model: nn.Module, layer: str, stay: Tensor, outputs: Tensor | None
-) -> str:
+def _find_change(dense: nn.Module, model: nn.Module, layer: str, stay: Tensor, outputs: Tensor | None) -> str:
     """Why columns of the dense layer do not fit to those of the cut one; '' where they do.
 
     stay: columns of the dense weight that the cut kept, in order.

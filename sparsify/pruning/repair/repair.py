@@ -111,9 +111,9 @@ def repair(
         out, what became of each of the `layers`, and whether all was `reverted` because it did not help.
 
     Raises:
-        ModelError: The result's dense model is not the one that was cut. There are too few examples, a batch is of another kind or holds numbers that are not
-            finite, the dense model returns the same for all examples held out, or the model has nothing that
-            the method changes.
+        ModelError: The result's dense model is not the one that was cut, there are too few examples, a batch
+            is of another kind or holds numbers that are not finite, the dense model returns the same for all
+            examples held out, or the model has nothing that the method changes.
 
     Examples:
         >>> result = sparsify.cut(sparsify.make_plan(recipe, model, (x,)), model)

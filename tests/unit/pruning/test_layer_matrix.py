@@ -16,7 +16,6 @@ from sparsify.pruning.layer_matrix import (
 )
 
 
-
 def crop(layer: nn.Conv2d) -> nn.Conv2d:
     """As a cut leaves a convolution whose first rows and last column of taps are dead."""
     live = torch.zeros_like(layer.weight)

@@ -79,8 +79,8 @@ def test_no_gradient_goes_to_the_teacher() -> None:
         ),
         (
             {"features": [(draw(0), draw(1)[:1])]},
-            "the two of a pair of features have the shapes [5, 3] and [1, 3]; a distillation compares tensors of one "
-            "shape",
+            "the two of a pair of features have the shapes [5, 3] and [1, 3]; a distillation compares "
+            "tensors of one shape",
         ),
         ({"temperature": 0.0}, "the temperature of a distillation is above 0, found 0.0"),
         ({"weight": 2.0}, "the weight of a distillation is a share, from 0 to 1, found 2.0"),

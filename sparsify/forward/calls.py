@@ -266,10 +266,22 @@ def describe_batch(inputs: Inputs) -> str:
 
 def add_argument_names(model: nn.Module, inputs: Inputs) -> tuple[Call, ...]:
     """The calls with the names that the model's methods have for their positional arguments."""
-    return tuple(replace(each, names=_argument_names(model, each.method)) for each in list_calls(inputs))
+    return tuple(replace(each, names=argument_names(model, each.method)) for each in list_calls(inputs))
 
 
-def _argument_names(model: nn.Module, method: str) -> tuple[str, ...]:
+def required_arguments(model: nn.Module, method: str = "forward") -> tuple[str, ...]:
+    """Names of the arguments that a call cannot do without, in their order."""
+    try:
+        signature = inspect.signature(getattr(model, method), follow_wrapped=False)
+    except (TypeError, ValueError, AttributeError):
+        return ()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    every = signature.parameters.values()
+    return tuple(p.name for p in every if p.kind in named and p.default is inspect.Parameter.empty)
+
+
+def argument_names(model: nn.Module, method: str = "forward") -> tuple[str, ...]:
+    """Names of the arguments that may be given by their place, in their order."""
     try:
         parameters = inspect.signature(getattr(model, method)).parameters.values()
     except (TypeError, ValueError, AttributeError):

@@ -30,9 +30,9 @@ def distillation_losses(
     Args:
         outputs: Logits [N, classes] of the model that learns.
         targets: Numbers of classes [N].
-        teacher: Logits [N, classes] of the teacher, without a gradient.
-        temperature: T.
-        weight: Share of the loss that follows the teacher.
+        teacher: Logits [N, classes] of the teacher; no gradient goes to it.
+        temperature: T, above 0.
+        weight: Share of the loss that follows the teacher, 0 to 1.
         features: What layers of both return, each pair of one shape: `pairs()` of `sparsify.FeaturePairs`.
         features_weight: Factor of their term, whose mean is that of each example, and whose variance is that
             of the whole batch.
@@ -41,7 +41,8 @@ def distillation_losses(
         One loss for each example; take the mean and call `backward`.
 
     Raises:
-        RuntimeError: The shapes do not fit each other.
+        TrainingError: The shapes of outputs and teacher, or of a pair, differ; `temperature` or `weight` is
+            out of range.
 
     Source: Hinton et al., arXiv:1503.02531; Romero et al., arXiv:1412.6550.
 
@@ -50,6 +51,10 @@ def distillation_losses(
         >>> sparsify.distillation_losses(logits, labels, logits, weight=1.0)
         tensor([0.])
     """
+    if not temperature > 0:
+        raise TrainingError(f"the temperature of a distillation is above 0, found {temperature}")
+    if not 0 <= weight <= 1:
+        raise TrainingError(f"the weight of a distillation is a share, from 0 to 1, found {weight}")
     own = classification_losses(outputs, targets)
     losses = mix_losses(own, _class_divergence(outputs, teacher, temperature), weight)
     if features:
@@ -72,6 +77,7 @@ def add_feature_losses(
     """
     count, terms, counted = len(losses.sums), [], torch.zeros((), device=losses.sums.device)
     for place, (own, taught) in enumerate(pairs):
+        _check_shapes(own, taught, "the two of a pair of features")
         own, taught = own.float(), taught.detach().float()
         variance = taught.var(correction=0) if variances is None else taught.new_tensor(variances[place])
         square = (own - taught).square()
@@ -136,11 +142,22 @@ def teacher_divergence(task: Task, outputs: Any, targets: Any, teacher: Any, tem
 
 
 def _class_divergence(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 * KL over the classes, dimension 1."""
-    soft = functional.log_softmax(teacher / temperature, dim=1)
+    """T^2 * KL over the classes, dimension 1. A class of which the teacher says -inf adds nothing:
+    0 * log(0 / q) = 0."""
+    _check_shapes(outputs, teacher, "outputs and teacher")
+    soft = functional.log_softmax(teacher.detach() / temperature, dim=1)
     own = functional.log_softmax(outputs / temperature, dim=1)
-    divergence = functional.kl_div(own, soft, reduction="none", log_target=True).sum(dim=1)
-    return temperature**2 * divergence
+    each = functional.kl_div(own, soft, reduction="none", log_target=True)
+    return temperature**2 * each.masked_fill(soft == -torch.inf, 0.0).sum(dim=1)
+
+
+def _check_shapes(own: Tensor, taught: Tensor, what: str) -> None:
+    """Raises TrainingError: torch would repeat the smaller one along what differs."""
+    if own.shape != taught.shape:
+        raise TrainingError(
+            f"{what} have the shapes {list(own.shape)} and {list(taught.shape)}; a distillation compares "
+            "tensors of one shape"
+        )
 
 
 def _label_divergence(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -47,7 +47,7 @@ from sparsify.pruning.plan_inputs import check_inputs, draw_fresh_inputs, move_i
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import Chooser, choose
 from sparsify.pruning.proof import CutParts, prove, rebuild_model
-from sparsify.pruning.scoring import Batches, count_batches, score_units, take_batches
+from sparsify.pruning.scoring import Batches, count_batches, find_seeing, score_units, take_batches
 from sparsify_schemas.cuts import AddBias, Cuts, Fold, Zero
 from sparsify_schemas.report import Verdict
 
@@ -162,9 +162,8 @@ def cut(
     call_model.check_model(model)
     call_model.require_values(model)
     if batches is None and count_batches(plan.recipe):
-        kind = next(r.criterion.kind for r in plan.recipe.rules if r.criterion.count_batches())
         raise ModelError(
-            f"criterion '{kind}' looks at training data: pass batches, an iterable of "
+            f"criterion '{find_seeing(plan.recipe)}' looks at training data: pass batches, an iterable of "
             "(x, y) training batches, to cut"
         )
     if plan.recipe.budget.accuracy_drop is not None:

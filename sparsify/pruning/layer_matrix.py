@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparsify.forward.opaque import is_scripted
 from sparsify.graph.layer_types import is_transposed_linear
+from sparsify.nn.cropped import CROPPED, pad_and_crop, read_padding
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -28,6 +28,9 @@ _PLAIN_FORWARDS = {
     )
 }
 """a subclass with a forward of its own may do something else with its weight"""
+_CONVOLVING = (*CROPPED, *CROPPED.values())
+_KNOWN_CONVOLUTIONS = {kind._conv_forward for kind in _CONVOLVING}
+"""what forward calls in a convolution: a subclass may do something else there, such as scale its weight"""
 
 
 def is_product(module: nn.Module) -> bool:
@@ -46,6 +49,8 @@ def _multiplies(module: nn.Module) -> bool:
     if is_scripted(module):
         return False
     plain = find_forward(module) in _PLAIN_FORWARDS
+    if isinstance(module, Conv):
+        plain = plain and find_method(module, "_conv_forward") in _KNOWN_CONVOLUTIONS
     known = plain and isinstance(module, Conv | ConvTranspose | nn.Linear)
     return known or is_transposed_linear(module)
 
@@ -53,9 +58,14 @@ def _multiplies(module: nn.Module) -> bool:
 def find_forward(module: nn.Module) -> Any:
     """The function that a call of the module runs: that of its class, or one that was put on the module
     itself. Accelerate wraps the class's to move weights."""
-    own = vars(module).get("forward")
+    return find_method(module, "forward")
+
+
+def find_method(module: nn.Module, name: str) -> Any:
+    """The function of a method, that of the module's class or one that was put on the module itself."""
+    own = vars(module).get(name)
     if own is None:
-        return getattr(type(module), "forward", None)
+        return getattr(type(module), name, None)
     return getattr(getattr(own, "__wrapped__", own), "__func__", own)
 
 
@@ -127,9 +137,7 @@ def input_rows(module: nn.Module, value: Tensor, places: Places) -> Tensor:
     if _is_linear(module):
         return _lay_out_places(value)[:, places.index].flatten(0, 1)[:, None]
     if isinstance(module, Conv):
-        padding: Any = module._reversed_padding_repeated_twice
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        value = F.pad(value, list(padding), mode)
+        value = pad_and_crop(value, *read_padding(module))
         index, inside = _read_by_convolution(module, value.shape[2:], places), None
     else:
         assert isinstance(module, ConvTranspose)

@@ -31,10 +31,30 @@ Scores = dict[str, list[float]]
 
 
 def take_batches(batches: Batches, recipe: Recipe) -> list[tuple[Any, Any]]:
-    """As many of the training batches as the recipe's criteria look at, as (inputs, targets)."""
+    """As many of the training batches as the recipe's criteria look at, as (inputs, targets).
+
+    Raises ModelError where there are none and a criterion looks at some.
+    """
+    count = count_batches(recipe)
+    if not isinstance(batches, Iterable):
+        raise ModelError(
+            f"batches are an iterable of (x, y) training batches, found {type(batches).__name__}; put a "
+            "single batch in a list"
+        )
     key = recipe.data.target if recipe.data is not None else None
     name = key if isinstance(key, str) else None
-    return [split_batch(batch, name) for batch in islice(batches, count_batches(recipe))]
+    taken = [split_batch(batch, name) for batch in islice(batches, count)]
+    if count and not taken:
+        raise ModelError(
+            f"criterion '{find_seeing(recipe)}' looks at training data, and the batches held none; an "
+            "iterator that was gone through before gives nothing more"
+        )
+    return taken
+
+
+def find_seeing(recipe: Recipe) -> str:
+    """The first criterion that looks at training data."""
+    return next(rule.criterion.kind for rule in recipe.rules if rule.criterion.count_batches())
 
 
 def count_batches(recipe: Recipe) -> int:
@@ -64,7 +84,7 @@ def score_units(
             notes = (f"Magnitude chose, in place of criterion 'reconstruction': {error.reason}.",)
             criteria = [_replace_optional(spec) for spec in criteria]
             scores = _score_groups(plan, copy, parameters, criteria, batches, objective)
-    check_scores(scores)
+    _check_scores(plan, scores, criteria, parameters)
     names = [name for a in plan.assignments for name in a.coupled]
     dead = {name: flags.tolist() for name, flags in find_dead_units(plan.map, names, parameters).items()}
     return scores, dead, notes
@@ -155,9 +175,24 @@ def check_peers(plan: Plan, model: nn.Module) -> None:
             check_peer_scores(spec, copy, plan.map, assignment.coupled, seed, assignment.rule)
 
 
-def check_scores(scores: Scores) -> None:
-    for name, values in scores.items():
-        if not torch.tensor(values).isfinite().all():
+def _check_scores(
+    plan: Plan, scores: Scores, criteria: Sequence[Criterion], parameters: Mapping[str, Tensor]
+) -> None:
+    """Raises ModelError for scores that are not finite, and says whether the weights or the data are to
+    blame."""
+    for assignment in plan.assignments:
+        for name in assignment.coupled:
+            if torch.tensor(scores.get(name, ())).isfinite().all():
+                continue
+            spec = criteria[assignment.rule]
+            parts = coupled_layout(plan.map, [name], parameters, spec.facts().roles).parts
+            is_sound = all(bool(parameters[part.name].norm().isfinite()) for part in parts)
+            if spec.count_batches() and is_sound:
+                raise ModelError(
+                    f"criterion '{spec.kind}' comes to no finite number for '{name}', whose weights are "
+                    "finite: the training batches hold NaN or infinity, or what the model makes of them is "
+                    "not finite; look at the batches"
+                )
             raise ModelError(
                 f"the weights of '{name}' or of what is coupled to it are not finite, or so large that their "
                 "norms are not; restart from sound weights"

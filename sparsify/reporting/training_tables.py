@@ -20,7 +20,7 @@ from sparsify.formatting.verdict_text import verdict_words
 from sparsify.pruning.planning.depth_search import choose_best
 from sparsify.reporting import table_titles
 from sparsify.reporting.report_file import FILE
-from sparsify_schemas.report import Epoch, RepairRow, Report, Trial
+from sparsify_schemas.report import Agreement, Epoch, RepairRow, Report, Trial
 
 _PENALTY_COLUMNS: dict[str, tuple[Callable[[float | None], str], str, str]] = {
     "woken": (
@@ -82,15 +82,27 @@ def agreement_table(report: Report) -> Table:
 def _repair_notes(report: Report) -> Iterator[str]:
     """Warnings of outputs that no longer follow the inputs, and what each repair did."""
     for stage in report.stages:
-        if stage.agreement is not None and stage.agreement.correlation < LEAST_CORRELATION:
-            correlation = format_fixed(stage.agreement.correlation, 3)
-            yield (
-                f"Warning: after '{stage.name}' the outputs hardly follow the inputs (correlation with the "
-                f"dense outputs {correlation}); cut less, choose by criterion 'reconstruction', limit what "
-                "each layer loses by keep.limits, or repair."
-            )
+        if stage.agreement is not None:
+            yield from _warn_of_outputs(stage.name, stage.agreement)
         if stage.repair is not None:
             yield describe_repair(stage.name, stage.repair)
+
+
+def _warn_of_outputs(name: str, agreement: Agreement) -> Iterator[str]:
+    """A warning where the outputs do not follow the inputs, or nothing tells whether they do."""
+    if agreement.correlation >= LEAST_CORRELATION:
+        return
+    if not agreement.correlation and not agreement.error:  # as where the dense outputs have no spread
+        yield (
+            f"Warning: nothing tells whether the outputs after '{name}' follow the inputs: the dense model "
+            "returns the same for all examples that were compared; look at the model and its data."
+        )
+        return
+    yield (
+        f"Warning: after '{name}' the outputs hardly follow the inputs (correlation with the "
+        f"dense outputs {format_fixed(agreement.correlation, 3)}); cut less, choose by criterion "
+        "'reconstruction', limit what each layer loses by keep.limits, or repair."
+    )
 
 
 def describe_repair(name: str, repair: RepairRow) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from sparsify.errors import VerificationError
 from sparsify.formatting.numbers import count_noun
 from sparsify.forward.call_model import (
+    call_model,
     float_tensors,
     restore_buffers,
     whole_tensors,
@@ -86,6 +87,14 @@ def run_and_count_casts(
             seed_generators(0)
             restart()
         return found, mode.casts
+
+
+def draws_random_numbers(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a call in eval mode moves torch's generator on, as dropout does that is always on."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), restore_buffers(model):
+        before = torch.get_rng_state()
+        call_model(model, inputs)
+        return not torch.equal(before, torch.get_rng_state())
 
 
 @dataclass(frozen=True)

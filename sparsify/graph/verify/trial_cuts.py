@@ -22,12 +22,18 @@ from sparsify.graph.trace.labels import TIED
 from sparsify.graph.verify.group_trials import GroupTrials, choose_double, judge_cut
 from sparsify.graph.verify.run_models import (
     copy_in_dtype,
+    draws_random_numbers,
 )
 from sparsify.graph.verify.search_faults import find_cuttable
 from sparsify.graph.verify.trial_weights import randomize_weights
 
 WIDTH_COUNTS = "; its width may count as a number in the code, as in attention without 'scale'"
 """of a group that by itself gives other outputs once it is narrower"""
+DRAWS = (
+    "; the model draws random numbers in eval mode, as dropout with training=True does, and a narrower one "
+    "draws others: leave that out in eval mode"
+)
+"""of the same in a model whose outputs no comparison can follow"""
 
 
 def protect_failing_groups(
@@ -108,7 +114,7 @@ def _protect_groups(trials: GroupTrials, model_map: ModelMap, other_sides: Other
         reasons = _drop_saved(reasons, model_map, saved)
         together = [*good, *(model_map.by_name[name] for name in saved)]
         trials.find_cuttable(together, model_map, reasons, trials.faults)
-    return _add_reasons(model_map, reasons)
+    return _add_reasons(model_map, reasons, trials)
 
 
 def _protect_by_shapes(
@@ -142,7 +148,7 @@ def _protect_by_shapes(
         good = [*good, *(model_map.by_name[name] for name in saved)]
     if any(fault(good, model_map) for fault in trials.faults if good):
         return None
-    return _add_reasons(model_map, reasons)
+    return _add_reasons(model_map, reasons, trials)
 
 
 def _drop_saved(reasons: Mapping[str, str], model_map: ModelMap, saved: Collection[str]) -> dict[str, str]:
@@ -150,13 +156,14 @@ def _drop_saved(reasons: Mapping[str, str], model_map: ModelMap, saved: Collecti
     return {name: why for name, why in reasons.items() if name in model_map.by_name and name not in saved}
 
 
-def _add_reasons(model_map: ModelMap, reasons: Mapping[str, str]) -> ModelMap:
+def _add_reasons(model_map: ModelMap, reasons: Mapping[str, str], trials: GroupTrials) -> ModelMap:
     protected = []
+    hint = cache(lambda: DRAWS if draws_random_numbers(trials.model, trials.few) else WIDTH_COUNTS)
     for name, why in reasons.items():
         group = model_map.by_name[name]
         differs = "differs from the masked one" in why  # it runs, so that its parts stand where they should
         if differs and why.startswith("a trial cut failed") and "by nan" not in why:
-            why += WIDTH_COUNTS
+            why += hint()
         protected.append(replace(group, protected=why if differs or group.doubt is None else group.doubt))
     return _replace_groups(model_map, protected)
 

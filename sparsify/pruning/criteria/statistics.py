@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsify.data.columns import count_examples, split_values
 from sparsify.errors import ModelError
@@ -77,8 +78,10 @@ def _visit_gradients(
 
 
 def _visit_inputs(model: nn.Module, kind: str, batches: Sequence[Batch]) -> Iterator[None]:
-    """Root mean squares over a batch and, for convolutions, over positions; the same for every output."""
-    seen = [module for module in model.modules() if isinstance(module, _SEEN_LAYERS)]
+    """Root mean squares over a batch, over all calls of a layer, and for convolutions over positions; the
+    same for every output."""
+    layers = [module for module in model.modules() if isinstance(module, _SEEN_LAYERS)]
+    seen = [module for module in layers if _find_weight(module) is not None]
     if not seen:
         raise ModelError(
             f"criterion '{kind}' sees convolutions and Linear layers, and the model has neither; "
@@ -88,29 +91,65 @@ def _visit_inputs(model: nn.Module, kind: str, batches: Sequence[Batch]) -> Iter
     model.eval()
     for x, _ in batches:
         model.zero_grad(set_to_none=True)
+        arrived: dict[int, _Arrived] = {}
         with ExitStack() as stack, torch.no_grad(), without_fused_attention():
             for module in seen:
-                handle = module.register_forward_hook(_note_input, with_kwargs=True)
+                handle = module.register_forward_hook(partial(_note_input, arrived), with_kwargs=True)
                 stack.callback(handle.remove)
             call_on_batch(model, move(x, device))
         yield
 
 
-def _note_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
-    weight, given = module.get_parameter("weight"), first_tensor(args, kwargs)
-    assert given is not None
+@dataclass
+class _Arrived:
+    """Squares of what one weight multiplies, of all calls that read it so far."""
+
+    total: Tensor
+    """sum over rows or positions: [inputs]"""
+    count: int
+
+
+def _note_input(
+    arrived: dict[int, _Arrived],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    _output: Any,
+) -> None:
+    """arrived: by the id of the weight, which several layers may share."""
+    weight, given = _find_weight(module), first_tensor(args, kwargs)
+    assert weight is not None and given is not None
     x = given.detach().float()
+    channel = x.dim() - 1
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        channel = x.dim() - len(module.kernel_size) - 1  # 0 where there is no batch
+    squares = x.square().movedim(channel, -1).reshape(-1, x.shape[channel])
+    own = arrived.setdefault(id(weight), _Arrived(squares.new_zeros(squares.shape[-1]), 0))
+    own.total = own.total + squares.sum(0)
+    own.count += len(squares)
+    rms = own.total.div(max(1, own.count)).sqrt()  # no row reaches an expert that is not chosen
+    weight.grad = _spread_over(module, weight, rms).to(weight.dtype).clone()
+
+
+def _find_weight(module: nn.Module) -> nn.Parameter | None:
+    """The weight of a layer; under weight_norm, spectral_norm, another parametrization or a mask the
+    parameter of its shape that it is computed from; None where there is none."""
+    own = module._parameters.get("weight")
+    if own is not None:
+        return own
+    shape = getattr(getattr(module, "weight", None), "shape", None)
+    behind = [
+        parameter
+        for name, parameter in module.named_parameters()
+        if name.startswith(("weight_", "parametrizations.weight.")) and parameter.shape == shape
+    ]
+    return behind[-1] if behind else None  # of weight_norm the direction stands last
+
+
+def _spread_over(module: nn.Module, weight: Tensor, rms: Tensor) -> Tensor:
+    """What arrives at each input, in the shape of the weight."""
     if isinstance(module, nn.Linear):
-        rows = x.flatten(0, -2)
-        rms = (
-            rows.square().sum(0).div(max(1, len(rows))).sqrt()
-        )  # no row reaches an expert that is not chosen
-        weight.grad = rms.expand_as(weight).to(weight.dtype).clone()
-        return
+        return rms.expand_as(weight)
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    channel = x.dim() - len(module.kernel_size) - 1  # 0 where there is no batch
-    rms = x.square().mean([d for d in range(x.dim()) if d != channel]).sqrt()
     rows = rms.view(module.groups, -1).repeat_interleave(weight.shape[0] // module.groups, 0)
-    weight.grad = (
-        rows.view(*rows.shape, *[1] * len(module.kernel_size)).expand_as(weight).to(weight.dtype).clone()
-    )
+    return rows.view(*rows.shape, *[1] * len(module.kernel_size)).expand_as(weight)

@@ -11,7 +11,7 @@ from torch import nn
 from sparsify.distributed import add_over_processes, counts_of
 from sparsify.errors import ModelError
 from sparsify.forward.call_model import call_model, require_values
-from sparsify.forward.calls import Inputs
+from sparsify.forward.calls import Inputs, required_arguments
 from sparsify.forward.trial_calls import eval_mode
 from sparsify.pruning.repair.agreement import CHUNK, take_examples
 from sparsify.pruning.repair.calibration_examples import collect_examples
@@ -42,7 +42,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
         1
     """
     require_values(model)
-    inputs, count = collect_examples(batches, sys.maxsize, "calibrate")
+    inputs, count = collect_examples(batches, sys.maxsize, "calibrate", required_arguments(model))
     with eval_mode(model):
         try:
             return reestimate_statistics(model, inputs, count)

@@ -1,8 +1,9 @@
 """Calibration examples: batches as a user has them, joined into one call of the model."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -14,10 +15,16 @@ from sparsify.pruning.repair.agreement import take_examples
 
 
 def collect_examples(
-    batches: Iterable[Any] | None, examples: int, caller: str = "repair"
+    batches: Iterable[Any] | None,
+    examples: int,
+    caller: str = "repair",
+    taken: Collection[str] = (),
 ) -> tuple[Inputs, int]:
     """Join batches into one call, and count its examples; shorter sequences are padded with zeros at their
     ends.
+
+    taken: names of arguments that the model is given: a batch that is a mapping may hold targets beside
+    them, under one of their usual names, and those are left out.
 
     Raises ModelError when there are none.
     """
@@ -29,7 +36,7 @@ def collect_examples(
     parts: list[Any] = []
     count = 0
     for batch in batches:
-        inputs = _find_inputs(batch, caller)
+        inputs = _find_inputs(batch, caller, taken)
         parts.append(inputs)
         count += _count(inputs)
         if count >= examples:
@@ -47,19 +54,22 @@ def collect_examples(
     return take_examples(joined, count, 0, used), used
 
 
-def _find_inputs(batch: Any, caller: str) -> Any:
+def _find_inputs(batch: Any, caller: str, taken: Collection[str]) -> Any:
     """The inputs of a batch: x of (x, y), what a mapping holds besides its targets, a tensor as the only
     input."""
     if isinstance(batch, Tensor):
         return (batch,)
     if isinstance(batch, Mapping) and any(isinstance(value, Tensor) for value in batch.values()):
-        return dict(split_target(batch, None)[0])
+        inputs, _ = split_target(batch, None)
+        return {name: value for name, value in batch.items() if name in inputs or name in taken}
     if isinstance(batch, Sequence) and batch:
         first = batch[0]
         if isinstance(first, tuple) and first and all(isinstance(value, Tensor) for value in first):
             return first
+        if isinstance(first, Mapping) and len(batch) > 1:  # the targets lie beside them
+            return _find_inputs(first, caller, first.keys())
         if isinstance(first, Tensor | Mapping):
-            return _find_inputs(first, caller)
+            return _find_inputs(first, caller, taken)
         if isinstance(first, list) and first and all(isinstance(value, Tensor) for value in first):
             raise ModelError(
                 f"{caller} found a list of {len(first)} tensors as the inputs of a batch; if they are "
@@ -68,8 +78,22 @@ def _find_inputs(batch: Any, caller: str) -> Any:
             )
     raise ModelError(
         f"{caller} takes batches that are tensors, mappings of tensors or (x, y) "
-        f"pairs, found {type(batch).__name__}"
+        f"pairs, found {_describe(batch)}"
     )
+
+
+def _describe(batch: Any) -> str:
+    """What a batch is that cannot be taken, and how to make tensors of NumPy's arrays."""
+    found, inside = type(batch).__name__, list[Any]()
+    if isinstance(batch, Mapping):
+        inside = list(batch.values())
+    elif isinstance(batch, list | tuple):
+        inside = list(batch)
+        kinds = ", ".join(type(value).__name__ for value in inside)
+        if len(inside) < 4:
+            found += f" ({kinds})"
+    is_numpy = any(isinstance(value, numpy.ndarray) for value in (batch, *inside))
+    return f"{found}; make tensors of NumPy's arrays by torch.from_numpy" if is_numpy else found
 
 
 def _count(inputs: Any) -> int:

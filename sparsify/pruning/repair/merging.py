@@ -36,6 +36,11 @@ from sparsify_schemas.report import LayerRepair
 
 LEAST_COSINE = 0.45
 """units that are less alike are not merged; the paper's threshold"""
+OTHER_FORM = "since the cut it has a smaller kernel, or gathers its inputs"
+CHANGED_SINCE = (
+    "its weights are no longer those that the cut left: merge right after the cut, before any other repair "
+    "or training"
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,11 @@ def merge_units(
     lost: dict[str, int] = {}
     reasons: dict[str, str] = {}
     columns, outputs = kept_columns(dense, (cuts,)), find_kept_outputs(dense, (cuts,))
+    changed = {
+        layer: _find_change(dense, model, layer, stay, outputs.get(layer))
+        for layer, stay in columns.items()
+        if not is_member(layer)
+    }
     widths = {width.group: width for width in cuts.widths}
     for group in model_map.coupled:
         width = widths.get(group.name)
@@ -101,6 +111,10 @@ def merge_units(
             if f"{layer}.weight" in zeroed:
                 taken.setdefault(layer, 0)
                 reasons[layer] = "the cut set single weights of it to zero, which stay"
+                continue
+            if changed[layer]:
+                taken.setdefault(layer, 0)
+                reasons[layer] = changed[layer]
                 continue
             taken[layer] = taken.get(layer, 0) + len(partners)
             if isinstance(rows, str):
@@ -213,6 +227,25 @@ def _partners(rows: _Rows, keep: list[int], gone: list[int]) -> Iterator[_Partne
             yield _Partner(unit, keep[place], float(scales[number, place]))
 
 
+def _find_change(dense: nn.Module, model: nn.Module, layer: str, stay: Tensor, outputs: Tensor | None) -> str:
+    """Why columns of the dense layer do not fit to those of the cut one; '' where they do.
+
+    stay: columns of the dense weight that the cut kept, in order.
+    """
+    as_cut = _dense_matrix(dense, layer, outputs)[stay]
+    module = model.get_submodule(layer)
+    matrix = weight_matrix(module)[0] if is_product(module) else None
+    if matrix is None or matrix.shape != as_cut.shape:
+        return OTHER_FORM
+    return "" if torch.equal(matrix, as_cut.to(matrix)) else CHANGED_SINCE
+
+
+def _dense_matrix(dense: nn.Module, layer: str, outputs: Tensor | None) -> Tensor:
+    """The dense weight, [columns, outputs that stay]."""
+    matrix = weight_matrix(dense.get_submodule(layer))[0]
+    return matrix if outputs is None else matrix[:, outputs.to(matrix.device)]
+
+
 def _add_columns(
     dense: nn.Module,
     model: nn.Module,
@@ -226,11 +259,8 @@ def _add_columns(
 
     columns: unit -> columns of the dense weight; stay: those of them all that the cut kept, in order.
     """
-    before = weight_matrix(dense.get_submodule(layer))[0].double()
-    before = before if outputs is None else before[:, outputs.to(before.device)]
+    before = _dense_matrix(dense, layer, outputs).double()
     matrix = weight_matrix(model.get_submodule(layer)).double()
-    if matrix.shape[1:] != (len(stay), before.shape[1]):
-        return  # computed in another way now, such as from gathered columns
     place = {int(number): at for at, number in enumerate(stay)}
     for partner in partners:
         into = [place[int(number)] for number in columns[partner.kept]]

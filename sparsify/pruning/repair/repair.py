@@ -1,7 +1,7 @@
 """Repair a cut model with unlabelled examples, and keep the repair only if it helps."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +15,13 @@ from sparsify.distributed import counts_of, share_state
 from sparsify.errors import ModelError
 from sparsify.events import Listener, Measuring, silence
 from sparsify.forward.call_model import named_inputs
-from sparsify.forward.calls import Inputs, map_tensors
+from sparsify.forward.calls import Inputs, argument_names, map_tensors, required_arguments
 from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.forward.opaque import explain_errors
 from sparsify.forward.scratch import hold_weights
 from sparsify.forward.trial_calls import eval_mode
 from sparsify.graph.model_map import ModelMap
+from sparsify.graph.model_shapes import check_shapes
 from sparsify.graph.sound_values import hint_at_mask
 from sparsify.nn.load_tensors import load_tensors
 from sparsify.pruning.cut import Result
@@ -68,7 +69,7 @@ class Repaired:
             return f"<Repaired by {self.method}: {done} of {len(self.layers)} layers changed, without data>"
         errors = f"error of the outputs {self.before.error:.3g} -> {self.after.error:.3g}"
         if self.layers and not done:
-            return f"<Repaired by {self.method}: no layer to refit, {errors}>"
+            return f"<Repaired by {self.method}: no layer changed, {errors}>"
         if self.reverted:
             return f"<Repaired by {self.method}: taken back, as it did not help; {errors}>"
         verb = "merged" if self.method == "merge" else "refitted"
@@ -110,9 +111,9 @@ def repair(
         out, what became of each of the `layers`, and whether all was `reverted` because it did not help.
 
     Raises:
-        ModelError: There are too few examples, a batch is of another kind or holds numbers that are not
-            finite, the dense model returns the same for all examples held out, or the model has nothing that
-            the method changes.
+        ModelError: The result's dense model is not the one that was cut, there are too few examples, a batch
+            is of another kind or holds numbers that are not finite, the dense model returns the same for all
+            examples held out, or the model has nothing that the method changes.
 
     Examples:
         >>> result = sparsify.cut(sparsify.make_plan(recipe, model, (x,)), model)
@@ -130,22 +131,64 @@ def repair(
         cause = first.get("ctx", {}).get("error")
         key, message = (cause.path[0], cause) if isinstance(cause, AtKey) else (first["loc"][0], first["msg"])
         raise ModelError(f"repair: '{key}': {message}") from None
+    check_shapes(result.plan.map, result.dense)
+    if _list_owners(result.model) & _list_owners(result.dense):
+        raise ModelError(
+            "the cut model and the dense model of the result share modules, so that a repair would change "
+            "both; give the result a copy of the dense model as it was before the cut"
+        )
     if batches is None and method == "merge":
         return merge_model(result.dense, result.model, result.plan.map, (result.cuts,))
-    inputs, count = collect_examples(batches, examples)
-    return repair_model(
-        result.dense,
-        result.model,
-        (result.cuts,),
-        inputs,
-        count,
-        stage,
-        seed,
-        result.plan.map,
-        processes,
-        listener,
-        classes=result.plan.recipe.task.kind == "classification",
-    )
+    if batches is None:
+        raise ModelError(
+            f"a repair by '{method}' needs unlabelled training examples: pass batches; method 'merge' alone "
+            "takes none"
+        )
+    inputs, count = collect_examples(batches, examples, taken=_list_arguments(result))
+    try:
+        return repair_model(
+            result.dense,
+            result.model,
+            (result.cuts,),
+            inputs,
+            count,
+            stage,
+            seed,
+            result.plan.map,
+            processes,
+            listener,
+            classes=result.plan.recipe.task.kind == "classification",
+        )
+    except ModelError as error:
+        missing = _list_missing(result.dense, inputs)
+        if not missing or not isinstance(error.__cause__, TypeError):
+            raise
+        raise ModelError(
+            f"the model needs {', '.join(map(repr, missing))} as well, and the batches do not give it: of a "
+            "pair (x, y) x alone is taken; give the arguments of the model as a tuple, ((a, b), y), or as a "
+            "mapping of their names"
+        ) from error
+
+
+def _list_owners(model: nn.Module) -> set[nn.Module]:
+    """The modules that have parameters of their own."""
+    return {module for module in model.modules() if module._parameters}
+
+
+def _list_arguments(result: Result) -> frozenset[str]:
+    """Names of the arguments that the plan was made with, and of those that no call can do without."""
+    found = set(required_arguments(result.dense))
+    for each in result.plan.map.inputs:
+        by_place = argument_names(result.dense, each.method)
+        places = dict(enumerate(by_place))
+        found |= {one.name or places.get(place, "") for place, one in enumerate(each.arguments)}
+    return frozenset(found)
+
+
+def _list_missing(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
+    """Arguments that a call needs and a batch does not give."""
+    given = inputs if isinstance(inputs, Mapping) else argument_names(model)[: len(inputs)]
+    return tuple(name for name in required_arguments(model) if name not in given)
 
 
 def merge_model(dense: nn.Module, model: nn.Module, model_map: ModelMap, rounds: Sequence[Cuts]) -> Repaired:

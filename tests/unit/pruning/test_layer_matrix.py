@@ -5,6 +5,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import Tensor, nn
 
+from sparsify.nn.cropped import crop_convolution, find_grids, select_positions
 from sparsify.pruning.layer_matrix import (
     input_rows,
     is_product,
@@ -13,6 +14,17 @@ from sparsify.pruning.layer_matrix import (
     set_weight,
     weight_matrix,
 )
+
+
+def crop(layer: nn.Conv2d) -> nn.Conv2d:
+    """As a cut leaves a convolution whose first rows and last column of taps are dead."""
+    live = torch.zeros_like(layer.weight)
+    live[..., 2, :2] = 1
+    kept = find_grids(live)
+    layer.weight = nn.Parameter(select_positions(layer.weight.detach(), kept))
+    crop_convolution(layer, kept)
+    return layer
+
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(6, 5), (4, 6)),
@@ -26,6 +38,11 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "conv2d depthwise with a multiplier": (nn.Conv2d(4, 8, 3, groups=4, padding="same"), (3, 4, 6, 6)),
     "conv2d with reflected padding": (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), (2, 3, 5, 5)),
     "conv2d without a bias": (nn.Conv2d(3, 4, 1, bias=False), (2, 3, 5, 5)),
+    "conv2d with a smaller kernel": (crop(nn.Conv2d(3, 4, 3)), (2, 3, 6, 7)),
+    "conv2d with a smaller kernel and reflected padding": (
+        crop(nn.Conv2d(3, 4, 3, stride=2, padding=1, padding_mode="reflect")),
+        (2, 3, 6, 7),
+    ),
     "conv3d": (nn.Conv3d(2, 3, 2, stride=(1, 2, 1)), (2, 2, 4, 5, 4)),
     "transposed conv1d": (nn.ConvTranspose1d(4, 3, 4, stride=2, padding=1), (2, 4, 5)),
     "transposed conv2d with groups": (
@@ -98,6 +115,10 @@ def test_a_subclass_with_a_forward_of_its_own_is_no_product() -> None:
     class Named(nn.Linear):
         pass
 
-    assert not is_product(Doubled(3, 3))
+    class Standardized(nn.Conv2d):
+        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return super()._conv_forward(input, weight - weight.mean((1, 2, 3), keepdim=True), bias)
+
+    assert not is_product(Doubled(3, 3)) and not is_product(Standardized(3, 3, 3))
     assert is_product(Named(3, 3))
     assert not is_product(nn.BatchNorm2d(3))

@@ -17,8 +17,8 @@ from sparsify.reporting.latency_table import latency_table
 from sparsify.reporting.provenance_table import provenance_table
 from sparsify.reporting.report_file import read_report
 from sparsify.reporting.report_tables import list_tables, to_markdown
-from sparsify.reporting.training_tables import history_table
-from sparsify_schemas.report import Baseline, Latency, Limit, Report
+from sparsify.reporting.training_tables import agreement_table, history_table
+from sparsify_schemas.report import Agreement, Baseline, Latency, Limit, Report, StageRow
 from sparsify_schemas.task import BUILT_IN
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -208,6 +208,33 @@ def test_the_verdict_is_said_in_words(outcome: str, said: str) -> None:
 def test_a_check_that_could_not_see_the_cut_is_a_warning() -> None:
     blind = report(verdict=report().verdict.model_copy(update={"control": 0.0}))
     assert any(note.startswith("Warning") for note in list_tables(blind)[0].notes)
+
+
+@pytest.mark.parametrize(
+    ("correlation", "error", "said"),
+    [
+        (0.2, 3.0, ""),
+        (
+            0.1,
+            3.0,
+            "Warning: after 'cut' the outputs hardly follow the inputs (correlation with the dense outputs "
+            "0.100); cut less, choose by criterion 'reconstruction', limit what each layer loses by "
+            "keep.limits, or repair.",
+        ),
+        (
+            0.0,
+            0.0,
+            "Warning: nothing tells whether the outputs after 'cut' follow the inputs: the dense model "
+            "returns the same for all examples that were compared; look at the model and its data.",
+        ),
+    ],
+)
+def test_outputs_that_do_not_follow_the_inputs_are_warned_of(
+    correlation: float, error: float, said: str
+) -> None:
+    agreement = Agreement(correlation=correlation, error=error)
+    stages = (StageRow(name="cut", kind="cut", seconds=1.0, agreement=agreement),)
+    assert list(agreement_table(report(stages=stages)).notes) == ([said] if said else [])
 
 
 def test_zeros_that_are_stored_are_told_apart_from_what_is_gone() -> None:

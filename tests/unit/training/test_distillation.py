@@ -7,7 +7,7 @@ import torch
 
 import sparsify
 from sparsify.data import load_data
-from sparsify.errors import RecipeError
+from sparsify.errors import RecipeError, TrainingError
 from sparsify.models import digits_cnn
 from sparsify.runs.save_load import load_dense
 from sparsify_schemas.data import Data
@@ -48,6 +48,49 @@ def test_the_gradient_leads_to_the_teacher() -> None:
     ).sum().backward()
     wanted = 3 * (torch.softmax(outputs.detach() / 3, 1) - torch.softmax(teacher / 3, 1))
     assert outputs.grad is not None and torch.allclose(outputs.grad, wanted)
+
+
+def test_classes_that_both_rule_out_add_nothing() -> None:
+    """Their scores are -inf, and 0 * log(0 / 0) is 0."""
+    out, out_of_teacher = draw(0), draw(1)
+    out[:, 2] = out_of_teacher[:, 2] = -torch.inf
+    out.requires_grad_()
+    labels = torch.tensor([0, 1, 1, 0, 1])
+    found = sparsify.distillation_losses(out, labels, out_of_teacher)
+    of_two = sparsify.distillation_losses(out[:, :2], labels, out_of_teacher[:, :2])
+    assert torch.allclose(found, of_two)
+    found.sum().backward()
+    assert out.grad is not None and bool(out.grad.isfinite().all())
+
+
+def test_no_gradient_goes_to_the_teacher() -> None:
+    teacher = draw(1).requires_grad_()
+    sparsify.distillation_losses(draw(0).requires_grad_(), torch.arange(5) % 3, teacher).sum().backward()
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (
+            {"teacher": draw(1)[:, :1]},
+            "outputs and teacher have the shapes [5, 3] and [5, 1]; a distillation compares tensors of one "
+            "shape",
+        ),
+        (
+            {"features": [(draw(0), draw(1)[:1])]},
+            "the two of a pair of features have the shapes [5, 3] and [1, 3]; a distillation compares "
+            "tensors of one shape",
+        ),
+        ({"temperature": 0.0}, "the temperature of a distillation is above 0, found 0.0"),
+        ({"weight": 2.0}, "the weight of a distillation is a share, from 0 to 1, found 2.0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changed: dict[str, Any], words: str) -> None:
+    given = {"outputs": draw(0), "targets": torch.arange(5) % 3, "teacher": draw(1), **changed}
+    with pytest.raises(TrainingError) as caught:
+        sparsify.distillation_losses(**given)
+    assert str(caught.value) == words
 
 
 def test_a_stage_that_only_follows_the_dense_model_comes_nearer_to_it(tmp_path, monkeypatch) -> None:

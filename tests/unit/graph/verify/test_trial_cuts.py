@@ -56,6 +56,11 @@ class ScaledAttention(nn.Module):
         return nn.functional.scaled_dot_product_attention(x, x, x)
 
 
+class AlwaysDropping(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, 0.5, training=True)
+
+
 class FixedView(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.view(-1, HIDDEN)
@@ -83,6 +88,17 @@ def test_a_fault_in_one_block_of_many_is_found(spoil: nn.Module, reason: str, pl
     assert found[f"blocks.{place}.a"].startswith(reason)
     hint = "; its width may count as a number in the code, as in attention without 'scale'"
     assert found[f"blocks.{place}.a"].endswith(hint) is bool(reason)
+
+
+def test_a_model_that_draws_in_eval_mode_is_told_so() -> None:
+    model = Blocks()
+    model.blocks[4].spoil = AlwaysDropping()
+    (why,) = protected(model.eval()).values()
+    assert why.startswith("a trial cut failed: the cut model differs from the masked one by")
+    assert why.endswith(
+        "; the model draws random numbers in eval mode, as dropout with training=True does, and a narrower "
+        "one draws others: leave that out in eval mode"
+    )
 
 
 def test_a_hook_on_one_block_of_many_is_found() -> None:

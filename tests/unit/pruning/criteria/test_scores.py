@@ -1,12 +1,14 @@
 """Every criterion against its formula, written out element by element."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import sparsify
 from sparsify.errors import ModelError, RecipeError
@@ -180,6 +182,78 @@ def test_wanda_is_the_weight_times_what_it_multiplies() -> None:
     single = weight_scores(spec, net.c.weight, gather_statistics(net, spec, BATCHES, CLASSIFICATION), 0)
     rms = sum(math.sqrt(float(seen["c"][:, 4].square().mean())) for seen in arrivals(net)) / 2
     assert float(single[1, 4]) == pytest.approx(rms * abs(float(net.c.weight.detach()[1, 4])), rel=1e-4)
+
+
+class Steps(nn.Module):
+    """A layer that is called once for each step of a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(2, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.last(self.first(x[:, 0]).relu()) + self.last(self.first(x[:, 1]).relu())
+        return made
+
+
+@pytest.mark.parametrize("kind", ["wanda", "activation"])
+def test_what_arrives_is_that_of_all_calls_of_a_layer(kind: str) -> None:
+    net, x = Steps().eval(), torch.randn(9, 2, 2) * torch.tensor([[5.0], [0.1]])
+    spec = {"wanda": Wanda(kind="wanda"), "activation": Activation(kind="activation")}[kind]
+    plan = sparsify.make_plan(
+        {"version": 1, "title": "t", "rules": [{"layers": "first", "group": "neuron"}]}, net, (x,)
+    )
+    parameters = dict(net.named_parameters())
+    layout = coupled_layout(plan.map, ["first"], parameters, spec.facts().roles)
+    statistics = gather_statistics(net, spec, [(x, Y[:1].expand(9))], CLASSIFICATION)
+    scores = group_scores(spec, layout, parameters, statistics, 0)
+    rms = net.first(x).relu().detach().square().mean((0, 1)).sqrt()
+    weighed = rms * net.last.weight.detach().abs().sum(0) if kind == "wanda" else rms
+    assert scores.tolist() == pytest.approx(weighed.tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.utils.parametrizations.weight_norm,
+        lambda layer: prune.l1_unstructured(layer, "weight", amount=0.2),
+    ],
+    ids=["weight_norm", "mask"],
+)
+def test_criteria_see_layers_whose_weight_is_computed(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    """What arrives at them counts, also where no other layer reads the units."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), wrap(nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, 3)).eval()
+    x = torch.randn(20, 4) + 1
+    rule = {"layers": "0", "group": "neuron", "sparsity": "50%", "criterion": {"kind": "activation"}}
+    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, net, (x,))
+    result = sparsify.cut(plan, net, batches=[(x, torch.zeros(20, dtype=torch.long))])
+    best = net[:2](x).detach().square().mean(0).topk(3).indices
+    kept = [unit for start, end in result.cuts.widths[0].keep for unit in range(start, end)]
+    assert kept == sorted(best.tolist())
+
+
+@pytest.mark.parametrize("kind", ["taylor", "wanda", "fisher"])
+def test_batches_that_say_nothing_are_told(kind: str) -> None:
+    """The weights are sound, so the message must not blame them."""
+    net = model()
+    rule = {"layers": "b", "group": "filter", "sparsity": "34%", "criterion": {"kind": kind}}
+    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, net, (X,))
+    spoilt = X.clone()
+    spoilt[1, 0, 0, 0] = torch.nan
+    told = {
+        f"criterion '{kind}' looks at training data, and the batches held none; an iterator that was gone "
+        "through before gives nothing more": [],
+        "batches are an iterable of (x, y) training batches, found int; put a single batch in a list": 5,
+        f"criterion '{kind}' comes to no finite number for 'b', whose weights are finite: the training "
+        "batches hold NaN or infinity, or what the model makes of them is not finite; look at the "
+        "batches": [(spoilt, Y)],
+    }
+    for words, batches in told.items():
+        with pytest.raises(ModelError) as caught:
+            sparsify.cut(plan, net, batches=batches)  # type: ignore[arg-type]
+        assert str(caught.value) == words
 
 
 def test_activation_is_what_arrives_at_the_consumers() -> None:

@@ -139,10 +139,50 @@ def test_examples_judge_a_merge() -> None:
     assert all(torch.equal(value, state[name]) for name, value in result.model.state_dict().items())
 
 
+def test_a_layer_that_is_not_as_the_cut_left_it_is_not_merged_into() -> None:
+    """A second merge would add the same units again, and so would one after another repair or training."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    scale_second_half(model[0], 0.1)
+    x = draw(50, 6)
+    result = cut_half(model, x, "neuron")
+    sparsify.repair(result, method="merge")
+    made = result.model(x)
+    assert torch.allclose(made, model(x), atol=1e-6)
+    again = sparsify.repair(result, method="merge")
+    assert torch.equal(result.model(x), made)
+    assert [(row.layer, row.outcome, row.reason) for row in again.layers] == [
+        (
+            "2",
+            "skipped",
+            "its weights are no longer those that the cut left: merge right after the cut, before any other "
+            "repair or training",
+        )
+    ]
+
+
+def test_a_layer_whose_kernel_the_cut_made_smaller_says_that_nothing_is_merged_into_it() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    scale_second_half(model[0], 0.1)
+    with torch.no_grad():
+        model[2].get_parameter("weight")[:, :, 1:] = 0
+    rules = [
+        {"layers": "0", "group": "filter", "sparsity": "50%", "criterion": {"kind": "magnitude"}},
+        {"layers": "2", "group": "tap", "sparsity": "50%", "criterion": {"kind": "magnitude"}},
+    ]
+    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": rules}, model, (draw(2, 3, 5, 5),))
+    result = sparsify.cut(plan, model)
+    assert result.model.get_parameter("2.weight").shape == (4, 4, 1, 3)
+    (row,) = sparsify.repair(result, method="merge").layers
+    assert (row.layer, row.outcome) == ("2", "skipped")
+    assert row.reason == "since the cut it has a smaller kernel, or gathers its inputs"
+
+
 def test_other_methods_need_examples() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
     with pytest.raises(ModelError) as caught:
         sparsify.repair(cut_half(model, draw(4, 6), "neuron"))
     assert str(caught.value) == (
-        "repair takes an iterable of batches, found NoneType; put a single batch in a list"
+        "a repair by 'least_squares' needs unlabelled training examples: pass batches; method 'merge' alone "
+        "takes none"
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from sparsify.forward.call_model import call_model
 from sparsify.forward.copies import copy_model
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.agreement import measure_agreement
-from sparsify.pruning.repair.choose_fit import Settings
+from sparsify.pruning.repair.choose_fit import Settings, repair_row
 from sparsify.pruning.repair.least_squares import refit_layers
 from sparsify.pruning.repair.repair import Repaired, repair_model
 from sparsify.pruning.repair.sites import Operator, OperatorCounter, find_sites
@@ -381,6 +382,8 @@ def test_the_summary_of_a_repair() -> None:
     assert repr(repaired).startswith(
         f"<Repaired by least_squares: {done} layers refitted, error of the outputs "
     )
+    again = replace(repaired, layers=tuple(repair_row(one.layer, "reverted") for one in repaired.layers))
+    assert repr(again).startswith("<Repaired by least_squares: no layer changed, error of the outputs ")
 
 
 @pytest.mark.parametrize("kind", ["not asked for", "two outputs", "one column"])
@@ -428,7 +431,16 @@ def test_ten_examples_are_enough_for_the_means() -> None:
     ("batches", "words"),
     [
         (draw(20, 6), "repair takes an iterable of batches, found Tensor; put a single batch in a list"),
-        (None, "repair takes an iterable of batches, found NoneType; put a single batch in a list"),
+        (
+            None,
+            "a repair by 'least_squares' needs unlabelled training examples: pass batches; method 'merge' "
+            "alone takes none",
+        ),
+        (
+            [(draw(20, 6).numpy(), 0)],
+            "repair takes batches that are tensors, mappings of tensors or (x, y) pairs, found tuple "
+            "(ndarray, int); make tensors of NumPy's arrays by torch.from_numpy",
+        ),
         (["a"], "repair takes batches that are tensors, mappings of tensors or (x, y) pairs, found str"),
         (
             [{"x": [1, 2]}],
@@ -481,6 +493,82 @@ def test_batches_of_another_kind_are_told(batches: object, words: str) -> None:
     with pytest.raises(ModelError) as caught:
         sparsify.repair(result, batches)  # type: ignore[arg-type]
     assert str(caught.value).startswith(words)
+
+
+class Labelled(nn.Module):
+    """An argument has one of the names that targets usually have, and the outputs depend on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.embed, self.last = nn.Linear(6, 16), nn.Embedding(5, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        hidden = self.first(x) if label is None else self.first(x) + 5 * self.embed(label)
+        made: Tensor = self.last(F.relu(hidden))
+        return made
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.other, self.last = nn.Linear(6, 16), nn.Linear(5, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        made: Tensor = self.last(F.relu(self.first(x) + self.other(y)))
+        return made
+
+
+def test_arguments_with_the_names_of_targets_are_passed_on() -> None:
+    x, numbers, other = draw(60, 6), torch.arange(60) % 5, draw(60, 5, seed=1)
+    cases: list[tuple[type[nn.Module], dict[str, Tensor], tuple[Tensor, Tensor]]] = [
+        (Labelled, {"x": x, "label": numbers}, (x, numbers)),
+        (Pair, {"x": x, "y": other}, (x, other)),
+    ]
+    rules = recipe(layers="first")
+    for kind, named, placed in cases:
+        model = kind().eval()
+        result = sparsify.cut(sparsify.make_plan(rules, model, placed), model)
+        states = []
+        for batch in ((placed, 0), named, (named, torch.zeros(60))):
+            own = replace(result, model=copy_model(result.model))
+            sparsify.repair(own, [batch])
+            states.append(own.model.get_parameter("last.weight"))
+        assert all(torch.equal(state, states[0]) for state in states)
+    model = Labelled().eval()  # a plan without the label: targets beside the arguments are left out
+    result = sparsify.cut(sparsify.make_plan(rules, model, {"x": x}), model)
+    assert not sparsify.repair(result, [{"x": x, "label": draw(60, 3)}]).reverted
+
+
+def test_an_argument_that_batches_lack_is_named() -> None:
+    model, x, y = Pair().eval(), draw(200, 6), draw(200, 5, seed=1)
+    result = sparsify.cut(sparsify.make_plan(recipe(layers="first"), model, (x, y)), model)
+    for batch in ((x, y), {"x": x}):
+        with pytest.raises(ModelError) as caught:
+            sparsify.repair(result, [batch])
+        assert str(caught.value) == (
+            "the model needs 'y' as well, and the batches do not give it: of a pair (x, y) x alone is taken; "
+            "give the arguments of the model as a tuple, ((a, b), y), or as a mapping of their names"
+        )
+
+
+def test_a_dense_model_that_is_not_the_one_that_was_cut_is_refused() -> None:
+    """After a second cut, the units of its log are numbered as in the model that the first one left."""
+    model, x = Duplicated().eval(), draw(60, 6)
+    first = cut_half(model, x, layers="first")
+    second = cut_half(first.model, x, layers="first")
+    with pytest.raises(ModelError) as caught:
+        sparsify.repair(replace(second, dense=model), [x])
+    assert str(caught.value).startswith(
+        "the plan was made of another model: 'first.weight' was (4, 6), it is (8, 6) now"
+    )
+    with pytest.raises(ModelError) as caught:
+        sparsify.repair(replace(first, model=model), [x])
+    assert str(caught.value) == (
+        "the cut model and the dense model of the result share modules, so that a repair would change both; "
+        "give the result a copy of the dense model as it was before the cut"
+    )
 
 
 def test_statistics_are_not_taken_anew_where_nothing_keeps_them() -> None:

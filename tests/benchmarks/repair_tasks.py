@@ -24,7 +24,7 @@ import torch
 from default_bound import RECIPES, Trained, prepare
 from repair import spread
 from torch import Tensor, nn
-from torch_pruning_choice import TORCH_PRUNING, choose_by_torch_pruning
+from torch_pruning_choice import TORCH_PRUNING, TorchPruningFailed, choose_by_torch_pruning
 
 import sparsify
 from sparsify.cost.measure import count_macs
@@ -204,7 +204,11 @@ def main() -> None:
             for criterion in options.criteria:
                 if (network, criterion, seed) in known:
                     continue
-                rows.append(measure(network, criterion, seed, folder))
+                try:
+                    rows.append(measure(network, criterion, seed, folder))
+                except TorchPruningFailed as error:
+                    print(f"{network}, {criterion}, seed {seed}: {error}", flush=True)
+                    continue
                 print(rows[-1], flush=True)
                 if file is not None:
                     with file.open("a") as lines:

@@ -18,6 +18,10 @@ TRIALS = 8
 """halvings of the range of ratios: to a part in 256"""
 
 
+class TorchPruningFailed(Exception):
+    """Its pruner raised an error."""
+
+
 def choose_by_torch_pruning(
     plan: Plan,
     model: nn.Module,
@@ -31,7 +35,7 @@ def choose_by_torch_pruning(
     The smallest ratio is taken at which no more than `share` percent of the MACs are left. At most nine
     tenths of a layer leave, as without such a bound it removes whole layers.
 
-    batches: (inputs, targets), of which the gradients are made.
+    batches: (inputs, targets), of which the gradients are made. Raises TorchPruningFailed.
     """
     model = copy_model(model)
     for x, y in batches:
@@ -47,7 +51,10 @@ def choose_by_torch_pruning(
     example = torch.zeros_like(batches[0][0][:1])
 
     def remove(ratio: float) -> dict[str, list[int]]:
-        return _remove(model, example, name, ratio, group_of, reached)
+        try:
+            return _remove(model, example, name, ratio, group_of, reached)
+        except Exception as error:
+            raise TorchPruningFailed(f"at ratio {ratio:g}: {type(error).__name__}: {error}") from error
 
     low, high = 0.0, 1.0
     for _ in range(TRIALS):

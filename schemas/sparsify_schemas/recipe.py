@@ -313,6 +313,12 @@ class Recipe(Spec):
             if isinstance(stage, Train):
                 self._check_choices(index, stage)
                 self._check_mixing(index, stage)
+            if isinstance(stage, Repair) and stage.weigh == "places" and (not has_classes or self.task.loss):
+                raise AtKey(
+                    ("stages", index, "weigh"),
+                    f"'{stage.name}' weighs places by predictions of classes, which this task has not, or "
+                    "which a loss of its own may read otherwise; leave 'weigh' out",
+                )
         for index, rule in enumerate(self.rules):
             if rule.penalty is not None and rule.penalty.facts().needs_classes and not has_classes:
                 raise AtKey(

@@ -334,6 +334,10 @@ class Repair(Spec):
     """strength of the pull towards the present weights, relative to the mean diagonal of the Gram matrix"""
     shortcuts: Flag = True
     """whether the last layer of a residual branch makes up for what its shortcut lost"""
+    weigh: Literal["places", "none"] | None = None
+    """places: each place of a layer's output, such as a pixel or a token, counts by how much the predictions
+    of classes depend on it; none: all count alike. Left out: places where the task is segmentation and has no
+    loss of its own, in which most pixels are background"""
     memory: Size = Size(2, "GiB")
     """of activations, at most; fewer examples are used where they would take more"""
     required: Flag = True
@@ -348,7 +352,11 @@ class Repair(Spec):
         return self
 
 
-_NOT_OF = {"mean": ("ridge",), "batch_norm": ("ridge", "shortcuts"), "merge": ("ridge", "shortcuts")}
+_NOT_OF = {
+    "mean": ("ridge", "weigh"),
+    "batch_norm": ("ridge", "shortcuts", "weigh"),
+    "merge": ("ridge", "shortcuts", "weigh"),
+}
 """method of a repair -> keys that it does not read"""
 
 Stage = Annotated[Train | Cut | Repair, Field(discriminator="kind")]

@@ -131,6 +131,17 @@ def output_rows(module: nn.Module, output: Tensor, places: Places) -> Tensor:
     return flat[:, :, places.index].transpose(1, 2).reshape(-1, output.shape[1])
 
 
+def move_channels_last(module: nn.Module, output: Tensor) -> Tensor:
+    """Outputs of a layer, or one number for each, as [batch, *places, channels]."""
+    return output if _is_linear(module) else output.movedim(1, -1)
+
+
+def weight_rows(module: nn.Module, weights: Tensor, places: Places) -> Tensor:
+    """Numbers of [batch, *places] at the places: [rows], in the order of `output_rows`."""
+    laid_out = weights[..., None] if _is_linear(module) else weights[:, None]
+    return output_rows(module, laid_out, places)[:, 0]
+
+
 def input_rows(module: nn.Module, value: Tensor, places: Places) -> Tensor:
     """What the outputs at the places are computed from: [rows, groups, columns], examples first."""
     value = _take_parts(value, places)

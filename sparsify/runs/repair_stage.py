@@ -116,7 +116,7 @@ def _repair(run: Run, stage: Repair, model: nn.Module, checkpoint: Checkpoint, p
         model_map,
         processes,
         run.listener,
-        classes=_names_classes(run),
+        task=run.recipe.task,
     )
 
 

@@ -89,7 +89,7 @@ def test_a_run_that_is_interrupted_around_a_repair_ends_with_the_same_bits(after
     assert read_report(torn).stages[2].repair == read_report(whole).stages[2].repair
 
 
-def test_a_repair_without_data_or_without_a_cut_is_refused() -> None:
+def test_a_repair_that_cannot_be_is_refused() -> None:
     without = {**RECIPE, "data": None, "inputs": [{"shape": [2, 1, 8, 8]}], "stages": RECIPE["stages"][1:3]}
     with pytest.raises(RecipeError) as caught:
         sparsify.load_recipe(without)
@@ -101,6 +101,13 @@ def test_a_repair_without_data_or_without_a_cut_is_refused() -> None:
         sparsify.load_recipe(early)
     assert str(caught.value) == (
         "<recipe>: stages.0: 'repair' repairs what a cut left, and no stage before it cuts"
+    )
+    stages = [{"kind": "cut"}, {"kind": "repair", "weigh": "places"}]
+    with pytest.raises(RecipeError) as caught:
+        sparsify.load_recipe({**RECIPE, "task": "regression", "stages": stages})
+    assert str(caught.value) == (
+        "<recipe>: stages.1.weigh: 'repair' weighs places by predictions of classes, which this task has "
+        "not, or which a loss of its own may read otherwise; leave 'weigh' out"
     )
 
 

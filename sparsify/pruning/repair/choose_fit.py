@@ -1,6 +1,7 @@
 """Fit one layer to given outputs, and keep the fit only where it helps on examples that were held out."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -39,6 +40,8 @@ class Settings:
     """process group, each of which has other examples; all of them refit alike"""
     layers: frozenset[str] | None = None
     """layers that may be refitted; None: all"""
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    """layer -> how much each place of its output counts; left out: all alike"""
     zeroed: frozenset[str] = frozenset()
     """tensors of which the cut set single weights to zero, which stay zero"""
 
@@ -59,6 +62,7 @@ def choose_fit(
     shiftable: bool,
     mask: Tensor | None = None,
     sizes: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[LayerRepair, Fit | None]:
     """What became of a layer, and its new weights where they do better than `start`.
 
@@ -74,21 +78,27 @@ def choose_fit(
         sizes: [rows], by which what is made is divided behind the layer. A few rows of a language model are
             a thousand times as large as the others and alone decide the error as it stands: new weights must
             do better with every row divided by its size as well.
+        weights: [rows], how much each counts, 1 in the mean; None: all alike.
     """
     split = split_rows(len(rows), examples, settings)
     fitted, judged = (_find_finite(rows, targets, part) for part in split)
     processes = settings.processes
     spread = spread_of(targets[judged], processes)
-    before = mean_square(rows[judged], targets[judged], start, processes) / spread
+    roots = None if weights is None else weights[judged].sqrt()
+    before = mean_square(rows[judged], targets[judged], start, processes, roots) / spread
     if is_unchanged(before, dtype):
         return repair_row(name, "unchanged", before, before), None
     if settings.method == "mean" and not shiftable:
         return repair_row(name, "skipped", before, before, NO_INTERCEPT), None
-    fit = fit_rows(rows[fitted], targets[fitted], start, settings, shiftable=shiftable, mask=mask)
-    after = mean_square(rows[judged], targets[judged], fit, processes) / spread
+    own = None if weights is None else weights[fitted]
+    fit = fit_rows(
+        rows[fitted], targets[fitted], start, settings, shiftable=shiftable, mask=mask, weights=own
+    )
+    after = mean_square(rows[judged], targets[judged], fit, processes, roots) / spread
     better = after < before
     if better and sizes is not None:
         scales = sizes[judged].clamp_min(TINY).reciprocal()
+        scales = scales if roots is None else scales * roots
         fits = start, fit
         errors = [mean_square(rows[judged], targets[judged], one, processes, scales) for one in fits]
         better = errors[1] < errors[0]
@@ -105,11 +115,20 @@ def fit_rows(
     *,
     shiftable: bool,
     mask: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Fit:
     """The fit that the settings ask for."""
     if settings.method == "least_squares":
-        ridge, processes = settings.ridge, settings.processes
-        return fit_ridge(rows, targets, start, ridge, intercept=shiftable, mask=mask, processes=processes)
+        return fit_ridge(
+            rows,
+            targets,
+            start,
+            settings.ridge,
+            intercept=shiftable,
+            mask=mask,
+            processes=settings.processes,
+            weights=weights,
+        )
     return fit_intercept(rows, targets, start, settings.processes) if shiftable else start
 
 

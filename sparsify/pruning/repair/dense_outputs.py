@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from sparsify.distributed import counts_of
 from sparsify.forward.call_model import call_model, restore_buffers
 from sparsify.forward.calls import Inputs
-from sparsify.pruning.layer_matrix import Places, output_rows, sample_places
+from sparsify.pruning.layer_matrix import (
+    Places,
+    move_channels_last,
+    output_rows,
+    sample_places,
+    weight_rows,
+)
 from sparsify.pruning.repair.attention import AttentionOutputs, is_attention, sample_attention
 from sparsify.pruning.repair.choose_fit import Settings
 from sparsify.pruning.repair.recurrent import RecurrentOutputs, is_recurrent, sample_recurrent
@@ -35,6 +41,8 @@ class LayerOutputs:
     """the other addend of its sum at the same places"""
     mean: Tensor | None
     """what the batch normalisation right behind subtracts from the outputs that stay"""
+    weights: Tensor | None = None
+    """[rows], how much each counts; None: all alike"""
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class DenseRun:
         self._examples = examples
         self._rows_asked = settings.rows
         self._count = self._count_places(settings.rows)
-        self._seed = settings.seed
+        self._seed, self._weights = settings.seed, settings.weights
         self._talk: queue.Queue[DenseOutput | BaseException | None] = queue.Queue(maxsize=2)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -157,7 +165,12 @@ class DenseRun:
         addend, other = self._addend(name, watch), None
         if addend is not None and addend.shape == output.shape:
             other = self._stay(name, output_rows(module, addend, places))
-        return LayerOutputs(name, places, rows, other, self._mean_behind(name))
+        weights = self._weights.get(name)
+        if weights is not None and weights.shape == move_channels_last(module, output).shape[:-1]:
+            weights = weight_rows(module, weights, places)
+        else:
+            weights = None
+        return LayerOutputs(name, places, rows, other, self._mean_behind(name), weights)
 
     def _of_attention(
         self,

@@ -189,6 +189,7 @@ def _refit_layer(
             shiftable=shiftable,
             mask=mask,
             sizes=sizes,
+            weights=message.weights,
         )
         if row.outcome != "reverted":
             break

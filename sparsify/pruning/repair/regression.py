@@ -34,6 +34,7 @@ def fit_ridge(
     intercept: bool = True,
     mask: Tensor | None = None,
     processes: Any = None,
+    weights: Tensor | None = None,
 ) -> Fit:
     """Fit W and b of `targets = inputs W + b`, pulled towards the weights `start` has.
 
@@ -50,15 +51,19 @@ def fit_ridge(
         intercept: whether b may change.
         mask: which weights may change, of the shape of W0; the others, which are zero in W0, stay.
         processes: process group, each of which has other rows; their Gram matrices are summed.
+        weights: [rows], how often each row counts; means and sums are weighed by them.
 
     Source: ridge regression (Hoerl and Kennard 1970), with a prior mean of W0.
     """
     x, y = inputs.transpose(0, 1), targets.transpose(0, 1)
     if intercept:
-        x_mean, y_mean = _mean_row(x, processes), _mean_row(y, processes)
+        x_mean, y_mean = _mean_row(x, processes, weights), _mean_row(y, processes, weights)
         x, y = x - x_mean.to(x.dtype), y - y_mean.to(y.dtype)
     else:
         y = y - start.intercept[:, None].to(y.dtype)
+    if weights is not None:
+        root = weights.sqrt().to(x.dtype)[:, None]
+        x, y = x * root, y * root
     residual = y - x @ start.weight.to(x.dtype)
     rows, columns = x.shape[1], x.shape[2]
     if mask is not None:
@@ -101,13 +106,14 @@ def mean_of_all(values: Tensor, processes: Any = None) -> float:
     return float(total / count)
 
 
-def _mean_row(rows: Tensor, processes: Any) -> Tensor:
+def _mean_row(rows: Tensor, processes: Any, weights: Tensor | None = None) -> Tensor:
     """[groups, rows, numbers] -> their mean over the rows of all processes, [groups, 1, numbers]."""
-    if processes is None:
+    if processes is None and weights is None:
         return rows.double().mean(1, keepdim=True)
-    total = add_over_processes(rows.double().sum(1, keepdim=True), processes)
-    count = add_over_processes(rows.new_tensor(rows.shape[1], dtype=torch.float64), processes)
-    return total / count
+    counted = torch.ones(rows.shape[1], device=rows.device) if weights is None else weights
+    counted = counted.double()
+    total = add_over_processes((rows.double() * counted[:, None]).sum(1, keepdim=True), processes)
+    return total / add_over_processes(counted.sum(), processes)
 
 
 def _from_columns(x: Tensor, residual: Tensor, ridge: float, processes: Any) -> Tensor:

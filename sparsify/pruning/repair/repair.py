@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from sparsify.cost.measure.malloc import keep_heap
 from sparsify.distributed import counts_of, share_state
-from sparsify.errors import ModelError
+from sparsify.errors import ModelError, TrainingError
 from sparsify.events import Listener, Measuring, silence
 from sparsify.forward.call_model import named_inputs
 from sparsify.forward.calls import Inputs, argument_names, map_tensors, required_arguments
@@ -32,12 +32,15 @@ from sparsify.pruning.repair.choose_fit import Settings
 from sparsify.pruning.repair.least_squares import refit_layers
 from sparsify.pruning.repair.memory import affordable_count, measure_example
 from sparsify.pruning.repair.merging import merge_units
+from sparsify.pruning.repair.place_weights import weigh_places
 from sparsify.pruning.repair.skipped_layers import list_layers
 from sparsify_schemas.base import AtKey
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import Agreement, LayerRepair
 from sparsify_schemas.stage import LEAST_EXAMPLES, Repair
+from sparsify_schemas.task import Task
 
+CLASSIFIES = Task()
 KEPT_SHARE = 0.5
 """of the memory that a repair may take: where its tensors take no more, freed ones are kept to be used again,
 which takes about a fifth more memory and a third less time"""
@@ -85,6 +88,7 @@ def repair(
     examples: int = 1000,
     ridge: float = 0.01,
     seed: int = 0,
+    weigh: str | None = None,
     processes: Any = None,
     listener: Listener = silence,
 ) -> Repaired:
@@ -101,6 +105,8 @@ def repair(
         examples: At most so many are used; fewer where their activations would take more than 2 GiB.
         ridge: l, relative to the mean diagonal of X'X: how strongly weights are pulled to those they have.
         seed: Of the places at which outputs are sampled.
+        weigh: `places`: each place of a layer's output counts by how much the predictions depend on it;
+            `none`: all alike. Left out: `places` where the recipe's task is segmentation.
         processes: A `torch.distributed` process group, such as `torch.distributed.group.WORLD`, all of whose
             processes call this, each with its own part of the examples. Their Gram matrices are summed, so
             that all have the same model afterwards. `examples` is then that of each.
@@ -123,7 +129,7 @@ def repair(
     """
     if not isinstance(result, Result):
         raise ModelError(f"repair takes what sparsify.cut returned, found {type(result).__name__}")
-    wanted = {"kind": "repair", "method": method, "examples": examples, "ridge": ridge}
+    wanted = {"kind": "repair", "method": method, "examples": examples, "ridge": ridge, "weigh": weigh}
     try:
         stage = Repair.model_validate(wanted)
     except ValidationError as error:
@@ -157,7 +163,7 @@ def repair(
             result.plan.map,
             processes,
             listener,
-            classes=result.plan.recipe.task.kind == "classification",
+            task=result.plan.recipe.task,
         )
     except ModelError as error:
         missing = _list_missing(result.dense, inputs)
@@ -218,7 +224,7 @@ def repair_model(
     model_map: ModelMap,
     processes: Any = None,
     listener: Listener = silence,
-    classes: bool = True,
+    task: Task = CLASSIFIES,
 ) -> Repaired:
     """The same for a model that several cuts have left.
 
@@ -229,8 +235,9 @@ def repair_model(
         model_map: of the dense model.
         processes: process group, each of which has other examples.
         listener: called with a progress event before the first and after each layer.
-        classes: whether an output [N, C] is scores of C classes.
+        task: what the model is for.
     """
+    classes, weighs = task.kind == "classification", _is_weighed(stage, task)
     started = time.perf_counter()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     inputs = map_tensors(inputs, lambda value: value.to(device))
@@ -275,6 +282,7 @@ def repair_model(
                 "nothing tells whether a repair helps; pass examples that differ"
             )
         saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        weights = _weigh_places(dense, task, inputs, count, seed, stage) if weighs else {}
         taken_back = False
         for attempt in _list_attempts(stage):
             try:
@@ -290,6 +298,7 @@ def repair_model(
                     model_map,
                     processes,
                     listener,
+                    weights,
                 )
                 after = measure_agreement(dense, model, judged, held_out, processes, classes)
             except BaseException:  # an interruption leaves the model as it was
@@ -304,6 +313,26 @@ def repair_model(
     reverted = taken_back and not after.error < before.error
     seconds = time.perf_counter() - started
     return Repaired(model, stage.method, everywhere, before, after, layers, reverted, seconds)
+
+
+def _is_weighed(stage: Repair, task: Task) -> bool:
+    """Whether the places of layers count by how much the predictions depend on them."""
+    by_default = task.kind == "segmentation" and task.loss is None
+    return stage.method == "least_squares" and (
+        stage.weigh == "places" or (stage.weigh is None and by_default)
+    )
+
+
+def _weigh_places(
+    dense: nn.Module, task: Task, inputs: Inputs, examples: int, seed: int, stage: Repair
+) -> dict[str, Tensor]:
+    """The weights; none where the model returns no scores of classes and the stage does not ask for them."""
+    try:
+        return weigh_places(dense, task, inputs, examples, seed)
+    except (ModelError, TrainingError):
+        if stage.weigh is not None:
+            raise
+        return {}
 
 
 def _list_attempts(stage: Repair) -> tuple[Repair, ...]:
@@ -369,6 +398,7 @@ def _repair_layers(
     model_map: ModelMap,
     processes: Any,
     listener: Listener,
+    weights: Mapping[str, Tensor],
 ) -> tuple[LayerRepair, ...]:
     match stage.method:
         case "merge":
@@ -385,6 +415,7 @@ def _repair_layers(
                 shortcuts=stage.shortcuts,
                 seed=seed,
                 processes=processes,
+                weights=weights,
             )
             what = f"{stage.name}: layers"
 

@@ -13,20 +13,24 @@ NUMBERS = 16 * 2**20
 
 
 def count_new_pages() -> int:
-    """Pages that the process fetches for a large block that is filled."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(NUMBERS)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    """Pages that the process fetches for a large block that is filled: the fewest of five times.
+
+    Once in a while something small comes to lie in the block that was freed, which is then too short.
+    """
+    found = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(NUMBERS)
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return min(found)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc alone has mallopt")
 def test_a_large_block_is_used_again_within_and_returned_after() -> None:
-    count_new_pages()
     outside = count_new_pages()
     if outside < 1000:
         pytest.skip("the system fetches memory in large pages here")
     with keep_heap(any_size=True):
-        count_new_pages()
         within = count_new_pages()
     after = count_new_pages()
     assert within < outside / 10 and within < after / 10

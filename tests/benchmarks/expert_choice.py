@@ -11,12 +11,12 @@ seconds are of the processor.
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from repair import spread
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -128,11 +128,6 @@ def measure(model: Network, datasets: Datasets, criterion: str, share: int, seed
     sparsify.repair(result, [x for x, _ in scored], seed=seed)
     left = [len(result.model.get_submodule(f"blocks.{at}.mix.experts")._modules) for at in range(3)]
     return {"cut": cut, "repaired": judge(result.model), "left": left, "seconds": seconds}
-
-
-def spread(values: list[float]) -> str:
-    mean = statistics.mean(values)
-    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ± {statistics.stdev(values):.1f}"
 
 
 def compare(criteria: list[str], shares: list[int], seeds: list[int]) -> Iterator[str]:

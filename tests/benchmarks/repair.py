@@ -182,9 +182,10 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
 COLUMNS = ("cut", "batch_norm", "repaired", "test_cut", "test_repaired", "cut_seconds", "repair_seconds")
 
 
-def spread(values: Sequence[float]) -> str:
-    mean = statistics.mean(values)
-    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ± {statistics.stdev(values):.1f}"
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean and standard deviation."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def refit_apart(dense: nn.Module, model: nn.Module, result: Result, x: Tensor) -> None:

@@ -16,7 +16,6 @@ import argparse
 import csv
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from repair import spread
 from torch import Tensor, nn
+from torch_pruning_choice import IMPORTANCES
 
 import sparsify
 from sparsify.cost.measure import count_macs
@@ -35,12 +36,6 @@ CALIBRATION, TRAINED, JUDGED, LONGEST = 1000, 1000, 400, 64
 BATCH = 50
 TEMPERATURE, RATE = 0.05, 2e-5
 """of the loss behind `taylor`; first learning rate of the short training"""
-TORCH_PRUNING = {
-    "torch_pruning magnitude": {"kind": "torch_pruning", "importance": "MagnitudeImportance"},
-    "torch_pruning taylor": {"kind": "torch_pruning", "importance": "TaylorImportance"},
-}
-"""what torch-pruning's importances choose of each block; with equal numbers for all blocks its own pruner has
-no more to say"""
 RULES = {"*.attention.self.query": "head", "*.intermediate.dense": "neuron"}
 
 Tokens = dict[str, Tensor]
@@ -167,7 +162,7 @@ def measure(criterion: str, share: int, seed: int, is_trained: bool) -> Row:
     reference = embed(dense, judged)
     rules: list[Mapping[str, Any]] = []
     for layers, group in RULES.items():
-        spec = TORCH_PRUNING.get(criterion, {"kind": criterion})
+        spec = IMPORTANCES.get(criterion, {"kind": criterion})
         rules.append({"layers": layers, "group": group, "criterion": spec, "keep": {"uniform": True}})
     recipe = {
         "version": 1,
@@ -228,17 +223,10 @@ def summarize(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    mean = statistics.mean(values)
-    if len(values) == 1:
-        return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--shares", nargs="*", type=int, default=[70, 50])
-    usual = ["magnitude", "wanda", "reconstruction", "taylor", *TORCH_PRUNING]
+    usual = ["magnitude", "wanda", "reconstruction", "taylor", *IMPORTANCES]
     parser.add_argument("--criteria", nargs="*", default=usual)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--train", action="store_true", help="train shortly behind the repair")

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_pruning_choice import IMPORTANCES
 
 import sparsify
 
@@ -34,12 +35,6 @@ BATCH, RATE = 4, 1e-5
 """of the short training: sequences of a step, and its first learning rate"""
 BLIND = ("magnitude", "torch_pruning magnitude")
 """criteria that look at the weights alone"""
-TORCH_PRUNING = {
-    "torch_pruning magnitude": {"kind": "torch_pruning", "importance": "MagnitudeImportance"},
-    "torch_pruning taylor": {"kind": "torch_pruning", "importance": "TaylorImportance"},
-}
-"""what torch-pruning's importances choose of each block; with equal numbers for all blocks its own pruner has
-no more to say"""
 
 
 @dataclass(frozen=True)
@@ -117,7 +112,7 @@ def measure(criterion: str, share: int, sequences: int, trained_on: int = 0) -> 
     calibration = load_tokens(0, 400, sequences, 256)
     judged = load_tokens(2000, 2300, 8, 512)
     before = measure_perplexity(dense, judged)
-    spec = TORCH_PRUNING.get(criterion, {"kind": criterion})
+    spec = IMPORTANCES.get(criterion, {"kind": criterion})
     seen = {} if criterion in BLIND else {"batches": 4}
     recipe = {
         "version": 1,

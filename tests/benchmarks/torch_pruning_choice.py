@@ -13,6 +13,8 @@ from sparsify.pruning.planning.plan import Plan
 
 TORCH_PRUNING = {"torch_pruning taylor": "TaylorImportance", "torch_pruning magnitude": "MagnitudeImportance"}
 """name in the tables -> importance"""
+IMPORTANCES = {name: {"kind": "torch_pruning", "importance": kind} for name, kind in TORCH_PRUNING.items()}
+"""the same as criteria of a recipe: with equal numbers from every block its own pruner has no more to say"""
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 TRIALS = 8
 """halvings of the range of ratios: to a part in 256"""

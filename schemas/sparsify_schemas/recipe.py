@@ -302,7 +302,7 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _stages_fit_the_task(self) -> "Recipe":
-        has_classes = self.task.kind in ("classification", "segmentation") or "language" in self.task.kind
+        has_classes = self.task.has_classes
         for index, stage in enumerate(self.stages):
             if isinstance(stage, Train) and stage.label_smoothing and (not has_classes or self.task.loss):
                 raise AtKey(
@@ -313,12 +313,10 @@ class Recipe(Spec):
             if isinstance(stage, Train):
                 self._check_choices(index, stage)
                 self._check_mixing(index, stage)
-            if isinstance(stage, Repair) and stage.weigh == "places" and (not has_classes or self.task.loss):
-                raise AtKey(
-                    ("stages", index, "weigh"),
-                    f"'{stage.name}' weighs places by predictions of classes, which this task has not, or "
-                    "which a loss of its own may read otherwise; leave 'weigh' out",
-                )
+            if isinstance(stage, Repair):
+                why = stage.explain_unweighable(self.task)
+                if why is not None:
+                    raise AtKey(("stages", index, "weigh"), why)
         for index, rule in enumerate(self.rules):
             if rule.penalty is not None and rule.penalty.facts().needs_classes and not has_classes:
                 raise AtKey(

@@ -9,6 +9,7 @@ from sparsify_schemas.budget import Budget
 from sparsify_schemas.schedule import Constant, Scheduled
 from sparsify_schemas.selector import Layers
 from sparsify_schemas.target import Layout
+from sparsify_schemas.task import Task
 from sparsify_schemas.units import Duration, Share, Size
 
 Above = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -350,6 +351,15 @@ class Repair(Spec):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise AtKey(key, f"method '{self.method}' has no '{key}'; leave it out")
         return self
+
+    def explain_unweighable(self, task: Task) -> str | None:
+        """Why places cannot be weighed, as the stage asks, in models of a task; None where they can."""
+        if self.weigh != "places" or (task.has_classes and task.loss is None):
+            return None
+        return (
+            f"'{self.name}' weighs places by predictions of classes, which this task has not, or which a "
+            "loss of its own may read otherwise; leave 'weigh' out"
+        )
 
 
 _NOT_OF = {

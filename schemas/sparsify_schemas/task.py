@@ -148,6 +148,11 @@ class Task(Spec):
     """package.module:callable that makes a batch (inputs, targets) of a list of examples as the data hold
     them"""
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether a target is the number of a class."""
+        return self.kind in ("classification", "segmentation") or "language" in self.kind
+
     @model_validator(mode="before")
     @classmethod
     def _own_loss_is_own_kind(cls, value: Any) -> Any:

@@ -302,3 +302,23 @@ def test_a_run_of_an_earlier_version_goes_on_without_a_default_repair(
     run = next(Path("old").iterdir())
     sparsify.apply(resume=run, timing=0.05)
     assert kinds(run) == ["train", "cut", "train"]
+
+
+def test_a_run_of_a_segmentation_weighs_places_unless_its_recipe_says_no(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    recipe = {
+        "version": 1,
+        "title": "U-Net",
+        "task": "segmentation",
+        "model": {"build": "sparsify.models.unet", "args": {"classes": 11, "width": 4}},
+        "data": {"source": "sparsify.data.scenes:few_digit_masks", "validation": "10%"},
+        "rules": [{"layers": "Conv2d", "group": "filter", "sparsity": "50%"}],
+    }
+    weights = {}
+    for name, own in {"default": {}, "none": {"weigh": "none"}}.items():
+        stages = [{"kind": "cut"}, {"kind": "repair", **own}]
+        run = sparsify.apply(
+            {**recipe, "stages": stages}, from_scratch=True, timing=0.02, out=tmp_path / name
+        )
+        weights[name] = torch.cat([value.flatten() for value in sparsify.load_run(run).parameters()])
+    assert not torch.allclose(weights["default"], weights["none"], atol=1e-3)

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from sparsify.data.targets import split_target
 from sparsify.errors import ModelError, first_line
-from sparsify.forward.calls import Inputs
+from sparsify.forward.calls import Inputs, argument_names, required_arguments
 from sparsify.pruning.repair.agreement import take_examples
 
 
@@ -52,6 +52,12 @@ def collect_examples(
         raise ModelError(f"the batches do not fit each other: {first_line(error)}") from None
     used = min(count, examples)
     return take_examples(joined, count, 0, used), used
+
+
+def list_missing(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
+    """Arguments that a call needs and a batch does not give."""
+    given = inputs if isinstance(inputs, Mapping) else argument_names(model)[: len(inputs)]
+    return tuple(name for name in required_arguments(model) if name not in given)
 
 
 def _find_inputs(batch: Any, caller: str, taken: Collection[str]) -> Any:

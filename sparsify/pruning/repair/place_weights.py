@@ -16,19 +16,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.errors import ModelError
+from sparsify.errors import ModelError, TrainingError
 from sparsify.forward.call_model import call_model
 from sparsify.forward.calls import Inputs
 from sparsify.objective.predictions import find_prediction
 from sparsify.pruning.criteria.layer_gradients import LayerOutput, differentiate
 from sparsify.pruning.layer_matrix import is_product, move_channels_last
 from sparsify.pruning.repair.agreement import take_examples
+from sparsify_schemas.stage import Repair
 from sparsify_schemas.task import Task
 
 FLOOR = 0.1
 """of the mean: what a place counts that the predictions do not depend on"""
 CHUNK = 16
 """examples of one backward pass"""
+
+
+def choose_weights(
+    dense: nn.Module, task: Task, inputs: Inputs, examples: int, seed: int, stage: Repair
+) -> dict[str, Tensor]:
+    """What `weigh_places` finds, where the stage asks for it or the task is a segmentation; else nothing.
+
+    Raises ModelError where the stage asks for it and the model returns no scores of classes.
+    """
+    why = stage.explain_unweighable(task)
+    if why is not None:
+        raise ModelError(f"repair: 'weigh': {why}")
+    by_default = stage.weigh is None and task.kind == "segmentation" and task.loss is None
+    if stage.method != "least_squares" or not (by_default or stage.weigh == "places"):
+        return {}
+    try:
+        return weigh_places(dense, task, inputs, examples, seed)
+    except (ModelError, TrainingError):
+        if by_default:
+            return {}
+        raise
 
 
 def weigh_places(dense: nn.Module, task: Task, inputs: Inputs, examples: int, seed: int) -> dict[str, Tensor]:
@@ -82,7 +104,7 @@ def _measure_gradients(
     try:
         with torch.enable_grad():
             scores = find_prediction(call_model(dense, inputs), task)
-            surprise = _draw_and_score(scores, 1 if task.kind == "segmentation" else -1, generator)
+            surprise = _draw_and_score(scores, task.kind == "segmentation", generator)
     finally:
         for handle in handles:
             handle.remove()
@@ -95,8 +117,11 @@ def _measure_gradients(
     return found
 
 
-def _draw_and_score(scores: Any, axis: int, generator: torch.Generator) -> Tensor:
+def _draw_and_score(scores: Any, is_segmentation: bool, generator: torch.Generator) -> Tensor:
     """- log p(y) summed over all places, y drawn from p."""
+    axis = 1 if is_segmentation else -1
+    if is_segmentation and isinstance(scores, Tensor) and scores.dim() > 1 and scores.shape[1] == 1:
+        scores = torch.cat([torch.zeros_like(scores), scores], 1)  # whose softmax is the sigmoid
     if not isinstance(scores, Tensor) or scores.dim() < 2 or scores.shape[axis] < 2:
         raise ModelError(
             "repair: 'weigh': places are weighed by predictions that score two classes or more, and the "

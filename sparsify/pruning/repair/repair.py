@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsify.cost.measure.malloc import keep_heap
 from sparsify.distributed import counts_of, share_state
-from sparsify.errors import ModelError, TrainingError
+from sparsify.errors import ModelError
 from sparsify.events import Listener, Measuring, silence
 from sparsify.forward.call_model import named_inputs
 from sparsify.forward.calls import Inputs, argument_names, map_tensors, required_arguments
@@ -27,12 +27,12 @@ from sparsify.nn.load_tensors import load_tensors
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.agreement import measure_agreement, other_lengths, take_examples
 from sparsify.pruning.repair.batch_norm import reestimate_statistics, why_not_reestimated
-from sparsify.pruning.repair.calibration_examples import collect_examples
+from sparsify.pruning.repair.calibration_examples import collect_examples, list_missing
 from sparsify.pruning.repair.choose_fit import Settings
 from sparsify.pruning.repair.least_squares import refit_layers
 from sparsify.pruning.repair.memory import affordable_count, measure_example
 from sparsify.pruning.repair.merging import merge_units
-from sparsify.pruning.repair.place_weights import weigh_places
+from sparsify.pruning.repair.place_weights import choose_weights
 from sparsify.pruning.repair.skipped_layers import list_layers
 from sparsify_schemas.base import AtKey
 from sparsify_schemas.cuts import Cuts
@@ -166,7 +166,7 @@ def repair(
             task=result.plan.recipe.task,
         )
     except ModelError as error:
-        missing = _list_missing(result.dense, inputs)
+        missing = list_missing(result.dense, inputs)
         if not missing or not isinstance(error.__cause__, TypeError):
             raise
         raise ModelError(
@@ -189,12 +189,6 @@ def _list_arguments(result: Result) -> frozenset[str]:
         places = dict(enumerate(by_place))
         found |= {one.name or places.get(place, "") for place, one in enumerate(each.arguments)}
     return frozenset(found)
-
-
-def _list_missing(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
-    """Arguments that a call needs and a batch does not give."""
-    given = inputs if isinstance(inputs, Mapping) else argument_names(model)[: len(inputs)]
-    return tuple(name for name in required_arguments(model) if name not in given)
 
 
 def merge_model(dense: nn.Module, model: nn.Module, model_map: ModelMap, rounds: Sequence[Cuts]) -> Repaired:
@@ -237,7 +231,7 @@ def repair_model(
         listener: called with a progress event before the first and after each layer.
         task: what the model is for.
     """
-    classes, weighs = task.kind == "classification", _is_weighed(stage, task)
+    classes = task.kind == "classification"
     started = time.perf_counter()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     inputs = map_tensors(inputs, lambda value: value.to(device))
@@ -282,7 +276,7 @@ def repair_model(
                 "nothing tells whether a repair helps; pass examples that differ"
             )
         saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        weights = _weigh_places(dense, task, inputs, count, seed, stage) if weighs else {}
+        weights = choose_weights(dense, task, inputs, count, seed, stage)
         taken_back = False
         for attempt in _list_attempts(stage):
             try:
@@ -313,26 +307,6 @@ def repair_model(
     reverted = taken_back and not after.error < before.error
     seconds = time.perf_counter() - started
     return Repaired(model, stage.method, everywhere, before, after, layers, reverted, seconds)
-
-
-def _is_weighed(stage: Repair, task: Task) -> bool:
-    """Whether the places of layers count by how much the predictions depend on them."""
-    by_default = task.kind == "segmentation" and task.loss is None
-    return stage.method == "least_squares" and (
-        stage.weigh == "places" or (stage.weigh is None and by_default)
-    )
-
-
-def _weigh_places(
-    dense: nn.Module, task: Task, inputs: Inputs, examples: int, seed: int, stage: Repair
-) -> dict[str, Tensor]:
-    """The weights; none where the model returns no scores of classes and the stage does not ask for them."""
-    try:
-        return weigh_places(dense, task, inputs, examples, seed)
-    except (ModelError, TrainingError):
-        if stage.weigh is not None:
-            raise
-        return {}
 
 
 def _list_attempts(stage: Repair) -> tuple[Repair, ...]:

@@ -44,6 +44,7 @@ def test_a_recipe_that_repairs_stays_as_it_is(tmp_path: Path) -> None:
         ("group: filter, sparsity: 50%, penalty: {kind: group_lasso, strength: 0.1}", "magnitude"),
         ("group: weight, sparsity: 50%", "magnitude"),
         ("group: depth, sparsity: 50%", "reconstruction"),
+        ("group: expert, sparsity: 50%", "reconstruction"),
         ("group: hidden, sparsity: 50%", "magnitude"),
         ("group: filter", "magnitude"),
     ],

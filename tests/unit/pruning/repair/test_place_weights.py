@@ -72,7 +72,32 @@ def test_a_model_without_scores_of_classes_is_refused() -> None:
         "returns none; leave it out"
     )
     with pytest.raises(ModelError, match=f"^{message}$"):
-        weigh_places(nn.Conv2d(2, 1, 1), SEGMENTATION, (draw(2, 2, 3, 3),), 2, 0)
+        weigh_places(nn.Linear(2, 1), Task(), (draw(4, 2),), 4, 0)
+
+
+def test_one_channel_is_the_score_of_a_second_class() -> None:
+    """As two channels do of which the first is 0, in a segmentation of an object and its background."""
+    torch.manual_seed(2)
+    single, double = (nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, count, 1)) for count in (1, 2))
+    with torch.no_grad():
+        double[0].load_state_dict(single[0].state_dict())
+        for name in ("weight", "bias"):
+            getattr(double[1], name).zero_()[1] = getattr(single[1], name)[0]
+    x = 4 * draw(5, 2, 3, 3)
+    found, expected = (weigh_places(one, SEGMENTATION, (x,), 5, 1)["0"] for one in (single, double))
+    assert found.std() > 0.2 and torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_task_without_classes_has_no_such_weights() -> None:
+    model, x = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).eval(), draw(60, 3)
+    rules = [{"layers": "0", "group": "neuron", "sparsity": "50%"}]
+    plan = sparsify.make_plan({"version": 1, "title": "t", "task": "regression", "rules": rules}, model, (x,))
+    with pytest.raises(ModelError) as caught:
+        sparsify.repair(sparsify.cut(plan, model), [x], weigh="places")
+    assert str(caught.value) == (
+        "repair: 'weigh': 'repair' weighs places by predictions of classes, which this task has not, or "
+        "which a loss of its own may read otherwise; leave 'weigh' out"
+    )
 
 
 @pytest.mark.parametrize("intercept", [True, False])

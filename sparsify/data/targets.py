@@ -32,15 +32,20 @@ def split_target(example: Any, name: str | None, where: str = "an example") -> t
     return inputs, None if key is None else example[key]
 
 
-def split_batch(batch: Any, name: str | None = None) -> tuple[Any, Any]:
+def split_batch(batch: Any, name: str | None = None, optional: bool = False) -> tuple[Any, Any]:
     """(inputs, targets) of a pair, or of a mapping with the targets under a usual name.
 
+    optional: targets may be missing, of a tensor, a mapping or a list of one tensor; they are None then.
     Raises DataError where there are no targets.
     """
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
+    if optional and isinstance(batch, tuple | list) and len(batch) == 1:  # as a TensorDataset of inputs gives
+        return batch[0], None
+    if optional and isinstance(batch, Mapping) and name not in batch:
+        name = None
     inputs, targets = split_target(batch, name, "a batch")
-    if targets is None:
+    if targets is None and not (optional and isinstance(batch, Tensor | Mapping)):
         raise DataError(
             f"a batch is a {type(batch).__name__} without targets; pass pairs (inputs, targets), or mappings "
             f"with one of {', '.join(NAMES)}"

@@ -47,7 +47,14 @@ from sparsify.pruning.plan_inputs import check_inputs, draw_fresh_inputs, move_i
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import Chooser, choose
 from sparsify.pruning.proof import CutParts, prove, rebuild_model
-from sparsify.pruning.scoring import Batches, count_batches, find_seeing, score_units, take_batches
+from sparsify.pruning.scoring import (
+    Batches,
+    count_batches,
+    find_seeing,
+    score_units,
+    take_batches,
+    takes_targets,
+)
 from sparsify_schemas.cuts import AddBias, Cuts, Fold, Zero
 from sparsify_schemas.report import Verdict
 
@@ -131,7 +138,9 @@ def cut(
         inputs: For the proof, as in `make_plan`. Left out, they are drawn at random in the shapes of the
             plan's.
         batches: Training batches, for criteria that look at data: pairs (x, y), or mappings with the targets
-            among them. x is a tensor, or a mapping or tuple of the model's arguments.
+            among them. x is a tensor, or a mapping or tuple of the model's arguments. Criteria that take no
+            gradient (`activation`, `wanda`, `reconstruction`) need no targets: a batch may be x alone, where
+            that is a tensor or a mapping.
         loss: Of (outputs, y), in place of the recipe's task: a scalar, or a number for each example. Some of
         these
             criteria take its gradient.
@@ -162,9 +171,12 @@ def cut(
     call_model.check_model(model)
     call_model.require_values(model)
     if batches is None and count_batches(plan.recipe):
+        kind = (
+            "(x, y) training batches" if takes_targets(plan.recipe) else "training batches, targets or none"
+        )
         raise ModelError(
             f"criterion '{find_seeing(plan.recipe)}' looks at training data: pass batches, an iterable of "
-            "(x, y) training batches, to cut"
+            f"{kind}, to cut"
         )
     if plan.recipe.budget.accuracy_drop is not None:
         raise ModelError(

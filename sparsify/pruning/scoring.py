@@ -33,7 +33,8 @@ Scores = dict[str, list[float]]
 def take_batches(batches: Batches, recipe: Recipe) -> list[tuple[Any, Any]]:
     """As many of the training batches as the recipe's criteria look at, as (inputs, targets).
 
-    Raises ModelError where there are none and a criterion looks at some.
+    Where no criterion takes gradients, batches need no targets; they are None then. Raises ModelError where
+    there are no batches and a criterion looks at some.
     """
     count = count_batches(recipe)
     if not isinstance(batches, Iterable):
@@ -43,13 +44,19 @@ def take_batches(batches: Batches, recipe: Recipe) -> list[tuple[Any, Any]]:
         )
     key = recipe.data.target if recipe.data is not None else None
     name = key if isinstance(key, str) else None
-    taken = [split_batch(batch, name) for batch in islice(batches, count)]
+    optional = not takes_targets(recipe)
+    taken = [split_batch(batch, name, optional) for batch in islice(batches, count)]
     if count and not taken:
         raise ModelError(
             f"criterion '{find_seeing(recipe)}' looks at training data, and the batches held none; an "
             "iterator that was gone through before gives nothing more"
         )
     return taken
+
+
+def takes_targets(recipe: Recipe) -> bool:
+    """Whether a criterion takes the gradient of the loss."""
+    return any(rule.criterion.facts().sees.startswith("gradients") for rule in recipe.rules)
 
 
 def find_seeing(recipe: Recipe) -> str:

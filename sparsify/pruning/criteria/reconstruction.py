@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ModelError
+from sparsify.formatting.numbers import list_few
 from sparsify.forward.calls import first_tensor
 from sparsify.graph.model_map import Coupled, Mixture, ModelMap
 from sparsify.objective.objective import move, require_gradients
@@ -68,6 +69,10 @@ class CannotScoreError(ModelError):
         self.reason, self.required = reason, required
 
 
+LEAST_VARIANCE = 1e-12
+"""of an input, relative to its mean square: six digits are the same"""
+
+
 @dataclass(frozen=True)
 class Reader:
     """A layer that reads a group. columns: unit -> numbers of the weight's columns that multiply it."""
@@ -96,6 +101,12 @@ class _Moments:
         assert self.total is not None and self.square is not None
         mean = self.total / self.rows
         return self.square / self.rows - mean[:, None] * mean
+
+    def vary(self) -> bool:
+        """Whether an input varies by more than float32 rounds."""
+        assert self.square is not None
+        mean_squares = self.square.diagonal() / self.rows
+        return bool((self.inputs().diagonal() > LEAST_VARIANCE * mean_squares).any())
 
     def outputs(self) -> Tensor:
         """G, summed over the places of one example."""
@@ -138,8 +149,8 @@ def reconstruction_scores(
 
     Raises:
         CannotScoreError: no convolution and no Linear layer reads a group, no gradient reaches one that does,
-            what arrives at one is not finite, the matrices are too large, or the module of a mixture is not
-            called.
+            what arrives at one is not finite, nothing that arrives varies, the matrices are too large, or the
+            module of a mixture is not called.
     """
     branches = [branch for branch in model_map.branches if branch.name in names]
     inputs = [x for x, _ in batches]
@@ -162,6 +173,12 @@ def reconstruction_scores(
         readers[name] = tuple(reader for reader in own if moments[reader.layer].rows)
     _check_readers(readers, required)
     _check_moments(readers, moments, required)
+    if not any(moments[reader.layer].vary() for own in readers.values() for reader in own):
+        raise CannotScoreError(
+            f"what arrives at {list_few(tuple(map(repr, layers)), 3)} is the same at every place of every "
+            "example",
+            required,
+        )
     scores = {name: _score_units(model, readers[name], moments, groups[name].width, ridge) for name in groups}
     return errors | scores
 

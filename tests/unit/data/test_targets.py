@@ -86,3 +86,11 @@ def test_targets_of_ones_own_are_handed_over_by_name() -> None:
     _, targets = data.train[:2].batch()
     assert targets["size"].tolist() == [0, 1]
     assert [corners.shape for corners in targets["corners"]] == [(1, 4), (2, 4)]
+
+
+def test_a_batch_may_lack_the_targets_that_a_recipe_names() -> None:
+    with pytest.raises(DataError) as caught:
+        split_batch({"x": 1, "label": 2}, "class")
+    assert str(caught.value) == "a batch has no key 'class', which data.target names; its keys are x, label"
+    assert split_batch({"x": 1, "label": 2}, "class", optional=True) == ({"x": 1}, 2)
+    assert split_batch({"x": 1, "class": 2}, "class", optional=True) == ({"x": 1}, 2)

@@ -336,3 +336,25 @@ def test_readers_without_sound_gradients_are_left_to_magnitude(kind: str, reason
     assert str(error.value) == (
         f"criterion 'reconstruction' cannot score a group: {reason}; use magnitude or taylor there"
     )
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-8])
+def test_examples_that_are_all_alike_say_nothing(noise: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x = torch.ones(32, 4) + noise * draw(32, 4)
+    rule = {"layers": "*", "group": "neuron", "sparsity": "50%", "criterion": {"kind": "reconstruction"}}
+
+    def cut(batch: Tensor, required: bool = True) -> Result:
+        own = {**rule, "criterion": {"kind": "reconstruction", "required": required}}
+        recipe = {"version": 1, "title": "t", "data": {"source": "digits"}, "rules": [own]}
+        return sparsify.cut(sparsify.make_plan(recipe, model, (draw(2, 4),)), model, batches=[batch])
+
+    with pytest.raises(ModelError) as caught:
+        cut(x)
+    reason = "what arrives at '2', '4' is the same at every place of every example"
+    assert str(caught.value) == (
+        f"criterion 'reconstruction' cannot score a group: {reason}; use magnitude or taylor there"
+    )
+    assert f"Magnitude chose, in place of criterion 'reconstruction': {reason}." in cut(x, False).notes
+    assert cut(x + 0.01 * draw(32, 4)).notes == ()

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import sparsify
-from sparsify.errors import ModelError, RecipeError
+from sparsify.errors import DataError, ModelError, RecipeError
 from sparsify.graph.group_layouts import coupled_layout, inner_layout
 from sparsify.objective.objective import CLASSIFICATION, objective_of_loss
 from sparsify.pruning.criteria.scores import group_scores, weight_scores
 from sparsify.pruning.criteria.statistics import gather_statistics
+from sparsify.pruning.planning.plan import Plan
 from sparsify_schemas.criterion import (
     Activation,
     BnScale,
@@ -359,8 +360,14 @@ def test_what_has_no_filters_is_refused() -> None:
         )
 
 
-@pytest.mark.parametrize("kind", ["taylor", "fisher", "sensitivity", "activation", "wanda"])
-def test_a_cut_takes_batches(kind: str) -> None:
+PAIRS, ANY = r"\(x, y\) training batches", "training batches, targets or none"
+
+
+@pytest.mark.parametrize(
+    ("kind", "batches"),
+    [("taylor", PAIRS), ("fisher", PAIRS), ("sensitivity", PAIRS), ("activation", ANY), ("wanda", ANY)],
+)
+def test_a_cut_takes_batches(kind: str, batches: str) -> None:
     net = model()
     rules = [{"layers": "b", "group": "filter", "sparsity": "34%", "criterion": {"kind": kind}}]
     plan = sparsify.make_plan(
@@ -369,8 +376,7 @@ def test_a_cut_takes_batches(kind: str) -> None:
     with pytest.raises(
         ModelError,
         match=(
-            rf"^criterion '{kind}' looks at training data: pass batches, an iterable of \(x, "
-            r"y\) training batches, to cut$"
+            rf"^criterion '{kind}' looks at training data: pass batches, an iterable of {batches}, to cut$"
         ),
     ):
         sparsify.cut(plan, net)
@@ -378,6 +384,39 @@ def test_a_cut_takes_batches(kind: str) -> None:
     result = sparsify.cut(plan, net, batches=BATCHES)
     assert result.cuts.widths[0].kept == 2
     assert all(torch.equal(before[n], p) and p.grad is None for n, p in net.named_parameters())
+
+
+def plan_by(kind: str, net: nn.Module) -> Plan:
+    rule = {"layers": "b", "group": "filter", "sparsity": "34%", "criterion": {"kind": kind}}
+    return sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, net, (X,))
+
+
+@pytest.mark.parametrize("kind", ["activation", "wanda", "reconstruction"])
+def test_criteria_without_gradients_need_no_targets(kind: str) -> None:
+    net = model()
+    plan = plan_by(kind, net)
+    kept = sparsify.cut(plan, net, batches=BATCHES).cuts.widths
+    for form in (lambda x: x, lambda x: [x], lambda x: {"x": x}, lambda x: {"x": x, "label": 0}):
+        batches = [form(x) for x, _ in BATCHES]
+        assert sparsify.cut(plan, net, batches=batches).cuts.widths == kept
+
+
+@pytest.mark.parametrize("kind", ["taylor", "fisher"])
+def test_criteria_with_gradients_need_targets(kind: str) -> None:
+    net = model()
+    with pytest.raises(DataError) as caught:
+        sparsify.cut(plan_by(kind, net), net, batches=[X])
+    assert str(caught.value) == (
+        "a batch is a Tensor without targets; pass pairs (inputs, targets), or mappings with one of labels, "
+        "label, targets, target, y"
+    )
+
+
+def test_a_batch_of_three_parts_is_refused() -> None:
+    """Nobody knows which of them are targets."""
+    net = model()
+    with pytest.raises(DataError, match=r"^a batch is a tuple without targets; "):
+        sparsify.cut(plan_by("wanda", net), net, batches=[(X, X, Y)])
 
 
 def test_a_model_without_such_layers_is_refused() -> None:

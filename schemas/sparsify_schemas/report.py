@@ -221,6 +221,8 @@ class RepairRow(Spec):
     method: Literal["least_squares", "batch_norm", "mean", "merge"]
     examples: int
     """calibration examples used, a tenth of them held out; all judge a merge"""
+    weighed: bool = Field(default=False, exclude_if=lambda found: not found)
+    """whether places counted by how much the predictions depend on them"""
     before: Agreement | None
     """with the dense model, on the examples held out; null without data"""
     after: Agreement | None

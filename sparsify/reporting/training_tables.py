@@ -122,8 +122,9 @@ def describe_repair(name: str, repair: RepairRow) -> str:
         layers = f" {len(outcomes) - unchanged} of {count_noun(len(outcomes), 'layer')} {verb};"
     before, after = format_fixed(repair.before.correlation, 3), format_fixed(repair.after.correlation, 3)
     examples = count_noun(repair.examples, "unlabelled training example")
+    weighed = ", places weighed by the predictions" if repair.weighed else ""
     return (
-        f"{name}: {repair.method} on {examples};{layers} correlation {before} -> "
+        f"{name}: {repair.method} on {examples}{weighed};{layers} correlation {before} -> "
         f"{after} on held-out examples."
     )
 

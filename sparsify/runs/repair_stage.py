@@ -197,6 +197,7 @@ def repair_row(repaired: Repaired) -> RepairRow:
         before=repaired.before,
         after=repaired.after,
         reverted=repaired.reverted,
+        weighed=repaired.weighed,
         layers=repaired.layers,
     )
 

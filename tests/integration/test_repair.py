@@ -321,4 +321,8 @@ def test_a_run_of_a_segmentation_weighs_places_unless_its_recipe_says_no(tmp_pat
             {**recipe, "stages": stages}, from_scratch=True, timing=0.02, out=tmp_path / name
         )
         weights[name] = torch.cat([value.flatten() for value in sparsify.load_run(run).parameters()])
+        repaired = read_report(run).stages[1].repair
+        notes = [note for table in list_tables(read_report(run)) for note in table.notes]
+        said = any(", places weighed by the predictions;" in note for note in notes)
+        assert repaired is not None and repaired.weighed == said == (name == "default")
     assert not torch.allclose(weights["default"], weights["none"], atol=1e-3)

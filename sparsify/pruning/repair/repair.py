@@ -64,6 +64,8 @@ class Repaired:
     reverted: bool
     """whether the repair made the outputs worse and was taken back"""
     seconds: float
+    weighed: bool = False
+    """whether places counted by how much the predictions depend on them"""
 
     def __repr__(self) -> str:
         """What came out, in one line."""
@@ -77,6 +79,7 @@ class Repaired:
             return f"<Repaired by {self.method}: taken back, as it did not help; {errors}>"
         verb = "merged" if self.method == "merge" else "refitted"
         layers = f"{done} layers {verb}, " if self.layers else ""
+        layers += "places weighed, " if self.weighed else ""
         return f"<Repaired by {self.method}: {layers}{errors}>"
 
 
@@ -306,7 +309,7 @@ def repair_model(
             after, taken_back = before, True
     reverted = taken_back and not after.error < before.error
     seconds = time.perf_counter() - started
-    return Repaired(model, stage.method, everywhere, before, after, layers, reverted, seconds)
+    return Repaired(model, stage.method, everywhere, before, after, layers, reverted, seconds, bool(weights))
 
 
 def _list_attempts(stage: Repair) -> tuple[Repair, ...]:

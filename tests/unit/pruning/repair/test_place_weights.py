@@ -154,7 +154,8 @@ def test_a_segmentation_is_repaired_where_its_predictions_are_open() -> None:
     errors = {}
     for weigh in ("none", "places", None):
         result = sparsify.cut(plan, model)
-        sparsify.repair(result, [x], weigh=weigh)
+        repaired = sparsify.repair(result, [x], weigh=weigh)
+        assert repaired.weighed == ("places weighed" in repr(repaired)) == (weigh != "none")
         with torch.no_grad():
             errors[weigh] = float(((result.model(fresh) - wanted).square().sum(1) * is_open).mean())
     assert errors["places"] == errors[None] < 0.8 * errors["none"]

@@ -1,6 +1,6 @@
 """What every entry of a recipe, a cut log or a report has in common."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -59,3 +59,6 @@ Callable = Annotated[str, Field(strict=True, min_length=1), AfterValidator(refus
 NOT_BLANK = r"\S"
 Title = Annotated[str, Field(strict=True, min_length=1, pattern=NOT_BLANK)]
 """text that shows something"""
+
+Weigh = Literal["places", "none"]
+"""whether places of what a layer gives count by how much predictions depend on them"""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, final
 
 from pydantic import Field, field_validator, model_validator
 
-from sparsify_schemas.base import AtKey, Callable, Flag, Positive, Spec, Text, Whole
+from sparsify_schemas.base import AtKey, Callable, Flag, Positive, Spec, Text, Weigh, Whole
 
 Role = Literal["in", "out", "whole"]
 Divisor = Literal["none", "mean", "max", "sum", "l2"]
@@ -214,6 +214,8 @@ class Reconstruction(FromData):
     its output: e_u = tr(W_u' [(H^-1)_uu]^-1 W_u G). Units go one by one, the cheapest first, and W and H^-1
     are updated;
     s_u is the slope of the curve of errors where u goes. Made for a `repair` stage behind the cut.
+    Weighed by places, H = sum w X'X / sum w with w as in a repair, and G is of the logarithm of the
+    probability of classes drawn from the predictions, one for each place of these, in place of the outputs.
     Of a residual branch, group depth: the squared change of the model's outputs with a linear map of the
     shortcut, fitted to the branch, in its place. Of an expert of a mixture: the squared change of the
     outputs, to first order, with the scores that its router gives it at minus infinity.
@@ -224,6 +226,10 @@ class Reconstruction(FromData):
     kind: Literal["reconstruction"]
     ridge: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 0.01
     """added to the diagonal of H, relative to its mean"""
+    weigh: Weigh | None = None
+    """places: each place of what such a layer gives, as a pixel, counts in H and G by how much the
+    predictions of classes depend on it; none: all count alike, and G is of the outputs. Left out: places
+    where the task is segmentation and has no loss of its own"""
     required: Flag = True
     """whether a group that it cannot score is an error: no such layer reads it, the matrices H take more than
     2 GiB, or the module of a mixture is not called. false: magnitude then chooses among the groups of all

@@ -15,6 +15,7 @@ from sparsify_schemas.baseline import (
     name_baseline,
 )
 from sparsify_schemas.budget import Budget, fit_drop
+from sparsify_schemas.criterion import Reconstruction
 from sparsify_schemas.data import Data
 from sparsify_schemas.goals import check_goals, check_target, name_known
 from sparsify_schemas.group import in_one_tensor, removes_branches
@@ -314,10 +315,14 @@ class Recipe(Spec):
                 self._check_choices(index, stage)
                 self._check_mixing(index, stage)
             if isinstance(stage, Repair):
-                why = stage.explain_unweighable(self.task)
+                why = self.task.explain_unweighable(stage.weigh, stage.name)
                 if why is not None:
                     raise AtKey(("stages", index, "weigh"), why)
         for index, rule in enumerate(self.rules):
+            if isinstance(rule.criterion, Reconstruction):
+                why = self.task.explain_unweighable(rule.criterion.weigh, rule.criterion.kind)
+                if why is not None:
+                    raise AtKey(("rules", index, "criterion", "weigh"), why)
             if rule.penalty is not None and rule.penalty.facts().needs_classes and not has_classes:
                 raise AtKey(
                     ("rules", index, "penalty", "mode"),

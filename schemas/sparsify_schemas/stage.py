@@ -4,12 +4,11 @@ from typing import Annotated, Any, Literal, assert_never
 
 from pydantic import Field, field_validator, model_validator
 
-from sparsify_schemas.base import AtKey, Callable, Flag, NonNegative, Positive, Spec, Text
+from sparsify_schemas.base import AtKey, Callable, Flag, NonNegative, Positive, Spec, Text, Weigh
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.schedule import Constant, Scheduled
 from sparsify_schemas.selector import Layers
 from sparsify_schemas.target import Layout
-from sparsify_schemas.task import Task
 from sparsify_schemas.units import Duration, Share, Size
 
 Above = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -335,7 +334,7 @@ class Repair(Spec):
     """strength of the pull towards the present weights, relative to the mean diagonal of the Gram matrix"""
     shortcuts: Flag = True
     """whether the last layer of a residual branch makes up for what its shortcut lost"""
-    weigh: Literal["places", "none"] | None = None
+    weigh: Weigh | None = None
     """places: each place of a layer's output, such as a pixel or a token, counts by how much the predictions
     of classes depend on it; none: all count alike. Left out: places where the task is segmentation and has no
     loss of its own, in which most pixels are background"""
@@ -351,15 +350,6 @@ class Repair(Spec):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise AtKey(key, f"method '{self.method}' has no '{key}'; leave it out")
         return self
-
-    def explain_unweighable(self, task: Task) -> str | None:
-        """Why places cannot be weighed, as the stage asks, in models of a task; None where they can."""
-        if self.weigh != "places" or (task.has_classes and task.loss is None):
-            return None
-        return (
-            f"'{self.name}' weighs places by predictions of classes, which this task has not, or which a "
-            "loss of its own may read otherwise; leave 'weigh' out"
-        )
 
 
 _NOT_OF = {

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from sparsify_schemas.base import AtKey, Callable, Flag, Spec, Text
+from sparsify_schemas.base import AtKey, Callable, Flag, Spec, Text, Weigh
 
 Kind = Literal[
     "classification",
@@ -152,6 +152,23 @@ class Task(Spec):
     def has_classes(self) -> bool:
         """Whether a target is the number of a class."""
         return self.kind in ("classification", "segmentation") or "language" in self.kind
+
+    def explain_unweighable(self, weigh: Weigh | None, user: str) -> str | None:
+        """Why places cannot be weighed, as a stage or a criterion asks; None where they can, or it does not.
+
+        user: the stage or criterion, for the sentence.
+        """
+        if weigh != "places" or (self.has_classes and self.loss is None):
+            return None
+        return (
+            f"'{user}' weighs places by predictions of classes, which this task has not, or which a "
+            "loss of its own may read otherwise; leave 'weigh' out"
+        )
+
+    def weighs_places(self, weigh: Weigh | None) -> bool:
+        """Whether places are weighed, be it by default."""
+        by_default = weigh is None and self.kind == "segmentation" and self.loss is None
+        return by_default or weigh == "places"
 
     @model_validator(mode="before")
     @classmethod

@@ -131,7 +131,7 @@ def _score_groups(
         scores |= {name: part.tolist() for name, part in layout.split(values).items()}
     for spec, names in together:
         assert batches is not None  # magnitude stands in for it otherwise
-        found = model_scores(spec, copy, plan.map, names, batches, plan.recipe.seed)
+        found = model_scores(spec, copy, plan.map, names, batches, plan.recipe.seed, plan.recipe.task)
         scores |= {name: values.tolist() for name, values in found.items()}
     return scores
 

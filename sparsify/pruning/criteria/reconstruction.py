@@ -14,6 +14,10 @@ up to a curve for each group, of several layers that read it to the sum of their
 of the curve's lower convex hull where the unit goes, so that taking units of all groups by score per cost is
 choosing by one Lagrange multiplier.
 
+Weighed by places (segmentations), g is the gradient of log p(y), y being classes drawn from the predictions
+p, and H = sum w X'X / sum w with the weights w of `drawn_classes`: most pixels are background, which the
+model is sure of, and alike they would be most of H.
+
 A residual branch has the error of `branch_errors`, the experts of a mixture have those of `expert_errors`.
 
 Source: optimal brain surgeon (Hassibi and Stork 1993) on groups of weights.
@@ -27,26 +31,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.errors import ModelError
+from sparsify.errors import ModelError, TrainingError
 from sparsify.formatting.numbers import list_few
 from sparsify.forward.calls import first_tensor
 from sparsify.graph.model_map import Coupled, Mixture, ModelMap
 from sparsify.objective.objective import move, require_gradients
-from sparsify.objective.predictions import call_on_batch
+from sparsify.objective.predictions import call_on_batch, find_prediction
 from sparsify.pruning.criteria.branch_errors import branch_errors
+from sparsify.pruning.criteria.drawn_classes import measure_lengths, sum_surprise, weigh
 from sparsify.pruning.criteria.error_curve import score_by_curve
 from sparsify.pruning.criteria.expert_errors import expert_errors
 from sparsify.pruning.criteria.layer_gradients import LayerOutput, differentiate, project_outputs
 from sparsify.pruning.criteria.surgeon import Surgeon
 from sparsify.pruning.layer_matrix import (
+    Places,
     groups_of,
     input_rows,
     is_product,
     output_rows,
     sample_places,
     weight_matrix,
+    weight_rows,
 )
 from sparsify_schemas.criterion import Criterion, Reconstruction
+from sparsify_schemas.task import Task
 
 PLACES = 64
 """outputs of one example at which the inputs of a layer are sampled, at most"""
@@ -69,6 +77,7 @@ class CannotScoreError(ModelError):
         self.reason, self.required = reason, required
 
 
+_WHERE = "criterion 'reconstruction': "
 LEAST_VARIANCE = 1e-12
 """of an input, relative to its mean square: six digits are the same"""
 
@@ -85,7 +94,8 @@ class Reader:
 class _Moments:
     """Sums over the examples seen so far."""
 
-    rows: int = 0
+    rows: float = 0.0
+    """how many, or the sum of their weights"""
     total: Tensor | None = None
     """sum of x"""
     square: Tensor | None = None
@@ -95,6 +105,14 @@ class _Moments:
     examples: int = 0
     reached: bool = False
     """whether a gradient came back to the layer"""
+
+    def add_inputs(self, rows: Tensor, weights: Tensor | None = None) -> None:
+        """rows: [rows, columns] in float64."""
+        weighed = rows if weights is None else rows * weights[:, None]
+        square = weighed.T @ rows
+        self.rows += len(rows) if weights is None else float(weights.sum())
+        self.total = weighed.sum(0) if self.total is None else self.total + weighed.sum(0)
+        self.square = square if self.square is None else self.square + square
 
     def inputs(self) -> Tensor:
         """H, the covariance of the inputs."""
@@ -121,12 +139,19 @@ def model_scores(
     names: Sequence[str],
     batches: Sequence[tuple[Tensor, Tensor]],
     seed: int,
+    task: Task,
 ) -> dict[str, Tensor]:
     """Scores of a criterion that sees the model in ways of its own, of which this is the only one."""
     assert isinstance(spec, Reconstruction)
-    return reconstruction_scores(
-        model, model_map, names, batches[: spec.batches], spec.ridge, seed, spec.required
-    )
+    weighed = task if task.weighs_places(spec.weigh) else None
+    taken = batches[: spec.batches]
+    score = partial(reconstruction_scores, model, model_map, names, taken, spec.ridge, seed, spec.required)
+    try:
+        return score(weighed)
+    except (ModelError, TrainingError) as error:
+        if weighed is None or spec.weigh is not None or isinstance(error, CannotScoreError):
+            raise
+    return score(None)  # a model whose predictions of classes cannot be told
 
 
 def reconstruction_scores(
@@ -137,6 +162,7 @@ def reconstruction_scores(
     ridge: float,
     seed: int,
     required: bool = True,
+    task: Task | None = None,
 ) -> dict[str, Tensor]:
     """Scores of the units of coupled groups: group -> [units], in the order of the units.
 
@@ -146,6 +172,7 @@ def reconstruction_scores(
         ridge: added to the diagonal of H, relative to its mean.
         required: whether no other criterion takes over where this one cannot; the matrices H may then take
             any memory.
+        task: whose predictions of classes weigh the places of what layers give; None: all count alike.
 
     Raises:
         CannotScoreError: no convolution and no Linear layer reads a group, no gradient reaches one that does,
@@ -168,7 +195,7 @@ def reconstruction_scores(
     layers = sorted({reader.layer for own in readers.values() for reader in own})
     size = 8 * sum(weight_matrix(model.get_submodule(layer)).shape[1] ** 2 for layer in layers)
     check_size(size)
-    moments = _gather_moments(model.eval(), layers, inputs, seed)
+    moments = _gather_moments(model.eval(), layers, inputs, seed, task)
     for name, own in readers.items():
         readers[name] = tuple(reader for reader in own if moments[reader.layer].rows)
     _check_readers(readers, required)
@@ -254,13 +281,15 @@ def find_readers(model: nn.Module, group: Coupled) -> Iterator[Reader]:
 
 
 def _gather_moments(
-    model: nn.Module, layers: Sequence[str], inputs: Sequence[Tensor], seed: int
+    model: nn.Module, layers: Sequence[str], inputs: Sequence[Tensor], seed: int, task: Task | None
 ) -> dict[str, _Moments]:
     """Pass the examples through the model, forwards and backwards, and add up what the layers see."""
     moments = {name: _Moments() for name in layers}
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     outputs: dict[str, list[LayerOutput]] = {}
+    sampled: dict[str, list[tuple[Tensor, Places]]] = {}
+    """what places of these outputs are computed from, until their weights are known"""
 
     def after(name: str) -> Callable[[nn.Module, Any, Any, Tensor], None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
@@ -269,11 +298,10 @@ def _gather_moments(
             outputs.setdefault(name, []).append(LayerOutput.of(output))
             places = sample_places(module, output.detach(), PLACES, generator)
             rows = input_rows(module, given.detach(), places)[:, 0].double()
-            own = moments[name]
-            own.rows += len(rows)
-            own.total = rows.sum(0) if own.total is None else own.total + rows.sum(0)
-            square = rows.T @ rows
-            own.square = square if own.square is None else own.square + square
+            if task is None:
+                moments[name].add_inputs(rows)
+            else:
+                sampled.setdefault(name, []).append((rows, places))
 
         return hook
 
@@ -284,19 +312,39 @@ def _gather_moments(
     try:
         for x in inputs:
             outputs.clear()
-            loss = project_outputs(call_on_batch(model, move(x, device)), generator)
+            sampled.clear()
+            returned = call_on_batch(model, move(x, device))
+            if task is None:
+                examples, loss = 1, project_outputs(returned, generator)
+            else:
+                scores = find_prediction(returned, task, _WHERE)
+                loss = sum_surprise(scores, task, generator, _WHERE)
+                examples = len(scores)
             if not outputs:
                 break  # their weights are read in ways of the layer above them
             seen = [(name, output) for name, own in outputs.items() for output in own]
             gradients = differentiate(loss, [output for _, output in seen])
             for (name, output), gradient in zip(seen, gradients, strict=True):
-                _add_curvature(model.get_submodule(name), moments[name], output.values, gradient)
+                module = model.get_submodule(name)
+                _add_curvature(module, moments[name], output.values, gradient)
+                if task is not None:
+                    rows, places = sampled[name].pop(0)
+                    moments[name].add_inputs(rows, _weigh_rows(module, gradient, places, examples))
             for name, own in outputs.items():  # what a layer gives at several calls is of the same examples
                 moments[name].examples += len(own[0].values)
     finally:
         for handle in handles:
             handle.remove()
     return moments
+
+
+def _weigh_rows(module: nn.Module, gradient: Tensor | None, places: Places, examples: int) -> Tensor | None:
+    """Weights of a layer's outputs at the places, [rows]; None where no gradient comes back to it."""
+    if gradient is None:
+        return None
+    sizes = measure_lengths(module, gradient)
+    weights = weigh(sizes, examples if len(sizes) % examples == 0 else 1)
+    return weight_rows(module, weights, places).double()
 
 
 def _add_curvature(module: nn.Module, own: _Moments, output: Tensor, gradient: Tensor | None) -> None:

@@ -2,6 +2,7 @@
 are refitted."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -9,13 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsify
-from sparsify.errors import ModelError, RecipeError
+from sparsify.errors import ModelError, RecipeError, TrainingError
 from sparsify.pruning.criteria import reconstruction
 from sparsify.pruning.criteria.error_curve import hull_slopes, score_by_curve
-from sparsify.pruning.criteria.reconstruction import reconstruction_scores
+from sparsify.pruning.criteria.reconstruction import model_scores, reconstruction_scores
 from sparsify.pruning.criteria.surgeon import Surgeon
 from sparsify.pruning.cut import Result
 from sparsify.pruning.scoring import score_units
+from sparsify_schemas.criterion import Reconstruction
+from sparsify_schemas.task import Task
 
 RIDGE = 1e-3
 
@@ -52,9 +55,15 @@ def plan_of(model: nn.Module, x: Tensor, group: str) -> sparsify.pruning.plannin
     return sparsify.make_plan({"version": 1, "title": "t", "rules": rules}, model.eval(), (x[:2],))
 
 
-def least_error(inputs: Tensor, weight: Tensor, curvature: Tensor, gone: tuple[int, ...]) -> float:
+def least_error(
+    inputs: Tensor,
+    weight: Tensor,
+    curvature: Tensor,
+    gone: tuple[int, ...],
+    weights: Tensor | None = None,
+) -> float:
     """min over V, with rows `gone` zero, of tr((W - V)' H (W - V) G), from the normal equations."""
-    covariance = torch.cov(inputs.T, correction=0)
+    covariance = torch.cov(inputs.T, correction=0, aweights=weights)
     covariance += RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
     stay = [unit for unit in range(len(weight)) if unit not in gone]
     refitted = torch.zeros_like(weight)
@@ -358,3 +367,94 @@ def test_examples_that_are_all_alike_say_nothing(noise: float) -> None:
     )
     assert f"Magnitude chose, in place of criterion 'reconstruction': {reason}." in cut(x, False).notes
     assert cut(x + 0.01 * draw(32, 4)).notes == ()
+
+
+class Pixels(nn.Module):
+    """Scores of four classes at each pixel, of that pixel alone."""
+
+    def __init__(self, form: str = "tensor") -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.form = form
+        self.first, self.left = nn.Conv2d(2, 5, 1), nn.Conv2d(5, 4, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        scores = 4 * self.left(F.relu(self.first(x)))
+        return scores if self.form == "tensor" else {"first": scores, "second": -scores}
+
+
+def cut_pixels(weigh: str | None, form: str = "tensor", task: str = "segmentation") -> Result:
+    model, x = Pixels(form), draw(20, 2, 6, 6)
+    criterion = {"kind": "reconstruction"} | ({} if weigh is None else {"weigh": weigh})
+    rule = {"layers": "first", "group": "filter", "sparsity": "40%", "criterion": criterion}
+    recipe = {"version": 1, "title": "t", "task": task, "data": {"source": "digits"}, "rules": [rule]}
+    return sparsify.cut(sparsify.make_plan(recipe, model.eval(), (x[:2],)), model, batches=[x])
+
+
+def test_places_count_by_how_much_the_predictions_depend_on_them() -> None:
+    model, x = Pixels(), draw(20, 2, 6, 6)
+    plan = plan_of(model, x, "filter")
+    task = Task(kind="segmentation")
+    scores = reconstruction_scores(model, plan.map, ["first"], [(x, None)], RIDGE, 0, task=task)["first"]
+
+    pixels = x.movedim(1, -1).reshape(-1, 2)
+    hidden = F.relu(F.linear(pixels, model.first.weight[:, :, 0, 0], model.first.bias)).detach().double()
+    weight = model.left.weight.detach()[:, :, 0, 0].T.double()
+    with torch.no_grad():
+        p = model(x).movedim(1, -1).reshape(-1, 4).softmax(1)
+    drawn = torch.multinomial(p, 1, generator=torch.Generator().manual_seed(0))[:, 0]
+    gradient = 4 * (p - F.one_hot(drawn, 4)).double()
+    lengths = gradient.norm(dim=1).view(20, 36)
+    relative = lengths / lengths.mean(1, keepdim=True)
+    weights = ((0.1 + relative) / 1.1).flatten()
+    assert float(weights.std()) > 0.3, "else all places count alike"
+
+    curvature = gradient.T @ gradient / 20
+    order = scores.argsort().tolist()
+    for count in (1, 5):
+        gone = tuple(order[:count])
+        wanted = least_error(hidden, weight, curvature, gone, weights)
+        assert float(scores[list(gone)].sum()) == pytest.approx(wanted, rel=1e-3)
+        assert wanted != pytest.approx(least_error(hidden, weight, curvature, gone), rel=0.02)
+
+
+def test_a_segmentation_is_weighed_unless_its_recipe_says_no() -> None:
+    scores = {weigh: score_pixels(weigh) for weigh in (None, "places", "none")}
+    assert scores[None] == scores["places"] != scores["none"]
+    # Where no part of what it returns can be told to be the scores of classes, all places count alike.
+    assert score_pixels(None, "mapping") == score_pixels("none", "mapping")
+    with pytest.raises(TrainingError, match=r"say in task\.outputs which part is the prediction"):
+        score_pixels("places", "mapping")
+
+
+def score_pixels(weigh: str | None, form: str = "tensor") -> list[float]:
+    model, x = Pixels(form), draw(20, 2, 6, 6)
+    plan = plan_of(model, x, "filter")
+    spec = Reconstruction.model_validate({"kind": "reconstruction", "weigh": weigh})
+    task = Task(kind="segmentation")
+    return model_scores(spec, model, plan.map, ["first"], [(x, None)], 0, task)["first"].tolist()
+
+
+def test_a_cut_of_a_segmentation_is_chosen_by_weighed_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[Task | None]()
+    plain = reconstruction.reconstruction_scores
+
+    def note(*given: Any) -> dict[str, Tensor]:
+        asked.append(given[-1])
+        return plain(*given)
+
+    monkeypatch.setattr(reconstruction, "reconstruction_scores", note)
+    kept = cut_pixels(None).cuts.widths
+    assert cut_pixels("places").cuts.widths == kept
+    cut_pixels("none")
+    cut_pixels(None, task="classification")
+    assert [task and task.kind for task in asked] == ["segmentation", "segmentation", None, None]
+
+
+def test_places_of_a_task_without_classes_cannot_be_weighed() -> None:
+    with pytest.raises(RecipeError) as caught:
+        cut_pixels("places", task="regression")
+    assert str(caught.value) == (
+        "<recipe>: rules.0.criterion.weigh: 'reconstruction' weighs places by predictions of classes, which "
+        "this task has not, or which a loss of its own may read otherwise; leave 'weigh' out"
+    )

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.errors import ModelError
-from sparsify.pruning.repair.place_weights import FLOOR, weigh_places
+from sparsify.pruning.criteria.drawn_classes import FLOOR
+from sparsify.pruning.repair.place_weights import weigh_places
 from sparsify.pruning.repair.regression import Fit, fit_ridge
 from sparsify_schemas.task import Task
 

@@ -141,6 +141,38 @@ class OneKey(nn.Module):
         return self.out(attend(by_head(q, self.head_dim), k.unsqueeze(1), v.unsqueeze(1)))
 
 
+class OneTable(nn.Module):
+    """Positions relative to each query (Shaw et al., arXiv:1803.02155; BoTNet): the queries of all heads
+    times one matrix, which becomes a product of two matrices with the heads among the rows."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.places = nn.Parameter(torch.randn(9, self.head_dim))
+        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (by_head(part, self.head_dim) for part in self.qkv(x).chunk(3, -1))
+        scores = q @ k.transpose(-1, -2) + q @ self.places.t()
+        mixed = scores.softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class OneLayer(OneTable):
+    """A layer that all heads share on each query, and whose results of all heads a further layer reads."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.shared = nn.Linear(self.head_dim, 5)
+        self.out = nn.Linear(config.num_attention_heads * 5, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (by_head(part, self.head_dim) for part in self.qkv(x).chunk(3, -1))
+        mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        return self.out(self.shared(mixed).relu().transpose(1, 2).flatten(2))
+
+
 class OneKeyBehind(OneKey):
     """Falcon: the key and the value behind the queries, [heads + 2, d]."""
 
@@ -507,6 +539,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Drawn]] = {
     "heads in groups": (lambda: Blocks(GroupByGroup), SEQUENCE),
     "heads, three first": (lambda: Blocks(ThreeFirst), SEQUENCE),
     "heads with one key": (lambda: Blocks(OneKey), SEQUENCE),
+    "heads with one table of places": (lambda: Blocks(OneTable), SEQUENCE),
+    "heads with one layer": (lambda: Blocks(OneLayer), SEQUENCE),
     "heads before one key": (lambda: Blocks(OneKeyBehind), SEQUENCE),
     "heads and one key apart": (lambda: Blocks(OneKeyApart), SEQUENCE),
     "heads of latents": (lambda: Blocks(LatentAttention), SEQUENCE),

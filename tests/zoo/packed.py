@@ -531,6 +531,31 @@ def _deepen(one: nn.Module, two: nn.Module, three: nn.Module) -> Net:
     )
 
 
+class PointwiseMixer(nn.Module):
+    """MLP-Mixer (arXiv:2105.01601) with the tokens mixed by convolutions of one place, which slide over
+    nothing: [N, T, C] has its channels where a convolution has places."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.mix, self.back = nn.Conv1d(9, 20, 1), nn.Conv1d(20, 9, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.back(self.mix(self.norm(x)).relu())
+
+
+class ChannelByChannel(nn.Module):
+    """One filter for all channels: they are put to the examples, and taken back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return self.one(x.reshape(n * c, 1, h, w)).reshape(n, c, h, w)
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Drawn]] = {
     "heads sliced by a configuration": (lambda: Blocks(SlicedByConfig), SEQUENCE),
     "heads split by a configuration": (lambda: Blocks(SplitByConfig), SEQUENCE),
@@ -541,6 +566,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Drawn]] = {
     "heads with one key": (lambda: Blocks(OneKey), SEQUENCE),
     "heads with one table of places": (lambda: Blocks(OneTable), SEQUENCE),
     "heads with one layer": (lambda: Blocks(OneLayer), SEQUENCE),
+    "tokens mixed by convolutions": (lambda: Blocks(PointwiseMixer), SEQUENCE),
+    "channels among the examples": (lambda: _deepen(cbr(3, 16), ChannelByChannel(), cbr(16, 12)), IMAGE),
     "heads before one key": (lambda: Blocks(OneKeyBehind), SEQUENCE),
     "heads and one key apart": (lambda: Blocks(OneKeyApart), SEQUENCE),
     "heads of latents": (lambda: Blocks(LatentAttention), SEQUENCE),

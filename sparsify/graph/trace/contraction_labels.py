@@ -139,13 +139,22 @@ def follow_convolution(
     groups: int,
     shape: Sequence[int],
     counted_by: str | None = None,
+    slides: frozenset[int] | None = None,
 ) -> AxisLabels:
     """Labels of [N, O, ...] from [N, C, ...] and a weight [O, C/groups, ...], or [C, O/groups, ...] if
     transposed.
 
-    counted_by: `module:attribute` that holds `groups`; then whole groups may leave, with what they read."""
+    counted_by: `module:attribute` that holds `groups`; then whole groups may leave, with what they read.
+    slides: the dimensions that the kernel slides over, by default all behind the channels. Along others,
+    as the examples, or all places of a kernel of one place, indices are computed apart and may leave.
+    """
     given = x
-    x = algebra.hold_all(x, set(range(len(x.shape))) - {1}, "a convolution slides over it")
+    rank = len(x.shape)
+    slides = frozenset(range(2, rank)) if slides is None else slides
+    apart = [aspect for aspect in x.aspects if not varying_dims(aspect) & (slides | {1})]
+    along = tuple(aspect for aspect in x.aspects if varying_dims(aspect) & (slides | {1}))
+    x = AxisLabels(x.shape, along, x.parameter)
+    x = algebra.hold_all(x, set(range(rank)) - {1}, "a convolution slides over it")
     channels = x.shape[1]
     ours = x.aspects[0].flatten() if x.aspects else algebra.name_places(given, 1)
     rows, columns = labels_along(weight, 0), labels_along(weight, 1)
@@ -155,7 +164,7 @@ def follow_convolution(
         if rows is None:
             for aspect in (*x.aspects, *weight.aspects):
                 algebra.labels.fix(aspect.numpy(), "every channel has filters that are computed from others")
-            return AxisLabels(tuple(shape))
+            return AxisLabels(tuple(shape), tuple(apart))
         own = rows.repeat_interleave(size // len(rows))
         if ours is None:
             algebra.labels.fix(own.numpy(), FIXED)
@@ -180,11 +189,11 @@ def follow_convolution(
         if outs is not None and weight.parameter:
             algebra.produce(outs)
     if out is None:
-        return AxisLabels(tuple(shape))
+        return AxisLabels(tuple(shape), tuple(apart))
     labelled = out.view(vector_shape(len(shape), 1))
     if bias is not None and bias.aspects:
         algebra.join(bias.aspects[0].flatten(), out)
-    return AxisLabels(tuple(shape), (labelled,) if size > 1 else ())
+    return AxisLabels(tuple(shape), (*apart, labelled) if size > 1 else tuple(apart))
 
 
 def _join_places(

@@ -141,6 +141,38 @@ class OneKey(nn.Module):
         return self.out(attend(by_head(q, self.head_dim), k.unsqueeze(1), v.unsqueeze(1)))
 
 
+class OneTable(nn.Module):
+    """Positions relative to each query (Shaw et al., arXiv:1803.02155; BoTNet): the queries of all heads
+    times one matrix, which becomes a product of two matrices with the heads among the rows."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.places = nn.Parameter(torch.randn(9, self.head_dim))
+        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (by_head(part, self.head_dim) for part in self.qkv(x).chunk(3, -1))
+        scores = q @ k.transpose(-1, -2) + q @ self.places.t()
+        mixed = scores.softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class OneLayer(OneTable):
+    """A layer that all heads share on each query, and whose results of all heads a further layer reads."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.shared = nn.Linear(self.head_dim, 5)
+        self.out = nn.Linear(config.num_attention_heads * 5, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (by_head(part, self.head_dim) for part in self.qkv(x).chunk(3, -1))
+        mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        return self.out(self.shared(mixed).relu().transpose(1, 2).flatten(2))
+
+
 class OneKeyBehind(OneKey):
     """Falcon: the key and the value behind the queries, [heads + 2, d]."""
 
@@ -499,6 +531,31 @@ def _deepen(one: nn.Module, two: nn.Module, three: nn.Module) -> Net:
     )
 
 
+class PointwiseMixer(nn.Module):
+    """MLP-Mixer (arXiv:2105.01601) with the tokens mixed by convolutions of one place, which slide over
+    nothing: [N, T, C] has its channels where a convolution has places."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.mix, self.back = nn.Conv1d(9, 20, 1), nn.Conv1d(20, 9, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.back(self.mix(self.norm(x)).relu())
+
+
+class ChannelByChannel(nn.Module):
+    """One filter for all channels: they are put to the examples, and taken back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return self.one(x.reshape(n * c, 1, h, w)).reshape(n, c, h, w)
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Drawn]] = {
     "heads sliced by a configuration": (lambda: Blocks(SlicedByConfig), SEQUENCE),
     "heads split by a configuration": (lambda: Blocks(SplitByConfig), SEQUENCE),
@@ -507,6 +564,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Drawn]] = {
     "heads in groups": (lambda: Blocks(GroupByGroup), SEQUENCE),
     "heads, three first": (lambda: Blocks(ThreeFirst), SEQUENCE),
     "heads with one key": (lambda: Blocks(OneKey), SEQUENCE),
+    "heads with one table of places": (lambda: Blocks(OneTable), SEQUENCE),
+    "heads with one layer": (lambda: Blocks(OneLayer), SEQUENCE),
+    "tokens mixed by convolutions": (lambda: Blocks(PointwiseMixer), SEQUENCE),
+    "channels among the examples": (lambda: _deepen(cbr(3, 16), ChannelByChannel(), cbr(16, 12)), IMAGE),
     "heads before one key": (lambda: Blocks(OneKeyBehind), SEQUENCE),
     "heads and one key apart": (lambda: Blocks(OneKeyApart), SEQUENCE),
     "heads of latents": (lambda: Blocks(LatentAttention), SEQUENCE),

@@ -161,7 +161,9 @@ def _linear(w: Follower, op: Op) -> AxisLabels:
 
 
 def _convolution(w: Follower, op: Op) -> AxisLabels:
-    x, weight, bias, *_, transposed, _, groups = op.args
+    x, weight, bias, stride, padding, _, transposed, added, groups = op.args
+    moves = zip(weight.shape[2:], stride, padding, added, strict=False)
+    slides = frozenset(d for d, move in enumerate(moves, 2) if move != (1, 1, 0, 0))
     return follow_convolution(
         w.algebra,
         w.labels_of(x),
@@ -171,6 +173,7 @@ def _convolution(w: Follower, op: Op) -> AxisLabels:
         groups,
         op.out.shape,
         w.find_group_count(groups),
+        slides,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparsify.graph.trace.axis_labels import AxisLabels
+from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
 
 Factor = tuple[Tensor, tuple[int, ...]]
 """a tensor, and for each of its dimensions the dimension of the product"""
@@ -50,7 +50,8 @@ def trace_product(
     name: str, module: str, args: Sequence[Any], out: Tensor, of: Callable[[Tensor], AxisLabels]
 ) -> TracedProduct:
     """Read what an operator of PRODUCTS costs; of: the labels of a tensor."""
-    lengths, factors, macs = _read_space(name, args, out)
+    is_labelled = name == "convolution" and any(varying_dims(aspect) - {1} for aspect in of(args[0]).aspects)
+    lengths, factors, macs = _read_places(args, out) if is_labelled else _read_space(name, args, out)
     all_labels = [(of(tensor), dims) for tensor, dims in factors]
     all_labels.sort(key=lambda factor: not factor[0].parameter)
     rank = len(lengths)
@@ -85,6 +86,18 @@ def _read_convolution(args: Sequence[Any], out: Tensor) -> Space:
     places = (x if transposed else out).shape
     macs = places[0] * prod(places[2:]) * weight.numel()
     return tuple(weight.shape), [(weight, tuple(range(weight.dim())))], macs
+
+
+def _read_places(args: Sequence[Any], out: Tensor) -> Space:
+    """A convolution over what is labelled along other dimensions than the channels: where each example and
+    place is computed apart, the product runs over these too."""
+    x, weight, transposed, groups = args[0], args[1], args[6], args[8]
+    lengths, factors, macs = _read_convolution(args, out)
+    if transposed or groups > 1 or x.shape[2:] != out.shape[2:]:
+        return lengths, factors, macs
+    rank = weight.dim()
+    of_x = (rank, 1, *range(rank + 1, 2 * rank - 1))
+    return (*lengths, x.shape[0], *x.shape[2:]), [*factors, (x, of_x)], macs
 
 
 def _read_trilinear(args: Sequence[Any]) -> Space:

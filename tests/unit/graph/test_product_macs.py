@@ -72,6 +72,32 @@ class BareMatrices(nn.Module):
         return self.head(torch.relu(x @ self.c).mean(1))
 
 
+class Mixed(nn.Module):
+    """Tokens mixed by convolutions of one place: their MACs follow the channels, which lie behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.mix, self.back = nn.Conv1d(4, 12, 1), nn.Conv1d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head(torch.relu(x + self.back(torch.relu(self.mix(x)))).mean(1))
+
+
+class ChannelByChannel(nn.Module):
+    """A filter that all channels share, which are put to the examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one = nn.Conv2d(3, 12, 1), nn.Conv2d(1, 1, 3, padding=1)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        return self.head(torch.relu(self.one(x.reshape(-1, 1, *x.shape[2:]))).view(x.shape).mean((2, 3)))
+
+
 class Tied(nn.Module):
     """An embedding, and an output head of the same weight."""
 
@@ -258,6 +284,8 @@ CASES = {
     "cell": Case(Cell, SERIES, "hidden", "cell"),
     "functional convolution": Case(BareConv, IMAGE, "filter"),
     "bare parameters": Case(BareMatrices, (4, 6), "neuron"),
+    "tokens mixed by convolutions": Case(Mixed, (4, 6), "neuron"),
+    "channels among the examples": Case(ChannelByChannel, IMAGE, "filter"),
     "embedding and head tied": Case(Tied, (6,), "neuron", "Linear", words=11),
     "two layers tied": Case(TiedPair, SERIES, "neuron"),
     "a layer used twice": Case(Twice, (5,), "neuron"),

@@ -29,7 +29,13 @@ from sparsify.graph.verify.run_models import (
     run_model,
 )
 from sparsify.graph.verify.search_faults import find_cuttable
-from sparsify.graph.verify.trial_weights import NOTHING_DRAWN, DrawnWeights, randomize_weights, restore_copy
+from sparsify.graph.verify.trial_weights import (
+    NOTHING_DRAWN,
+    DrawnWeights,
+    randomize_weights,
+    redraw_weights,
+    restore_copy,
+)
 from sparsify.graph.verify.usual_calls import check_usual_calls
 
 ONE_UNIT_TOLERANCE = 1e-5
@@ -70,6 +76,7 @@ class GroupTrials:
             self.restore = lambda: restore_copy(model, self.model)
             self.model.eval()
         self.drawn = randomize_weights(model, self.model, self.inputs)
+        self.redraw = partial(redraw_weights, model, self.model, self.inputs)
         self.few = repeat_examples(self.inputs, 1)
         self.double = cache(lambda: choose_double(self.model, self.inputs))
         values = (
@@ -144,6 +151,17 @@ class GroupTrials:
         """What is wrong with a cut of these groups and no others."""
         own = replace(model_map, coupled=tuple(groups))
         return next((why for fault in faults if (why := fault(groups, own)) is not None), None)
+
+    def find_cuttable_with(
+        self, scale: float | None, groups: Sequence[Coupled], model_map: ModelMap, reasons: dict[str, str]
+    ) -> list[Coupled]:
+        """The groups that can be cut with weights of another scale as well, or with the model's own (None);
+        the others get their reason."""
+        self.drawn = self.redraw(scale)
+        try:
+            return find_cuttable(groups, _bind_map(self._cut_rest_in_double, model_map), reasons)
+        finally:
+            self.drawn = self.redraw(1.0)
 
     def find_cuttable(
         self,

@@ -14,6 +14,7 @@ from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
 from sparsify.graph.length_attributes import add_settings, add_the_same, choose_attributes, drop_attributes
 from sparsify.graph.model_map import UNREACHED, Branch, Coupled, ModelMap, Slice
+from sparsify.graph.name_kinds import name_kind
 from sparsify.graph.peft_adapters import find_adapter_names
 from sparsify.graph.proportional_groups import bundle_groups
 from sparsify.graph.residual_branches import find_branches
@@ -29,6 +30,10 @@ from sparsify.graph.verify.trial_weights import randomize_weights
 
 WIDTH_COUNTS = "; its width may count as a number in the code, as in attention without 'scale'"
 """of a group that by itself gives other outputs once it is narrower"""
+DIFFERS = "differs from the masked one"
+"""in the reason of a group whose cut runs and gives other outputs"""
+SMALLER = (0.5, 0.2, 0.05)
+"""of the usual scale of the trials' weights"""
 DRAWS = (
     "; the model draws random numbers in eval mode, as dropout with training=True does, and a narrower one "
     "draws others: leave that out in eval mode"
@@ -104,6 +109,7 @@ def _protect_groups(trials: GroupTrials, model_map: ModelMap, other_sides: Other
     groups = choose_attributes(groups, lambda c: trials.find_fault_alone(c, model_map, trials.faults[:-1]))
     model_map = _replace_groups(model_map, groups)
     good = trials.find_cuttable(groups, model_map, reasons, trials.faults)
+    good = _try_other_weights(trials, model_map, good, reasons)
     model_map, saved = _rescue_groups(
         model_map,
         [c for c in groups if c.name in reasons],
@@ -115,6 +121,24 @@ def _protect_groups(trials: GroupTrials, model_map: ModelMap, other_sides: Other
         together = [*good, *(model_map.by_name[name] for name in saved)]
         trials.find_cuttable(together, model_map, reasons, trials.faults)
     return _add_reasons(model_map, reasons, trials)
+
+
+def _try_other_weights(
+    trials: GroupTrials, model_map: ModelMap, good: Sequence[Coupled], reasons: dict[str, str]
+) -> list[Coupled]:
+    """The groups without those that fail with other weights, where the cut of a group gave other outputs.
+
+    Blocks that are built alike fail alike, unless the weights of the trials hide it in one of them: where
+    activations grow from block to block, a softmax far behind sees one large number, or a sigmoid is flat. So
+    groups of the same kind are tried with smaller weights, and all groups with the model's own.
+    """
+    kinds = {name_kind(name) for name, why in reasons.items() if DIFFERS in why}
+    for scale in (None, *SMALLER) if kinds else ():
+        left = [group for group in good if group.name not in reasons]
+        tried = left if scale is None else [group for group in left if name_kind(group.name) in kinds]
+        if tried:
+            trials.find_cuttable_with(scale, tried, model_map, reasons)
+    return [group for group in good if group.name not in reasons]
 
 
 def _protect_by_shapes(
@@ -161,7 +185,7 @@ def _add_reasons(model_map: ModelMap, reasons: Mapping[str, str], trials: GroupT
     hint = cache(lambda: DRAWS if draws_random_numbers(trials.model, trials.few) else WIDTH_COUNTS)
     for name, why in reasons.items():
         group = model_map.by_name[name]
-        differs = "differs from the masked one" in why  # it runs, so that its parts stand where they should
+        differs = DIFFERS in why  # it runs, so that its parts stand where they should
         if differs and why.startswith("a trial cut failed") and "by nan" not in why:
             why += hint()
         protected.append(replace(group, protected=why if differs or group.doubt is None else group.doubt))

@@ -43,9 +43,9 @@ class DrawnWeights:
 NOTHING_DRAWN = DrawnWeights(torch.empty(0), {})
 
 
-def randomize_weights(model: nn.Module, trial: nn.Module, inputs: Inputs) -> DrawnWeights:
-    """Give a float32 copy of the model random weights of ordinary scale; the model's own weights if the
-    outputs are not finite.
+def randomize_weights(model: nn.Module, trial: nn.Module, inputs: Inputs, scale: float = 1.0) -> DrawnWeights:
+    """Give a float32 copy of the model random weights of ordinary scale, or of another one; the model's own
+    weights if the outputs are not finite.
 
     Large weights repeat the same numbers, from another place each: to draw 100 million takes a second.
     """
@@ -58,7 +58,7 @@ def randomize_weights(model: nn.Module, trial: nn.Module, inputs: Inputs) -> Dra
             if name.endswith("running_var") or (tensor.dim() == 1 and name.endswith("weight")):
                 tensor.uniform_(0.5, 1.5, generator=generator)
             elif tensor.dim() > 1:
-                spread = 1.5 * (3 / max(1, tensor[0].numel())) ** 0.5
+                spread = scale * 1.5 * (3 / max(1, tensor[0].numel())) ** 0.5
                 if not _may_repeat(tensor):
                     tensor.uniform_(-spread, spread, generator=generator)
                     continue
@@ -78,6 +78,14 @@ def randomize_weights(model: nn.Module, trial: nn.Module, inputs: Inputs) -> Dra
         copy_values(model, trial)
         drawn.places.clear()
     return drawn
+
+
+def redraw_weights(model: nn.Module, trial: nn.Module, inputs: Inputs, scale: float | None) -> DrawnWeights:
+    """Give the copy random weights of another scale; None: the model's own."""
+    if scale is not None:
+        return randomize_weights(model, trial, inputs, scale)
+    copy_values(model, trial)
+    return NOTHING_DRAWN
 
 
 def _may_repeat(tensor: Tensor) -> bool:

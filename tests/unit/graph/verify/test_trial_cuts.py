@@ -12,7 +12,7 @@ import sparsify
 from sparsify.errors import ModelError, VerificationError
 from sparsify.graph import build_map
 from sparsify.graph.model_map import ModelMap
-from sparsify.graph.verify import group_trials
+from sparsify.graph.verify import group_trials, trial_cuts
 
 BLOCKS, HIDDEN = 9, 16
 X = (torch.randn(2, 8, generator=torch.Generator().manual_seed(0)),)
@@ -54,6 +54,36 @@ class ScaledAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+class Attend(nn.Module):
+    """Attention by a single head, whose scale is the width of its queries."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+        self.q, self.k, self.v = nn.Linear(8, HIDDEN), nn.Linear(8, HIDDEN), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries, keys = self.q(self.factor * x), self.k(self.factor * x)
+        return x + nn.functional.scaled_dot_product_attention(queries, keys, self.v(x))
+
+
+class Growing(nn.Module):
+    """In its second block a softmax of ordinary weights sees one large number. Trained weights make up for
+    it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.Sequential(Attend(1.0), Attend(200.0))
+        self.head = nn.Linear(8, 3)
+        with torch.no_grad():
+            for layer in (self.blocks[1].q, self.blocks[1].k):
+                layer.weight.mul_(0.005)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(x).mean(1))
 
 
 class AlwaysDropping(nn.Module):
@@ -190,3 +220,34 @@ def test_what_does_not_run_in_double_precision_is_compared_in_single() -> None:
     rule = {"layers": "a", "group": "neuron", "sparsity": "50%"}
     plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, SinglePrecision(), X)
     assert plan.map.by_name["a"].protected is None
+
+
+def test_what_large_activations_hide_shows_with_other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's iFormer: the queries of one block of nine passed, and the proof refused the whole cut."""
+    model, x = Growing(), torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(1))
+    rule = {"layers": "*.q", "group": "neuron", "penalty": {"kind": "group_lasso", "strength": 0.1}}
+    recipe = {"version": 1, "title": "t", "rules": [rule]}
+
+    def list_protected() -> dict[str, str]:
+        found = sparsify.make_plan(recipe, model.eval(), (x,)).map.coupled
+        return {c.name: c.protected for c in found if c.protected is not None}
+
+    own = list_protected()
+    assert {"blocks.0.q", "blocks.1.q"} <= own.keys()
+    assert all("its width may count as a number in the code" in own[f"blocks.{n}.q"] for n in range(2))
+    for smaller, own_weights in (((), True), (trial_cuts.SMALLER, False)):  # each of the two is enough here
+        monkeypatch.setattr(trial_cuts, "SMALLER", smaller)
+        if not own_weights:
+            leave_out_own_weights(monkeypatch)
+        assert list_protected().keys() == own.keys()
+    monkeypatch.setattr(trial_cuts, "SMALLER", ())
+    assert "blocks.1.q" not in list_protected(), "else the test shows nothing"
+
+
+def leave_out_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = group_trials.GroupTrials.find_cuttable_with
+    monkeypatch.setattr(
+        group_trials.GroupTrials,
+        "find_cuttable_with",
+        lambda self, scale, groups, *rest: groups if scale is None else plain(self, scale, groups, *rest),
+    )

@@ -134,8 +134,9 @@ def _try_other_weights(
     """
     kinds = {name_kind(name) for name, why in reasons.items() if DIFFERS in why}
     for scale in (None, *SMALLER) if kinds else ():
-        left = [group for group in good if group.name not in reasons]
-        tried = left if scale is None else [group for group in left if name_kind(group.name) in kinds]
+        tried = [group for group in good if group.name not in reasons]
+        if scale is not None:
+            tried = [group for group in tried if name_kind(group.name) in kinds]
         if tried:
             trials.find_cuttable_with(scale, tried, model_map, reasons)
     return [group for group in good if group.name not in reasons]

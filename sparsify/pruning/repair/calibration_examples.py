@@ -11,6 +11,7 @@ from torch.nn import functional
 from sparsify.data.targets import split_target
 from sparsify.errors import ModelError, first_line
 from sparsify.forward.calls import Inputs, argument_names, required_arguments
+from sparsify.graph.model_map import ModelMap
 from sparsify.pruning.repair.agreement import take_examples
 
 
@@ -52,6 +53,16 @@ def collect_examples(
         raise ModelError(f"the batches do not fit each other: {first_line(error)}") from None
     used = min(count, examples)
     return take_examples(joined, count, 0, used), used
+
+
+def list_arguments(model: nn.Module, model_map: ModelMap) -> frozenset[str]:
+    """Names of the arguments that the map was made with, and of those that no call can do without."""
+    found = set(required_arguments(model))
+    for each in model_map.inputs:
+        by_place = argument_names(model, each.method)
+        places = dict(enumerate(by_place))
+        found |= {one.name or places.get(place, "") for place, one in enumerate(each.arguments)}
+    return frozenset(found)
 
 
 def list_missing(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from sparsify.distributed import counts_of, share_state
 from sparsify.errors import ModelError
 from sparsify.events import Listener, Measuring, silence
 from sparsify.forward.call_model import named_inputs
-from sparsify.forward.calls import Inputs, argument_names, map_tensors, required_arguments
+from sparsify.forward.calls import Inputs, map_tensors
 from sparsify.forward.fused_attention import without_fused_attention
 from sparsify.forward.opaque import explain_errors
 from sparsify.forward.scratch import hold_weights
@@ -27,7 +27,7 @@ from sparsify.nn.load_tensors import load_tensors
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.agreement import measure_agreement, other_lengths, take_examples
 from sparsify.pruning.repair.batch_norm import reestimate_statistics, why_not_reestimated
-from sparsify.pruning.repair.calibration_examples import collect_examples, list_missing
+from sparsify.pruning.repair.calibration_examples import collect_examples, list_arguments, list_missing
 from sparsify.pruning.repair.choose_fit import Settings
 from sparsify.pruning.repair.least_squares import refit_layers
 from sparsify.pruning.repair.memory import affordable_count, measure_example
@@ -153,7 +153,7 @@ def repair(
             f"a repair by '{method}' needs unlabelled training examples: pass batches; method 'merge' alone "
             "takes none"
         )
-    inputs, count = collect_examples(batches, examples, taken=_list_arguments(result))
+    inputs, count = collect_examples(batches, examples, taken=list_arguments(result.dense, result.plan.map))
     try:
         return repair_model(
             result.dense,
@@ -182,16 +182,6 @@ def repair(
 def _list_owners(model: nn.Module) -> set[nn.Module]:
     """The modules that have parameters of their own."""
     return {module for module in model.modules() if module._parameters}
-
-
-def _list_arguments(result: Result) -> frozenset[str]:
-    """Names of the arguments that the plan was made with, and of those that no call can do without."""
-    found = set(required_arguments(result.dense))
-    for each in result.plan.map.inputs:
-        by_place = argument_names(result.dense, each.method)
-        places = dict(enumerate(by_place))
-        found |= {one.name or places.get(place, "") for place, one in enumerate(each.arguments)}
-    return frozenset(found)
 
 
 def merge_model(dense: nn.Module, model: nn.Module, model_map: ModelMap, rounds: Sequence[Cuts]) -> Repaired:

@@ -152,16 +152,15 @@ class GroupTrials:
         own = replace(model_map, coupled=tuple(groups))
         return next((why for fault in faults if (why := fault(groups, own)) is not None), None)
 
-    def find_cuttable_with(
-        self, scale: float | None, groups: Sequence[Coupled], model_map: ModelMap, reasons: dict[str, str]
-    ) -> list[Coupled]:
-        """The groups that can be cut with weights of another scale as well, or with the model's own (None);
-        the others get their reason."""
+    def draw_weights(self, scale: float | None) -> None:
+        """Give the trials weights of another scale than 1, or the model's own (None)."""
         self.drawn = self.redraw(scale)
-        try:
-            return find_cuttable(groups, _bind_map(self._cut_rest_in_double, model_map), reasons)
-        finally:
-            self.drawn = self.redraw(1.0)
+
+    def find_cuttable_in_double(
+        self, groups: Sequence[Coupled], model_map: ModelMap, reasons: dict[str, str]
+    ) -> list[Coupled]:
+        """The groups that can be cut together, by values alone; the others get their reason."""
+        return find_cuttable(groups, _bind_map(self._cut_rest_in_double, model_map), reasons)
 
     def find_cuttable(
         self,

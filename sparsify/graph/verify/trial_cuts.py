@@ -133,12 +133,16 @@ def _try_other_weights(
     groups of the same kind are tried with smaller weights, and all groups with the model's own.
     """
     kinds = {name_kind(name) for name, why in reasons.items() if DIFFERS in why}
-    for scale in (None, *SMALLER) if kinds else ():
+    if not kinds:
+        return list(good)
+    for scale in (None, *SMALLER):
         tried = [group for group in good if group.name not in reasons]
         if scale is not None:
             tried = [group for group in tried if name_kind(group.name) in kinds]
         if tried:
-            trials.find_cuttable_with(scale, tried, model_map, reasons)
+            trials.draw_weights(scale)
+            trials.find_cuttable_in_double(tried, model_map, reasons)
+    trials.draw_weights(1.0)
     return [group for group in good if group.name not in reasons]
 
 

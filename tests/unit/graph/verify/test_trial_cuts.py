@@ -12,7 +12,7 @@ import sparsify
 from sparsify.errors import ModelError, VerificationError
 from sparsify.graph import build_map
 from sparsify.graph.model_map import ModelMap
-from sparsify.graph.verify import group_trials, trial_cuts
+from sparsify.graph.verify import group_trials, trial_cuts, trial_weights
 
 BLOCKS, HIDDEN = 9, 16
 X = (torch.randn(2, 8, generator=torch.Generator().manual_seed(0)),)
@@ -235,19 +235,13 @@ def test_what_large_activations_hide_shows_with_other_weights(monkeypatch: pytes
     own = list_protected()
     assert {"blocks.0.q", "blocks.1.q"} <= own.keys()
     assert all("its width may count as a number in the code" in own[f"blocks.{n}.q"] for n in range(2))
-    for smaller, own_weights in (((), True), (trial_cuts.SMALLER, False)):  # each of the two is enough here
-        monkeypatch.setattr(trial_cuts, "SMALLER", smaller)
-        if not own_weights:
-            leave_out_own_weights(monkeypatch)
-        assert list_protected().keys() == own.keys()
-    monkeypatch.setattr(trial_cuts, "SMALLER", ())
-    assert "blocks.1.q" not in list_protected(), "else the test shows nothing"
+    plain = trial_weights.redraw_weights
+    for scales, shows in (((None,), True), ((*trial_cuts.SMALLER,), True), ((), False)):
 
+        def redraw(
+            model: nn.Module, trial: nn.Module, inputs: Any, scale: float | None, kept: Any = scales
+        ) -> Any:
+            return plain(model, trial, inputs, scale if scale in kept else 1.0)
 
-def leave_out_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = group_trials.GroupTrials.find_cuttable_with
-    monkeypatch.setattr(
-        group_trials.GroupTrials,
-        "find_cuttable_with",
-        lambda self, scale, groups, *rest: groups if scale is None else plain(self, scale, groups, *rest),
-    )
+        monkeypatch.setattr(group_trials, "redraw_weights", redraw)
+        assert ("blocks.1.q" in list_protected()) is shows, "either of the two is enough here"

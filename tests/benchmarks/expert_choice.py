@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from repair import spread
+from rows import spread
 from torch import Tensor, nn
 from torch.nn import functional as F
 

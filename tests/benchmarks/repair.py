@@ -13,17 +13,18 @@ error of their outputs.
 """
 
 import argparse
-import json
-import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from rows import measure_rows, spread
 from torch import Tensor, nn
 from torch_pruning_choice import TORCH_PRUNING, choose_by_torch_pruning
 
@@ -120,11 +121,11 @@ def cut_to(
 def measure(
     datasets: Datasets,
     layers: str,
-    criterion: str,
     share: int,
+    criterion: str,
     seed: int,
-    network: str = "resnet56",
-    cost: str = "macs",
+    network: str,
+    cost: str,
 ) -> Row:
     dense = dense_model(network)
     x, y = calibration(datasets, seed)
@@ -180,12 +181,6 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
 
 
 COLUMNS = ("cut", "batch_norm", "repaired", "test_cut", "test_repaired", "cut_seconds", "repair_seconds")
-
-
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Mean and standard deviation."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def refit_apart(dense: nn.Module, model: nn.Module, result: Result, x: Tensor) -> None:
@@ -312,22 +307,11 @@ def main() -> None:
         for name, value in ablations(datasets):
             print(f"| {name} | {value:.2f} |", flush=True)
         return
-    rows = []
-    if options.json is not None and options.json.exists():
-        rows = [Row(**json.loads(line)) for line in options.json.read_text().splitlines()]
-    known = {(r.network, r.layers, r.criterion, r.share, r.cost, r.seed) for r in rows}
-    for layers in options.layers:
-        for share in options.shares:
-            for criterion in options.criteria:
-                for seed in options.seeds:
-                    if (options.network, layers, criterion, share, options.cost, seed) in known:
-                        continue
-                    row = measure(datasets, layers, criterion, share, seed, options.network, options.cost)
-                    rows.append(row)
-                    print(row, flush=True)
-                    if options.json is not None:
-                        with options.json.open("a") as file:
-                            file.write(json.dumps(asdict(row)) + "\n")
+    keys = ("layers", "share", "criterion", "seed", "network", "cost")
+    wanted = product(
+        options.layers, options.shares, options.criteria, options.seeds, [options.network], [options.cost]
+    )
+    rows = measure_rows(Row, keys, wanted, partial(measure, datasets), options.json)
     print("\n".join(summary(rows)))
 
 

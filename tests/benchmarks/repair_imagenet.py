@@ -1,28 +1,30 @@
 """Cuts of ImageNet networks, repaired without labels: accuracy on CIFAR-10 and agreement with the dense one.
 
     python tests/benchmarks/repair_imagenet.py [--network NAME ...] [--criteria NAME ...]
-    [--shares PERCENT ...] [--train IMAGES] [--json FILE]
+    [--shares PERCENT ...] [--seeds N ...] [--train IMAGES] [--json FILE]
 
 Weights: resnet50.pt (converted from Keras), mobilenet_v2.pt (torchvision). Images of CIFAR-10, enlarged to
 160 pixels; the classes of ImageNet that show one of CIFAR-10's are summed. 300 of the first 45,000 training
-images calibrate, without labels: criteria that need some take the classes that the dense model says.
-Validation: the first 500 of the last 5,000 training images; test: the first 500. With --train the repaired
-network then follows what the dense one says of so many other training images, one epoch without labels. One
-thread. Seconds are of the processor; memory is the highest resident size of the process during the repair.
+images, which the seed draws, calibrate, without labels: criteria that need some take the classes that the
+dense model says. Validation: the first 500 of the last 5,000 training images; test: the first 500. With
+--train the repaired network then follows what the dense one says of so many other training images, one epoch
+without labels. One thread. Seconds are of the processor; memory is the highest resident size of the process
+during the repair.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import repair as small_networks
 import torch
+from rows import measure_rows, spread
 from torch import Tensor, nn
 from torch_pruning_choice import TORCH_PRUNING, choose_by_torch_pruning
 
@@ -57,6 +59,9 @@ class Row:
     network: str
     criterion: str
     macs: float
+    share: int
+    seed: int
+    macs: float
     """percent of the MACs left"""
     dense: float
     cut: tuple[float, float]
@@ -71,6 +76,11 @@ class Row:
     repair_seconds: float
     repair_megabytes: float
     train_seconds: float
+
+
+PAIRS = ("cut", "batch_norm", "repaired", "trained", "test_repaired", "test_trained")
+COSTS = ("cut_seconds", "repair_seconds", "train_seconds", "repair_megabytes")
+"""columns of the table"""
 
 
 def build_resnet50() -> Any:
@@ -165,14 +175,14 @@ def train(model: nn.Module, dense: nn.Module, batches: Iterable[Tensor], steps: 
         falling.step()
 
 
-def measure(name: str, criterion: str, share: int, images: int = 0) -> Row:
+def measure(name: str, share: int, criterion: str, seed: int, images: int = 0) -> Row:
     """images: of the short training."""
     network = NETWORKS[name]
     dense = network.build()
     dense.load_state_dict(torch.load(small_networks.WEIGHTS / f"{name}.pt", weights_only=True))
     dense.eval()
     datasets = small_networks.data()
-    order = torch.randperm(len(datasets.train), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(datasets.train), generator=torch.Generator().manual_seed(seed))
     x = network.prepare(datasets.train.inputs[order[:CALIBRATION]])
     validation, test = (
         (network.prepare(part.inputs[:JUDGED]), part.targets[:JUDGED])
@@ -184,11 +194,11 @@ def measure(name: str, criterion: str, share: int, images: int = 0) -> Row:
     cut_seconds = time.process_time() - started
     cut = judge(result.model, *validation, said)
     normed = replace(result, model=copy_model(result.model).eval())
-    sparsify.repair(normed, [x], method="batch_norm")
+    sparsify.repair(normed, [x], method="batch_norm", seed=seed)
     batch_norm = judge(normed.model, *validation, said)
     del normed
     started = time.process_time()
-    megabytes = peak_megabytes(partial(sparsify.repair, result, [x]))
+    megabytes = peak_megabytes(partial(sparsify.repair, result, [x], seed=seed))
     repair_seconds = time.process_time() - started
     one = (torch.zeros(1, 3, PIXELS, PIXELS),)
     repaired, test_repaired = judge(result.model, *validation, said), judge(result.model, *test, said_test)
@@ -201,6 +211,8 @@ def measure(name: str, criterion: str, share: int, images: int = 0) -> Row:
     return Row(
         name,
         criterion,
+        share,
+        seed,
         100 * count_macs(result.model, one)[0] / count_macs(dense, one)[0],
         judge(dense, *validation, said)[0],
         cut,
@@ -241,19 +253,21 @@ def cut_to(dense: nn.Module, network: Network, criterion: str, share: int, x: Te
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """A Markdown table."""
+    """Mean and standard deviation over the seeds, as a Markdown table."""
     titles = (
-        "network|criterion|MACs|cut|+ batch norm|+ repair|+ training|test: + repair|+ training"
+        "network|criterion|seeds|MACs|cut|+ batch norm|+ repair|+ training|test: + repair|+ training"
         "|choice, s|repair, s|training, s|MB"
     )
     heads = titles.split("|")
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    for row in rows:
-        stages = (row.cut, row.batch_norm, row.repaired, row.trained, row.test_repaired, row.test_trained)
-        pairs = ["" if pair is None else f"{pair[0]:.1f} / {pair[1]:.1f}" for pair in stages]
-        seconds = (row.cut_seconds, row.repair_seconds, row.train_seconds)
-        costs = [f"{value:.0f}" for value in (*seconds, row.repair_megabytes)]
-        lines.append(f"| {' | '.join([row.network, row.criterion, f'{row.macs:.1f} %', *pairs, *costs])} |")
+    for name, share, criterion in dict.fromkeys((row.network, row.share, row.criterion) for row in rows):
+        own = [row for row in rows if (row.network, row.share, row.criterion) == (name, share, criterion)]
+        cells = [name, criterion, str(len(own)), spread([row.macs for row in own]) + " %"]
+        for stage in PAIRS:
+            pairs = [pair for row in own if (pair := getattr(row, stage)) is not None]
+            cells.append(" / ".join(spread(part) for part in zip(*pairs, strict=True)))
+        cells += [spread([getattr(row, cost) for row in own], 0) for cost in COSTS]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -262,21 +276,16 @@ def main() -> None:
     parser.add_argument("--network", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--criteria", nargs="*", default=["magnitude", "reconstruction"])
     parser.add_argument("--shares", nargs="*", type=int, default=[85, 70])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--train", type=int, default=0, help="images of a short training")
-    parser.add_argument("--json", type=Path, help="a line for each row is added")
+    parser.add_argument("--json", type=Path, help="a line for each row; what is there is not made again")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    rows = []
-    for name in options.network:
-        for share in options.shares:
-            for criterion in options.criteria:
-                rows.append(measure(name, criterion, share, options.train))
-                print(rows[-1], flush=True)
-                if options.json is not None:
-                    with options.json.open("a") as file:
-                        file.write(json.dumps(asdict(rows[-1])) + "\n")
-    print(summary(rows))
+    wanted = product(options.network, options.shares, options.criteria, options.seeds)
+    keys = ("network", "share", "criterion", "seed")
+    measure_one = partial(measure, images=options.train)
+    print(summary(measure_rows(Row, keys, wanted, measure_one, options.json)))
 
 
 if __name__ == "__main__":

@@ -14,17 +14,18 @@ One thread; seconds are of the processor.
 
 import argparse
 import csv
-import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from repair import spread
+from rows import measure_rows, spread
 from torch import Tensor, nn
 from torch_pruning_choice import IMPORTANCES
 
@@ -156,7 +157,7 @@ def judge(model: nn.Module, tokens: Tokens, dense: Tensor) -> tuple[float, float
     return float((own * dense).sum(1).mean()), 100 * float(same)
 
 
-def measure(criterion: str, share: int, seed: int, is_trained: bool) -> Row:
+def measure(seed: int, share: int, criterion: str, is_trained: bool) -> Row:
     dense = load_model()
     calibration, training, judged = load_sentences(seed)
     reference = embed(dense, judged)
@@ -234,21 +235,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    rows = []
-    if options.json is not None and options.json.exists():
-        rows = [Row(**json.loads(line)) for line in options.json.read_text().splitlines()]
-    known = {(row.criterion, row.share, row.seed) for row in rows}
-    for seed in options.seeds:
-        for share in options.shares:
-            for criterion in options.criteria:
-                if (criterion, share, seed) in known:
-                    continue
-                rows.append(measure(criterion, share, seed, options.train))
-                print(rows[-1], flush=True)
-                if options.json is not None:
-                    with options.json.open("a") as file:
-                        file.write(json.dumps(asdict(rows[-1])) + "\n")
-    print(summarize(rows))
+    wanted = product(options.seeds, options.shares, options.criteria)
+    measure_one = partial(measure, is_trained=options.train)
+    print(summarize(measure_rows(Row, ("seed", "share", "criterion"), wanted, measure_one, options.json)))
 
 
 if __name__ == "__main__":

@@ -1,28 +1,30 @@
 """SmolLM2-135M: feed-forward neurons cut and repaired without training; perplexity against the dense model.
 
     python tests/benchmarks/repair_smollm2.py [--shares PERCENT ...] [--criteria NAME ...] [--sequences N]
-    [--train SEQUENCES] [--json FILE]
+    [--seeds N ...] [--train SEQUENCES] [--json FILE]
 
 The same number of neurons leaves every block, so that the configuration can say its width. Calibration:
-reviews of IMDb, cut into sequences of 256 tokens; perplexity: 8 sequences of 512 tokens of other reviews.
-`taylor` looks at the loss of the next token. With --train the repaired model then learns to say the next
-token of so many sequences of further reviews, one epoch. One thread; seconds are of the processor, memory is
+reviews of IMDb, others for each seed, cut into sequences of 256 tokens; perplexity: 8 sequences of 512 tokens
+of other reviews. `taylor` looks at the loss of the next token. With --train the repaired model then learns
+to say the next token of so many sequences of further reviews, one epoch. One thread; seconds are of the processor, memory is
 the highest resident size of the process.
 """
 
 import argparse
 import csv
-import json
 import math
 import os
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from rows import measure_rows
 from torch import Tensor, nn
 from torch_pruning_choice import IMPORTANCES
 
@@ -42,6 +44,8 @@ class Row:
     """One cut; perplexities."""
 
     criterion: str
+    share: int
+    seed: int
     params: float
     """percent of the parameters left"""
     dense: float
@@ -106,10 +110,12 @@ def train(model: nn.Module, tokens: Tensor) -> None:
     model.eval()
 
 
-def measure(criterion: str, share: int, sequences: int, trained_on: int = 0) -> Row:
+def measure(seed: int, share: int, criterion: str, sequences: int, trained_on: int = 0) -> Row:
     """trained_on: sequences of the short training."""
+    # Reviews from 2,000 to 2,300 judge for every seed.
+    first = 3000 * seed
     dense = load_model()
-    calibration = load_tokens(0, 400, sequences, 256)
+    calibration = load_tokens(first, first + 400, sequences, 256)
     judged = load_tokens(2000, 2300, 8, 512)
     before = measure_perplexity(dense, judged)
     spec = IMPORTANCES.get(criterion, {"kind": criterion})
@@ -137,16 +143,18 @@ def measure(criterion: str, share: int, sequences: int, trained_on: int = 0) -> 
     clocks.append(time.process_time())
     cut = measure_perplexity(result.model, judged)
     started = time.process_time()
-    print(sparsify.repair(result, [{"input_ids": calibration}]), flush=True)
+    print(sparsify.repair(result, [{"input_ids": calibration}], seed=seed), flush=True)
     repair_seconds = time.process_time() - started
     repaired = measure_perplexity(result.model, judged)
     started = time.process_time()
     if trained_on:
-        train(result.model, load_tokens(400, 1200, trained_on, 256))
+        train(result.model, load_tokens(first + 400, first + 1200, trained_on, 256))
     train_seconds = time.process_time() - started
     counts = [sum(p.numel() for p in model.parameters()) for model in (result.model, dense)]
     return Row(
         criterion,
+        share,
+        seed,
         100 * counts[0] / counts[1],
         before,
         cut,
@@ -164,19 +172,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--shares", nargs="*", type=int, default=[90, 80, 70])
     parser.add_argument("--criteria", nargs="*", default=["wanda", "reconstruction"])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--sequences", type=int, default=96)
     parser.add_argument("--train", type=int, default=0, help="sequences of a short training")
-    parser.add_argument("--json", type=Path, help="a line for each row is added")
+    parser.add_argument("--json", type=Path, help="a line for each row; what is there is not made again")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    for share in options.shares:
-        for criterion in options.criteria:
-            row = measure(criterion, share, options.sequences, options.train)
-            print(row, flush=True)
-            if options.json is not None:
-                with options.json.open("a") as file:
-                    file.write(json.dumps(asdict(row)) + "\n")
+    wanted = product(options.seeds, options.shares, options.criteria)
+    measure_one = partial(measure, sequences=options.sequences, trained_on=options.train)
+    measure_rows(Row, ("seed", "share", "criterion"), wanted, measure_one, options.json)
 
 
 if __name__ == "__main__":

@@ -12,17 +12,17 @@ test set is read once for each row. One thread; seconds are of the processor.
 """
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice, product
 from pathlib import Path
 
 import torch
 from default_bound import RECIPES, Trained, prepare
-from repair import spread
+from rows import measure_rows, spread
 from torch import Tensor, nn
 from torch_pruning_choice import TORCH_PRUNING, TorchPruningFailed, choose_by_torch_pruning
 
@@ -91,6 +91,15 @@ class Row:
 
 FIGURES = ("macs", "narrowest", "cut", "batch_norm", "repaired", "trained", "test_repaired", "test_trained")
 SECONDS = ("cut_seconds", "repair_seconds", "train_seconds")
+
+
+def measure_if_possible(seed: int, name: str, criterion: str, folder: Path) -> Row | None:
+    """None where torch-pruning fails, with its words on the screen."""
+    try:
+        return measure(name, criterion, seed, folder)
+    except TorchPruningFailed as error:
+        print(f"{name}, {criterion}, seed {seed}: {error}", flush=True)
+        return None
 
 
 def measure(name: str, criterion: str, seed: int, folder: Path) -> Row:
@@ -195,24 +204,9 @@ def main() -> None:
     folder = options.dense.resolve()
     file = None if options.json is None else options.json.resolve()
     os.chdir(RECIPES)
-    rows = []
-    if file is not None and file.exists():
-        rows = [Row(**json.loads(line)) for line in file.read_text().splitlines()]
-    known = {(row.network, row.criterion, row.seed) for row in rows}
-    for seed in options.seeds:
-        for network in options.networks:
-            for criterion in options.criteria:
-                if (network, criterion, seed) in known:
-                    continue
-                try:
-                    rows.append(measure(network, criterion, seed, folder))
-                except TorchPruningFailed as error:
-                    print(f"{network}, {criterion}, seed {seed}: {error}", flush=True)
-                    continue
-                print(rows[-1], flush=True)
-                if file is not None:
-                    with file.open("a") as lines:
-                        lines.write(json.dumps(asdict(rows[-1])) + "\n")
+    wanted = product(options.seeds, options.networks, options.criteria)
+    measure_one = partial(measure_if_possible, folder=folder)
+    rows = measure_rows(Row, ("seed", "network", "criterion"), wanted, measure_one, file)
     print("\n".join(summarize(rows)))
 
 

@@ -6,8 +6,8 @@
 The same number of neurons leaves every block, so that the configuration can say its width. Calibration:
 reviews of IMDb, others for each seed, cut into sequences of 256 tokens; perplexity: 8 sequences of 512 tokens
 of other reviews. `taylor` looks at the loss of the next token. With --train the repaired model then learns
-to say the next token of so many sequences of further reviews, one epoch. One thread; seconds are of the processor, memory is
-the highest resident size of the process.
+to say the next token of so many sequences of further reviews, one epoch. One thread; seconds are of the
+processor, memory is the highest resident size of the process.
 """
 
 import argparse

@@ -9,7 +9,7 @@ copy.
 
 import copyreg
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
@@ -48,6 +48,8 @@ SHARED_KINDS = frozenset(
 PLAIN_CONTAINERS = frozenset([dict, OrderedDict, list, set])
 COMPILED = "_compiled_call_impl"
 """left by `module.compile()`; no copy has it"""
+_OF_TORCH = frozenset(vars(nn.Module()))
+"""attributes that every module has: parameters, hooks and the like"""
 
 
 def copy_model(model: nn.Module, memo: Memo | None = None) -> nn.Module:
@@ -72,9 +74,15 @@ def copy_object(value: object, called: str, memo: Memo | None = None) -> Any:
         raise ModelError(
             f"{called} cannot be copied: {reason}; copy.deepcopy must be able to copy what it holds"
         ) from error
-    for module in list_modules(made):
-        rebind_functions(module, known)
+    finish_copies(list_modules(made), known)
     return made
+
+
+def finish_copies(modules: Iterable[nn.Module], memo: Memo) -> None:
+    """Have copied modules refer to copies, and drop what they kept for the next call."""
+    for module in modules:
+        rebind_functions(module, memo)
+        forget_results(module)
 
 
 def list_modules(value: object) -> list[nn.Module]:
@@ -169,6 +177,32 @@ def _is_plain_module(kind: type) -> bool:
     torch_state = set_state.__module__.startswith("torch.nn.modules.")
     has_slots = any(vars(base).get("__slots__") for base in kind.__mro__)
     return not own_copying and torch_state and kind not in copyreg.dispatch_table and not has_slots
+
+
+def forget_results(module: nn.Module) -> None:
+    """Have a module drop what it computed from its weights in eval mode and keeps for the next call.
+
+    LeViT keeps its position biases, of every head, in a dictionary. A module that does so drops it in
+    `train()`, as its weights change from then on; those of a cut model have changed as well. All modes stay
+    as they are.
+    """
+    if type(module).train is nn.Module.train or not _keeps_results(module):
+        return
+    modes = [(inner, inner.training) for inner in module.modules()]
+    module.train(module.training)
+    for inner, training in modes:
+        inner.training = training
+
+
+def _keeps_results(module: nn.Module) -> bool:
+    """Whether a module keeps tensors in attributes that are neither parameters nor buffers."""
+    for name, value in vars(module).items():
+        if name in _OF_TORCH or type(value) in SHARED_KINDS:
+            continue
+        held = value.values() if isinstance(value, dict) else [value]
+        if any(isinstance(item, Tensor) for item in held):
+            return True
+    return False
 
 
 class _WithoutHistory(TorchFunctionMode):

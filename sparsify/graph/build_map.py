@@ -1,8 +1,9 @@
 """Read a model's structure: model + example inputs -> ModelMap."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
+from typing import TypeGuard
 
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
@@ -209,15 +210,27 @@ def _find_length_attributes(model: nn.Module, labels: Labels) -> Iterable[tuple[
                 continue
             if type(value) is int and value == len(own):
                 yield f"{module}:{attribute}", own
-            elif (
-                isinstance(value, tuple | list)
-                and all(type(v) is int for v in value)
-                and list(value).count(len(own)) == 1
-            ):
+            elif _is_whole_numbers(value) and list(value).count(len(own)) == 1:
                 yield f"{module}:{attribute}[{list(value).index(len(own))}]", own
         for axis, length in read_axes(model.get_submodule(module)).items():
             if length == len(own):
                 yield f"{module}:{AXES}.{axis}", own
+    yield from _find_lengths_of_parts(model, labels)
+
+
+def _is_whole_numbers(value: object) -> TypeGuard[Sequence[int]]:
+    return isinstance(value, tuple | list) and all(type(item) is int for item in value)
+
+
+def _find_lengths_of_parts(model: nn.Module, labels: Labels) -> Iterator[tuple[str, Ints]]:
+    """Places of a list that holds the lengths of all parts of a split, several of which are equal: each place
+    is the length of the part that comes there."""
+    for module, lengths, number, own in labels.parts:
+        if lengths.count(len(own)) == 1:
+            continue  # one length is told by its value
+        for attribute, value in vars(model.get_submodule(module)).items():
+            if _is_whole_numbers(value) and tuple(value) == lengths:
+                yield f"{module}:{attribute}[{number}]", own
 
 
 def _find_length_settings(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparsify.forward.copies import SHARED_KINDS, copy_value, rebind_functions, tensors_without_history
+from sparsify.forward.copies import SHARED_KINDS, copy_value, finish_copies, tensors_without_history
 from sparsify.graph.names import walk_modules
 
 
@@ -16,8 +16,7 @@ def copy_with(model: nn.Module, tensors: dict[int, Any]) -> nn.Module:
     """
     with tensors_without_history():
         made: nn.Module = copy_value(model, tensors)
-    for _, module in walk_modules(made):
-        rebind_functions(module, tensors)
+    finish_copies((module for _, module in walk_modules(made)), tensors)
     return made
 
 

@@ -58,7 +58,6 @@ class Row:
 
     network: str
     criterion: str
-    macs: float
     share: int
     seed: int
     macs: float

@@ -77,6 +77,8 @@ class Labels:
         self._doubts: list[tuple[Ints, str]] = []
         self.shapes: list[tuple[str, Ints]] = []
         """(module, labels along a dimension) of every reshape and split that ran in it"""
+        self.parts: list[tuple[str, tuple[int, ...], int, Ints]] = []
+        """(module, all lengths, number of the part, labels along it) of every part of a split in it"""
         self.made: list[GroupOutputs | MergedPlaces] = []
         """labels that the call makes and that leave with others"""
         self.named: list[Axis] = []
@@ -154,6 +156,10 @@ class Labels:
     def note_length(self, module: str, labels: Ints) -> None:
         """A module used the length of this dimension."""
         self.shapes.append((module, labels))
+
+    def note_part(self, module: str, lengths: Sequence[int], number: int, labels: Ints) -> None:
+        """A module split a dimension into parts of these lengths; these labels lie along one of them."""
+        self.parts.append((module, tuple(lengths), number, labels))
 
     def find_classes(self, leaving: Leaving = "most units", on_other_sides: bool = False) -> Ints:
         """The class of every label: the smallest label that it must be removed with.

@@ -45,7 +45,10 @@ def split_labels(w: Follower, tensor: Tensor, dim: int, sizes: Sequence[int]) ->
     for start, size in zip(starts, sizes, strict=True):
         narrow = partial(torch.narrow, dim=dim, start=start, length=size)
         found.append(w.algebra.move_labels(axis_labels, narrow))
-    return [w.note_length(part) for part in found]
+    for number, part in enumerate(found):
+        w.note_length(part)
+        w.note_part(part, dim, sizes, number)
+    return found
 
 
 def _cut_apart(

@@ -1,6 +1,6 @@
 """What an operator's rule is given: the operator that ran, and the tracer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,6 +44,9 @@ class Follower(Protocol):
 
     def note_length(self, axis_labels: AxisLabels) -> AxisLabels:
         """Remember that a length was used."""
+
+    def note_part(self, part: AxisLabels, dim: int, lengths: Sequence[int], number: int) -> None:
+        """Remember which of several lengths a part of a split has."""
 
     def note_slice(self, labels: Tensor, length: int, reason: str) -> None:
         """Remember that the running module takes a slice of a dimension."""

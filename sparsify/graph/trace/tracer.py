@@ -6,7 +6,7 @@ as products and chunks).
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -347,6 +347,14 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
                         self.within[-1], take_first(aspect, varying_dims(aspect) - {d}).flatten().numpy()
                     )
         return axis_labels
+
+    def note_part(self, part: AxisLabels, dim: int, lengths: Sequence[int], number: int) -> None:
+        """Remember which of several lengths a part has: the running module may hold a list of them."""
+        for aspect in part.aspects:
+            varying = varying_dims(aspect)
+            if self.within and dim in varying:
+                own = take_first(aspect, varying - {dim}).flatten().numpy()
+                self.labels.note_part(self.within[-1], lengths, number, own)
 
     def note_slice(self, labels: Tensor, length: int, reason: str) -> None:
         """Remember that the running module takes a slice of a dimension with these labels."""

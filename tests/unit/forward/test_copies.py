@@ -7,12 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import reference
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm, weight_norm
 
 import sparsify
 from sparsify.errors import ModelError
+from sparsify.forward.copies import copy_model
 from sparsify.graph.model_map import UNREACHED
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
@@ -210,3 +212,39 @@ def test_what_cannot_be_copied_is_named() -> None:
         "the model cannot be copied: cannot pickle 'generator' object; "
         "copy.deepcopy must be able to copy what it holds"
     )
+
+
+class KeepsScales(nn.Module):
+    """Computes its scales from a parameter once in eval mode; they are dropped where a mode is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+        self.weight = nn.Parameter(torch.randn(8))
+        self.scales: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> "KeepsScales":
+        super().train(mode)
+        self.scales = {}
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.b(self.a(x) * self.weight.exp()[:, None, None])
+        if "cpu" not in self.scales:
+            self.scales["cpu"] = self.weight.exp()[:, None, None].detach()
+        return self.b(self.a(x) * self.scales["cpu"])
+
+
+def test_what_a_module_computed_and_keeps_is_computed_anew_in_copies_and_cut_models() -> None:
+    model = KeepsScales().eval()
+    model.b.train()
+    model(X[0])
+    copy: Any = copy_model(model)
+    assert not copy.scales and model.scales
+    assert [module.training for module in copy.modules()] == [False, False, True]
+    result = sparsify.cut(sparsify.make_plan(RECIPE, model, X), model)
+    assert result.model.a.out_channels == 4
+    assert reference.difference(result, model, reference.fresh(X, 2, 1)) <= 1e-9
+    assert model.scales["cpu"].shape == (8, 1, 1) and model.b.training

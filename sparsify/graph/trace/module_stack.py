@@ -1,8 +1,9 @@
 """Which module is running, and which sum in it: an address that is the same in every run of a forward
 call."""
 
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,3 +94,24 @@ class ModuleStack(OperatorMode):
         )  # a method other than forward runs in the model itself
         self._sums[module] += 1
         return module, self._sums[module] - 1
+
+
+def find_owner_of_code(called: nn.Module | None, names: Mapping[nn.Module, str]) -> str | None:
+    """The module whose method runs, where it is another than the one that was called: its forward may call
+    methods of modules inside it (`self.positions.get_bias()`), which read their own attributes.
+
+    names: of all modules. None where no method of another module runs.
+    """
+    frame = sys._getframe(1)
+    while True:
+        code = frame.f_code
+        is_method = code.co_argcount > 0 and code.co_varnames[0] == "self"
+        owner = frame.f_locals.get("self") if is_method else None
+        if isinstance(owner, nn.Module):
+            if owner is called:
+                return None
+            if owner in names:
+                return names[owner]
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back

@@ -40,7 +40,7 @@ from sparsify.graph.trace.meta_kernels import (
     run_on_meta,
     short_name,
 )
-from sparsify.graph.trace.module_stack import ModuleStack
+from sparsify.graph.trace.module_stack import ModuleStack, find_owner_of_code
 from sparsify.graph.trace.operators import (
     NORMS,
     UNIFORM,
@@ -107,6 +107,7 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         """how often each product ran, with the keys of `products`"""
         self.counting = False
         self.modules: dict[str, nn.Module] = {}
+        self.module_names: dict[nn.Module, str] = {}
         self.own_numbers: dict[str, frozenset[int]] = {}
         """module of a user's own -> the integers that it holds"""
         self.head_counts: dict[str, frozenset[int]] = {}
@@ -133,6 +134,7 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         that may be as long as a layer is wide; where a configuration builds the model, and so computes it
         anew (rotary frequencies), those alone that are as long as its module has heads (slopes of ALiBi)."""
         self.modules = dict(walk_modules(model))
+        self.module_names = {module: name for name, module in self.modules.items()}
         computed_anew = any(is_built_from_config(module) for module in self.modules.values())
         widths = frozenset() if computed_anew else _list_lengths(model)
         for name, tensor, saved in named_tensors(model):
@@ -340,26 +342,33 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
 
     def note_length(self, axis_labels: AxisLabels) -> AxisLabels:
         """Remember where a length was used: a module's attribute may hold it."""
-        if self.within:
+        module = self._find_running()
+        if module is not None:
             for aspect in axis_labels.aspects:
                 for d in varying_dims(aspect):
-                    self.labels.note_length(
-                        self.within[-1], take_first(aspect, varying_dims(aspect) - {d}).flatten().numpy()
-                    )
+                    own = take_first(aspect, varying_dims(aspect) - {d}).flatten().numpy()
+                    self.labels.note_length(module, own)
         return axis_labels
+
+    def _find_running(self) -> str | None:
+        """The module whose code runs."""
+        if not self.within:
+            return None
+        called = self.within[-1]
+        return find_owner_of_code(self.modules.get(called), self.module_names) or called
 
     def note_part(self, part: AxisLabels, dim: int, lengths: Sequence[int], number: int) -> None:
         """Remember which of several lengths a part has: the running module may hold a list of them."""
+        module = self._find_running()
         for aspect in part.aspects:
             varying = varying_dims(aspect)
-            if self.within and dim in varying:
+            if module is not None and dim in varying:
                 own = take_first(aspect, varying - {dim}).flatten().numpy()
-                self.labels.note_part(self.within[-1], lengths, number, own)
+                self.labels.note_part(module, lengths, number, own)
 
     def note_slice(self, labels: Tensor, length: int, reason: str) -> None:
         """Remember that the running module takes a slice of a dimension with these labels."""
-        module = self.within[-1] if self.within else ""
-        self.labels.note_slice(module, labels.numpy(), length, reason)
+        self.labels.note_slice(self._find_running() or "", labels.numpy(), length, reason)
 
     def follows_widths(self, length: int) -> bool:
         """Whether a part of this length may follow the widths of layers.
@@ -369,9 +378,10 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         """
         if not self.has_values:
             return True
-        module = self.modules.get(self.within[-1]) if self.within else None
-        if module is None:
+        running = self._find_running()
+        if running is None or running not in self.modules:
             return False
+        module = self.modules[running]
         numbers = (held.value for held in find_numbers(module, set()))
         held = {number for number in numbers if type(number) is int and number > 0}
         return any(length % number == 0 and length // number in held | {1} for number in held)

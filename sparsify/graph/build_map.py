@@ -252,6 +252,8 @@ def _find_length_settings(model: nn.Module, labels: Labels) -> Iterable[tuple[st
                 yield from ((f"{module}:{place}", own) for place in _find_repeated(held, len(own)))
             elif reshapes is nested and held.value == len(own):
                 yield f"{module}:{held.path}", own
+            elif not reshapes and held.value == (len(own),):
+                yield f"{module}:{held.path}[0]", own
 
 
 def _find_repeated(held: HeldNumber, length: int) -> Iterator[str]:

@@ -63,7 +63,7 @@ def read_meaning(name: str) -> Meaning:
     """Read the meaning from the words of a name: `num_features` states a width, `kernel_size` does not."""
     words = _split_words(name)
     said = set(words)
-    if name in ("d_model", "n_embd", "inplanes"):
+    if name in ("d_model", "n_embd", "inplanes", "normalized_shape"):
         return Meaning.WIDTH
     if name in ("d_ff", "n_inner", "d_inner", "dim_feedforward"):
         return Meaning.INNER

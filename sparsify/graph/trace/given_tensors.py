@@ -14,6 +14,12 @@ from sparsify.graph.trace.axis_labels import AxisLabels, SharedLength
 from sparsify.graph.trace.rule_api import Follower
 
 
+def list_own_numbers(module: nn.Module) -> frozenset[int]:
+    """The integers of a module, also those in tuples and lists."""
+    held = (value if isinstance(value, tuple | list) else (value,) for value in vars(module).values())
+    return frozenset(number for numbers in held for number in numbers if type(number) is int)
+
+
 def count_heads(module: nn.Module) -> frozenset[int]:
     """The integers of a module that count several heads, as their names say."""
     held = vars(module).items()

@@ -28,7 +28,7 @@ from sparsify.graph.trace.axis_labels import (
     varying_dims,
 )
 from sparsify.graph.trace.choose_rule import follow_operator
-from sparsify.graph.trace.given_tensors import count_heads, offer_given
+from sparsify.graph.trace.given_tensors import count_heads, list_own_numbers, offer_given
 from sparsify.graph.trace.index_rules import WRITES_IN_PLACE
 from sparsify.graph.trace.known_labels import KnownResult, MetaLabels
 from sparsify.graph.trace.label_algebra import LabelAlgebra
@@ -149,8 +149,7 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
             if isinstance(module, COMPARES_WIDTH):
                 self.comparing.add(name)
             if not type(module).__module__.startswith("torch."):
-                numbers = (value for value in vars(module).values() if type(value) is int)
-                self.own_numbers[name] = frozenset(numbers)
+                self.own_numbers[name] = list_own_numbers(module)
                 self.head_counts[name] = count_heads(module)
             attribute = layer_type(module).group_count
             if attribute is not None:

@@ -1,4 +1,4 @@
-"""Lists of lengths that a forward call splits by, with equal lengths among them: each follows its part.
+"""Lists of lengths that a forward call reads: to split by, with equal lengths among them, or to compare with.
 
 Every cut is compared with tests/reference.py, which zeroes the logged indices in the dense model.
 """
@@ -84,3 +84,28 @@ def test_parts_of_which_some_are_equal_leave_one_by_one() -> None:
 def test_a_list_that_two_tensors_are_split_by_stays() -> None:
     with pytest.raises(RecipeError, match=re.escape("got split_sizes=[8, 8]; select other layers")):
         cut(make(SplitsTwice, [8, 8]))
+
+
+class OwnNorm(nn.Module):
+    """A root mean square norm that reads its length from a tuple, as timm's does."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.normalized_shape = (width,)
+        self.weight = nn.Parameter(torch.rand(width) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.rms_norm(x, self.normalized_shape, self.weight)
+
+
+def test_a_tuple_of_one_length_that_a_norm_reads_follows() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), OwnNorm(16), nn.Linear(16, 8), OwnNorm(8), nn.Linear(8, 3)).eval()
+    rows = (torch.randn(2, 6),)
+    rule = {"layers": ["0", "2"], "group": "neuron", "sparsity": "50%", "criterion": {"kind": "random"}}
+    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, model, rows)
+    result = sparsify.cut(plan, model)
+    thin: Any = result.model
+    assert (thin[1].normalized_shape, thin[3].normalized_shape) == ((8,), (4,))
+    for seed, batch in ((1, 1), (2, 4)):
+        assert reference.difference(result, model, reference.fresh(rows, batch, seed)) <= 1e-9

@@ -106,6 +106,7 @@ def test_a_tuple_of_one_length_that_a_norm_reads_follows() -> None:
     plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, model, rows)
     result = sparsify.cut(plan, model)
     thin: Any = result.model
-    assert (thin[1].normalized_shape, thin[3].normalized_shape) == ((8,), (4,))
+    assert thin[0].out_features < 16 and thin[1].normalized_shape == (thin[0].out_features,)
+    assert thin[2].out_features < 8 and thin[3].normalized_shape == (thin[2].out_features,)
     for seed, batch in ((1, 1), (2, 4)):
         assert reference.difference(result, model, reference.fresh(rows, batch, seed)) <= 1e-9

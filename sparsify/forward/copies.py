@@ -189,9 +189,13 @@ def forget_results(module: nn.Module) -> None:
     if type(module).train is nn.Module.train or not _keeps_results(module):
         return
     modes = [(inner, inner.training) for inner in module.modules()]
-    module.train(module.training)
-    for inner, training in modes:
-        inner.training = training
+    try:
+        module.train(module.training)
+    except Exception:
+        pass  # a model that may only be called in eval mode
+    finally:
+        for inner, training in modes:
+            inner.training = training
 
 
 def _keeps_results(module: nn.Module) -> bool:

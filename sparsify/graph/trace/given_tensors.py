@@ -16,8 +16,11 @@ from sparsify.graph.trace.rule_api import Follower
 
 def list_own_numbers(module: nn.Module) -> frozenset[int]:
     """The integers of a module, also those in tuples and lists."""
-    held = (value if isinstance(value, tuple | list) else (value,) for value in vars(module).values())
-    return frozenset(number for numbers in held for number in numbers if type(number) is int)
+    found: set[int] = set()
+    for value in vars(module).values():
+        numbers = value if isinstance(value, tuple | list) else (value,)
+        found.update(number for number in numbers if type(number) is int)
+    return frozenset(found)
 
 
 def count_heads(module: nn.Module) -> frozenset[int]:

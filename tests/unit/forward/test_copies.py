@@ -248,3 +248,17 @@ def test_what_a_module_computed_and_keeps_is_computed_anew_in_copies_and_cut_mod
     assert result.model.a.out_channels == 4
     assert reference.difference(result, model, reference.fresh(X, 2, 1)) <= 1e-9
     assert model.scales["cpu"].shape == (8, 1, 1) and model.b.training
+
+
+class CannotBeTrained(KeepsScales):
+    def train(self, mode: bool = True) -> "CannotBeTrained":
+        raise NotImplementedError
+
+
+def test_a_module_whose_modes_cannot_be_set_is_copied_as_it_is() -> None:
+    model = CannotBeTrained()
+    model.training = False
+    model(X[0])
+    copy: Any = copy_model(model)
+    assert not copy.training and torch.equal(copy.scales["cpu"], model.scales["cpu"])
+    assert copy.scales["cpu"] is not model.scales["cpu"]

@@ -48,7 +48,7 @@ SHARED_KINDS = frozenset(
 PLAIN_CONTAINERS = frozenset([dict, OrderedDict, list, set])
 COMPILED = "_compiled_call_impl"
 """left by `module.compile()`; no copy has it"""
-_OF_TORCH = frozenset(vars(nn.Module()))
+OF_TORCH = frozenset(vars(nn.Module()))
 """attributes that every module has: parameters, hooks and the like"""
 
 
@@ -82,7 +82,7 @@ def finish_copies(modules: Iterable[nn.Module], memo: Memo) -> None:
     """Have copied modules refer to copies, and drop what they kept for the next call."""
     for module in modules:
         rebind_functions(module, memo)
-        forget_results(module)
+        _forget_results(module)
 
 
 def list_modules(value: object) -> list[nn.Module]:
@@ -179,7 +179,7 @@ def _is_plain_module(kind: type) -> bool:
     return not own_copying and torch_state and kind not in copyreg.dispatch_table and not has_slots
 
 
-def forget_results(module: nn.Module) -> None:
+def _forget_results(module: nn.Module) -> None:
     """Have a module drop what it computed from its weights in eval mode and keeps for the next call.
 
     LeViT keeps its position biases, of every head, in a dictionary. A module that does so drops it in
@@ -201,7 +201,7 @@ def forget_results(module: nn.Module) -> None:
 def _keeps_results(module: nn.Module) -> bool:
     """Whether a module keeps tensors in attributes that are neither parameters nor buffers."""
     for name, value in vars(module).items():
-        if name in _OF_TORCH or type(value) in SHARED_KINDS:
+        if name in OF_TORCH or type(value) in SHARED_KINDS:
             continue
         held = value.values() if isinstance(value, dict) else [value]
         if any(isinstance(item, Tensor) for item in held):

@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparsify.forward.copies import OF_TORCH
+
 Number = int | tuple[int, ...]
 
 DEPTH = 4
 """how many nested containers are searched"""
-_OF_TORCH = frozenset(vars(nn.Module()))
-"""attributes that every module has: parameters, hooks and the like"""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _copy_with_number(container: Any, path: list[str], value: Number) -> Any:
 
 
 def _own_attributes(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if name not in _OF_TORCH and "." not in name}
+    return {name: value for name, value in vars(module).items() if name not in OF_TORCH and "." not in name}
 
 
 def _walk_numbers(
